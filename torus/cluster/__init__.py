@@ -1,0 +1,1 @@
+"""Where chunks lie and how to reach them."""

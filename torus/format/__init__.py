@@ -1,0 +1,1 @@
+"""What bytes are on disk, pure (docs/format.md)."""

@@ -1,0 +1,51 @@
+"""Every bound of torus, with its unit in its name, and how they depend on each other."""
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+TIB = 1024 * GIB
+
+# --- the block device -------------------------------------------------------------------
+SECTOR_BYTES = 512
+BLOCK_BYTES = 4 * KIB  # granularity of the map and of every checksum
+VOLUME_BYTES_MIN = 4 * KIB
+VOLUME_BYTES_MAX = 64 * TIB
+
+# --- the disk ---------------------------------------------------------------------------
+SLOT_BYTES = 4 * MIB
+SEGMENT_SLOTS = 64
+SEGMENT_HEADER_BYTES = 4 * KIB
+SLOT_HEADER_BYTES = 512
+STORE_BYTES_MIN = 64 * MIB
+RESERVE_SLOTS_MIN = 4  # kept for checkpoints and collection when the pool is full
+RESERVE_PERCENT = 3
+SPARE_SLOTS_MIN = 16  # free slots below which the next segment is preallocated ahead
+
+# --- records ----------------------------------------------------------------------------
+RECORD_ALIGN_BYTES = 512
+RECORD_PAYLOAD_BYTES_MAX = 1 * MIB + 64 * KIB
+RECORD_EXTENTS_MAX = 256
+
+# --- the map ----------------------------------------------------------------------------
+LEAF_ENTRIES = 1024
+MAP_CACHE_BYTES_DEFAULT = 256 * MIB
+CHECKPOINT_LOG_BYTES = 1 * GIB
+CHECKPOINT_INTERVAL_S = 60.0
+
+# --- NBD --------------------------------------------------------------------------------
+NBD_REQUEST_BYTES_MAX = 32 * MIB
+NBD_OPTION_BYTES_MAX = 64 * KIB
+NBD_NAME_BYTES_MAX = 4096
+NBD_HANDSHAKE_TIMEOUT_S = 30.0
+NBD_CONNECTIONS_MAX = 1024
+NBD_IN_FLIGHT_BYTES_MAX = 64 * MIB  # per connection: replies not yet sent and payloads held
+NBD_IN_FLIGHT_REQUESTS_MAX = 1024
+NBD_DRAIN_TIMEOUT_S = 20.0
+
+assert BLOCK_BYTES % SECTOR_BYTES == 0
+assert VOLUME_BYTES_MIN >= BLOCK_BYTES
+assert SLOT_BYTES % BLOCK_BYTES == 0
+assert SLOT_BYTES // RECORD_ALIGN_BYTES <= 1 << 16, "a map entry keeps its offset in 16 bits"
+assert RECORD_PAYLOAD_BYTES_MAX < SLOT_BYTES - 64 * KIB
+assert STORE_BYTES_MIN // SLOT_BYTES > 2 * RESERVE_SLOTS_MIN
+assert NBD_IN_FLIGHT_BYTES_MAX >= 2 * NBD_REQUEST_BYTES_MAX

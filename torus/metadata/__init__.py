@@ -1,0 +1,1 @@
+"""The cluster's small state: one interface, several backends (docs/metadata.md)."""

@@ -1,0 +1,1 @@
+"""The front door for peers: a store served by the peer protocol."""

@@ -1,0 +1,1 @@
+"""One node's disk: segments, slots, durability."""

@@ -1,0 +1,1 @@
+"""Test doubles that ship: a simulated disk, clocks, fault injection."""

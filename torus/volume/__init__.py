@@ -1,0 +1,1 @@
+"""A block device as a log of records: map, log, checkpoints, recovery."""
