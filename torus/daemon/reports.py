@@ -1,0 +1,96 @@
+"""What long and offline operations say when they are done, and how they tell how far they are.
+
+Decides the shapes only: `torus.daemon.offline` and `torus.daemon.app` fill them, the command
+line prints them.  Every report says whether all is well in ``ok``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+Progress = Callable[[int, int | None], None]
+"""Called with (bytes done, bytes in all or None when unknown); cheap, may be called often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that `torus check` found and that is not as it should be."""
+
+    severity: str  # "error": data is wrong or missing; "warning": nothing is lost
+    kind: str  # a constant phrase: "bad-record", "foreign-segment", "missing-chunk", ...
+    where: str  # file and offset, or volume and chunk
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeCheck:
+    """What the check saw of one volume."""
+
+    name: str
+    volume: int
+    size_bytes: int
+    mapped_bytes: int
+    verified_bytes: int  # block bytes whose checksum was compared with the map
+    findings: int
+    recovered_lsn: int | None = None  # last record that an attach would find
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """The result of `torus check`."""
+
+    data_dir: Path
+    segments: int
+    slots: int
+    slots_free: int
+    chunks: int
+    records: int
+    bytes_read: int
+    torn_tails: int  # unflushed ends after a crash: normal, dropped at the next open
+    volumes: tuple[VolumeCheck, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Say whether no finding is an error."""
+        return all(finding.severity != "error" for finding in self.findings)
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveredVolume:
+    """A volume whose metadata was made anew from the copies in its log."""
+
+    name: str
+    volume: int
+    size_bytes: int
+    epoch: int
+    chunks: int
+    outcome: str  # "recovered", "already known", "not recoverable: REASON"
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverReport:
+    """The result of `torus recover`."""
+
+    data_dir: Path
+    meta_url: str
+    cluster_id: str
+    volumes: tuple[RecoveredVolume, ...]
+    old_meta_kept_at: Path | None = None  # where the damaged store was moved to
+
+    @property
+    def ok(self) -> bool:
+        """Say whether every volume found is known again."""
+        return all(one.outcome in ("recovered", "already known") for one in self.volumes)
+
+
+@dataclass(frozen=True, slots=True)
+class CopyReport:
+    """The result of an import or an export."""
+
+    volume: str
+    size_bytes: int
+    copied_bytes: int  # data that was moved; the rest are holes
+    hole_bytes: int
+    verified: bool
+    seconds: float
