@@ -1,0 +1,33 @@
+"""Live units per chunk, for the block map (see usage.pyx)."""
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+
+from torus._fast.mappages cimport PageRef
+
+cdef enum:
+    PAGE_SEQUENCES = 4096
+    CHUNK_UNITS = 8192           # a chunk of 4 MiB in units of 512 bytes
+    BLOCK_UNITS = 8
+    GONE = 0xFFFF                # the chunk never existed or has been dropped
+
+cdef struct UsagePage:
+    PageRef ref
+    bint dirty                   # differs from its stored page
+    bint frozen_dirty            # the frozen copy differs from the stored page
+    uint32_t present             # how many sequences are not GONE
+    uint16_t* frozen             # the copy that a checkpoint writes; NULL = all GONE
+    uint16_t units[PAGE_SEQUENCES]
+
+cdef class Usage:
+    cdef UsagePage** pages
+    cdef uint32_t first_page     # index of pages[0]
+    cdef uint32_t page_count
+    cdef readonly bint frozen
+    cdef readonly uint64_t faults   # counts that went below 0 or above a whole chunk
+
+    cdef UsagePage* page_of(self, uint32_t sequence) noexcept
+    cdef UsagePage* create_page(self, uint32_t index) except NULL
+    cdef bint is_open(self, uint32_t sequence) noexcept
+    cdef void add(self, uint32_t sequence, uint32_t units) noexcept
+    cdef void subtract(self, uint32_t sequence, uint32_t units) noexcept
+    cdef int move_page(self, PageRef* old, PageRef* new) except -1
