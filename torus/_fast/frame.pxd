@@ -6,6 +6,7 @@ sizes the builder for the run before it calls.  A kernel that takes writes copie
 ``items[i].length`` bytes from ``items[i].payload`` before it returns.
 """
 
+from cpython.object cimport PyObject
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 
@@ -32,7 +33,7 @@ cdef class RequestBatch:
     cdef uint64_t dropping          # payload bytes of a refused request still to skip
     cdef Request refused            # that request, handed out when its payload is gone
     cdef Py_ssize_t exported        # Py_buffers that are alive
-    cdef Py_ssize_t view_bytes
+    cdef Py_ssize_t view_bytes      # shape of the buffer that consumers see
     cdef bint ended                 # DISC was parsed: nothing after it counts
     cdef bint extended
     cdef bint structured
@@ -40,12 +41,13 @@ cdef class RequestBatch:
     cdef bint read_only
     cdef uint64_t size_bytes
     cdef uint64_t request_bytes_max
-    cdef unsigned int quiet         # reads in a row that needed little room
+    cdef bint brimful               # the last read left no room: grow before the next
 
-    cdef Py_ssize_t parse(self) except -1
     cdef bint take_one(self) except -1
-    cdef uint32_t judge(self, Request* request) noexcept nogil
-    cdef int make_room(self, size_t room) except -1
+    cdef int hand_out(self, Request* request) except -1
+    cdef uint32_t judge(self, const Request* request) noexcept nogil
+    cdef int make_room(self) except -1
+    cdef int move_to(self, size_t room) except -1
 
 
 cdef class ReplyBuilder:
@@ -58,7 +60,7 @@ cdef class ReplyBuilder:
     # A READ of nothing but zeroes: one HOLE chunk when structured, zero bytes when simple.
     cdef int hole(self, uint64_t cookie, uint64_t offset, uint64_t length) except -1
     # private to frame.pyx
-    cdef object owner               # the bytes object being filled, None when empty
+    cdef PyObject* owner            # the bytes object being filled, NULL when empty
     cdef unsigned char* start
     cdef size_t room
     cdef size_t used
@@ -71,3 +73,4 @@ cdef class ReplyBuilder:
     cdef unsigned char* chunk(
         self, uint16_t flags, uint16_t type, uint64_t cookie, uint64_t offset, size_t length
     ) except NULL
+    cdef int simple(self, uint64_t cookie, uint32_t error) except -1
