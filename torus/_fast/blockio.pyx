@@ -1,0 +1,177 @@
+"""The compiled half of the disk: bytes in and out without a Python object per request.
+
+`BlockIo` is the seam that kernels see; `FileIo` serves it from segment files with
+``preadv2(RWF_NOWAIT)`` and ``pwritev``, `PythonIo` from any Python object, for simulated
+disks.  Addresses count slot bytes (torus.format.segment).  Errors are OSError with errno;
+torus.store decides what they mean.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.exc cimport PyErr_SetFromErrno
+from libc.errno cimport EAGAIN, EINTR, EIO, ENOSYS, EOPNOTSUPP, errno
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy
+from posix.types cimport off_t
+from posix.uio cimport iovec
+
+from torus._fast.record cimport RecordBuilder
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <sys/uio.h>
+    #include <fcntl.h>
+    #include <unistd.h>
+    #ifndef RWF_NOWAIT
+    #define RWF_NOWAIT 8
+    #endif
+    """
+    int RWF_NOWAIT
+    ssize_t preadv2(int fd, const iovec* pieces, int count, off_t offset, int flags) nogil
+    int c_fallocate "fallocate"(int fd, int mode, off_t offset, off_t size) nogil
+    ssize_t pwritev(int fd, const iovec* pieces, int count, off_t offset) nogil
+
+
+cdef class BlockIo:
+    """What kernels need of a disk."""
+
+    cdef int read_now(self, uint64_t address, void* dest, size_t n) except -1:
+        raise NotImplementedError
+
+    cdef int write_record(self, uint64_t address, RecordBuilder record) except -1:
+        raise NotImplementedError
+
+    def write(self, uint64_t address, RecordBuilder record):
+        """Write a finished record at ``address``, all of it. Raises: OSError."""
+        self.write_record(address, record)
+
+
+cdef class FileIo(BlockIo):
+    """Segment files: ``segment_bytes`` of slots each, behind a header of ``header_bytes``."""
+
+    cdef int* files
+    cdef Py_ssize_t file_count
+    cdef uint64_t segment_bytes
+    cdef uint64_t header_bytes
+    cdef int nowait
+    cdef readonly uint64_t writes           # pwritev calls
+    cdef readonly uint64_t short_writes
+
+    def __cinit__(self, uint64_t segment_bytes, uint64_t header_bytes):
+        self.segment_bytes = segment_bytes
+        self.header_bytes = header_bytes
+        self.nowait = RWF_NOWAIT
+
+    def __dealloc__(self):
+        free(self.files)
+
+    def set_file(self, Py_ssize_t segment, int fd):
+        """Make ``fd`` the file of ``segment``; -1 takes it away."""
+        cdef int* grown
+        if segment >= self.file_count:
+            grown = <int*>realloc(self.files, (segment + 1) * sizeof(int))
+            if grown == NULL:
+                raise MemoryError
+            self.files = grown
+            while self.file_count <= segment:
+                self.files[self.file_count] = -1
+                self.file_count += 1
+        self.files[segment] = fd
+
+    cdef int locate(self, uint64_t address, off_t* offset) except -1:
+        cdef Py_ssize_t segment = <Py_ssize_t>(address // self.segment_bytes)
+        if segment >= self.file_count or self.files[segment] < 0:
+            raise OSError(EIO, f"disk address {address:#x} lies in no open segment")
+        offset[0] = <off_t>(address % self.segment_bytes + self.header_bytes)
+        return self.files[segment]
+
+    cdef int read_now(self, uint64_t address, void* dest, size_t n) except -1:
+        cdef off_t offset = 0
+        cdef int fd = self.locate(address, &offset)
+        cdef iovec piece
+        cdef ssize_t got
+        piece.iov_base = dest
+        piece.iov_len = n
+        while True:
+            got = preadv2(fd, &piece, 1, offset, self.nowait)
+            if got == <ssize_t>n:
+                return 1
+            if got >= 0 or errno == EAGAIN:
+                return 0
+            if errno == EINTR:
+                continue
+            if self.nowait and (errno == EOPNOTSUPP or errno == ENOSYS):
+                self.nowait = 0     # tmpfs: memory, so a plain read does not wait either
+                continue
+            PyErr_SetFromErrno(OSError)
+
+    cdef int write_record(self, uint64_t address, RecordBuilder record) except -1:
+        cdef off_t offset = 0
+        cdef int fd = self.locate(address, &offset)
+        cdef ssize_t wrote
+        while True:
+            wrote = pwritev(fd, record.pieces, <int>record.piece_count, offset)
+            self.writes += 1
+            if wrote == record.size:
+                return 0
+            if wrote >= 0:
+                self.short_writes += 1
+                return self.write_rest(fd, offset + wrote, record, <size_t>wrote)
+            if errno != EINTR:
+                PyErr_SetFromErrno(OSError)
+
+    cdef int write_rest(self, int fd, off_t offset, RecordBuilder record, size_t done) except -1:
+        cdef bytes rest = record.tobytes()
+        cdef iovec piece
+        cdef ssize_t wrote
+        while done < <size_t>record.size:
+            piece.iov_base = PyBytes_AS_STRING(rest) + done
+            piece.iov_len = record.size - done
+            wrote = pwritev(fd, &piece, 1, offset)
+            self.writes += 1
+            if wrote < 0:
+                if errno == EINTR:
+                    continue
+                PyErr_SetFromErrno(OSError)
+            if wrote == 0:
+                raise OSError(EIO, "pwritev wrote nothing")
+            done += wrote
+            offset += wrote
+        return 0
+
+
+cdef class PythonIo(BlockIo):
+    """Any object with ``read_now(address, size) -> bytes | None`` and ``write(address, data)``."""
+
+    cdef object disk
+
+    def __cinit__(self, disk):
+        self.disk = disk
+
+    cdef int read_now(self, uint64_t address, void* dest, size_t n) except -1:
+        data = self.disk.read_now(address, n)
+        if data is None:
+            return 0
+        if <size_t>len(data) != n:
+            raise OSError(EIO, f"short read of {len(data)} bytes, {n} asked")
+        memcpy(dest, PyBytes_AS_STRING(data), n)
+        return 1
+
+    cdef int write_record(self, uint64_t address, RecordBuilder record) except -1:
+        self.disk.write(address, record.tobytes())
+        return 0
+
+
+def fallocate(int fd, int mode, uint64_t offset, uint64_t size):
+    """Call fallocate(2), which the standard library has only in its POSIX form.
+
+    Blocks without holding the interpreter.  Raises: OSError.
+    """
+    cdef int result
+    with nogil:
+        result = c_fallocate(fd, mode, <off_t>offset, <off_t>size)
+    if result < 0:
+        PyErr_SetFromErrno(OSError)

@@ -1,0 +1,31 @@
+from collections.abc import Sequence
+
+from typing_extensions import Buffer
+
+from torus._fast.blockio import BlockIo
+from torus._fast.blockmap import BlockMap
+from torus._fast.frame import ReplyBuilder, RequestBatch
+from torus._fast.record import RecordBuilder
+
+SERVED: int
+WAIT: int
+MISMATCH: int
+
+class Datapath:
+    reads_served: int
+    reads_deferred: int
+    mismatches: int
+    def __init__(self, blocks: BlockMap, io: BlockIo, places: dict[int, int]) -> None: ...
+    def read_now(
+        self, requests: RequestBatch, first: int, stop: int, replies: ReplyBuilder
+    ) -> Sequence[int]: ...
+    def take_writes(
+        self,
+        requests: RequestBatch,
+        first: int,
+        stop: int,
+        skip: int,
+        record: RecordBuilder,
+        chunk_room: int,
+    ) -> tuple[int, int]: ...
+    def check_blocks(self, block: int, data: Buffer) -> int: ...

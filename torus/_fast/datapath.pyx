@@ -1,0 +1,192 @@
+"""The hot path: batches of NBD requests against the map, without a Python object each.
+
+`read_now` answers reads whose blocks are in the page cache, `take_writes` gathers writes into a
+record.  Both leave what they cannot do at once to the slow path in torus.volume.  Every block
+handed out is checked against the checksum in the map: made where the data entered, checked
+where it leaves.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+from torus._fast.blockio cimport BlockIo
+from torus._fast.blockmap cimport BlockMap, Entry
+from torus._fast.crc cimport crc32c
+from torus._fast.frame cimport ReplyBuilder, Request, RequestBatch
+from torus._fast.record cimport RecordBuilder
+
+cdef enum:
+    BLOCK = 4096
+    UNIT = 512
+    INLINE_BLOCKS = 512             # larger reads would hold up the other connections
+
+SERVED, WAIT, MISMATCH = 1, 0, 2
+
+
+cdef class Datapath:
+    """One volume's fast lane.
+
+    ``places`` maps a chunk's sequence number to its disk address; the volume fills it as
+    chunks are first used and empties it when they are deleted.
+    """
+
+    cdef BlockMap blocks
+    cdef BlockIo io
+    cdef dict places
+    cdef Entry* entries
+    cdef uint8_t* scratch
+    cdef readonly uint64_t reads_served
+    cdef readonly uint64_t reads_deferred
+    cdef readonly uint64_t mismatches
+
+    def __cinit__(self, BlockMap blocks, BlockIo io, dict places):
+        self.blocks = blocks
+        self.io = io
+        self.places = places
+        self.entries = <Entry*>malloc((INLINE_BLOCKS + 2) * sizeof(Entry))
+        self.scratch = <uint8_t*>malloc(BLOCK)
+        if self.entries == NULL or self.scratch == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.entries)
+        free(self.scratch)
+
+    def read_now(self, RequestBatch requests, Py_ssize_t first, Py_ssize_t stop,
+                 ReplyBuilder replies):
+        """Answer the READs [first, stop) into ``replies``; return the indexes left over."""
+        cdef Py_ssize_t i
+        cdef object left = ()
+        for i in range(first, stop):
+            if self.serve(&requests.items[i], replies) == 1:
+                self.reads_served += 1
+            else:
+                self.reads_deferred += 1
+                if not left:
+                    left = []
+                (<list>left).append(i)
+        return left
+
+    cdef int serve(self, const Request* request, ReplyBuilder replies) except -1:
+        cdef uint64_t block = request.offset // BLOCK
+        cdef uint64_t last = (request.offset + request.length - 1) // BLOCK
+        cdef Py_ssize_t count = <Py_ssize_t>(last - block + 1)
+        cdef Py_ssize_t i
+        cdef uint8_t* dest
+        cdef bint mapped = False
+        cdef int outcome
+        if count > INLINE_BLOCKS or self.blocks.lookup(block, count, self.entries) < count:
+            return 0
+        for i in range(count):
+            if self.entries[i].sequence:
+                mapped = True
+                break
+        if not mapped:
+            replies.hole(request.cookie, request.offset, request.length)
+            return 1
+        dest = replies.reserve(request.cookie, request.offset, <size_t>request.length)
+        outcome = self.fill(request.offset, <size_t>request.length, dest, count)
+        if outcome != 1:
+            replies.cancel()
+        return outcome
+
+    cdef int fill(self, uint64_t offset, size_t length, uint8_t* dest,
+                  Py_ssize_t count) except -1:
+        """Fill ``dest`` from ``entries``: 1 done, 0 would wait, 2 a checksum is wrong."""
+        cdef size_t head = <size_t>(offset % BLOCK)
+        cdef size_t done = 0, n
+        cdef Py_ssize_t i = 0, run
+        cdef int outcome
+        while done < length:
+            if head or length - done < BLOCK:
+                n = min(<size_t>BLOCK - head, length - done)
+                outcome = self.fetch(i, 1, self.scratch)
+                if outcome != 1:
+                    return outcome
+                memcpy(dest + done, self.scratch + head, n)
+                head = 0
+                i += 1
+            else:
+                run = self.run_length(i, <Py_ssize_t>((length - done) // BLOCK))
+                n = <size_t>run * BLOCK
+                outcome = self.fetch(i, run, dest + done)
+                if outcome != 1:
+                    return outcome
+                i += run
+            done += n
+        return 1
+
+    cdef Py_ssize_t run_length(self, Py_ssize_t i, Py_ssize_t most) noexcept:
+        cdef Py_ssize_t n = 1
+        cdef const Entry* entry = &self.entries[i]
+        if entry.sequence == 0:
+            while n < most and entry[n].sequence == 0:
+                n += 1
+            return n
+        while (n < most and entry[n].sequence == entry.sequence
+               and entry[n].base == entry.base
+               and entry[n].offset == entry.offset + n * (BLOCK // UNIT)):
+            n += 1
+        return n
+
+    cdef int fetch(self, Py_ssize_t i, Py_ssize_t count, uint8_t* dest) except -1:
+        cdef const Entry* entry = &self.entries[i]
+        cdef Py_ssize_t k
+        cdef uint64_t address
+        if entry.sequence == 0:
+            memset(dest, 0, count * BLOCK)
+            return 1
+        place = self.places.get(entry.sequence) if entry.base == 0 else None
+        if place is None:
+            return 0
+        address = <uint64_t>place + <uint64_t>entry.offset * UNIT
+        if not self.io.read_now(address, dest, count * BLOCK):
+            return 0
+        for k in range(count):
+            if crc32c(0, dest + k * BLOCK, BLOCK) != entry[k].crc:
+                self.mismatches += 1
+                return 2
+        return 1
+
+    def take_writes(self, RequestBatch requests, Py_ssize_t first, Py_ssize_t stop,
+                    size_t skip, RecordBuilder record, size_t chunk_room):
+        """Add WRITEs from ``first`` on, less ``skip`` bytes of the first one, to ``record``.
+
+        Returns: (index, bytes of that request already taken) of where it stopped: at ``stop``,
+        at a full record or chunk, or at a request whose leaf is not resident (then the record
+        may be empty).  Bytes are borrowed from the receive buffer.
+        """
+        cdef Py_ssize_t i = first
+        cdef const Request* request
+        cdef size_t room, size
+        while i < stop:
+            request = &requests.items[i]
+            if not self.blocks.resident(request.offset // BLOCK, request.length // BLOCK):
+                break
+            room = record.room(chunk_room)
+            if room == 0:
+                break
+            size = min(room, <size_t>request.length - skip)
+            record.add_piece((request.offset + skip) // BLOCK, request.payload + skip, size)
+            skip += size
+            if skip < request.length:
+                break
+            skip = 0
+            i += 1
+        return i, skip
+
+    def check_blocks(self, uint64_t block, data):
+        """Return the index of the first block of ``data`` whose checksum is not the map's for
+        address ``block`` on, or -1.  Absent blocks must be zeroes; not resident raises KeyError.
+        """
+        cdef const uint8_t[::1] view = data
+        cdef Py_ssize_t count = view.shape[0] // BLOCK, i
+        cdef Entry entry
+        for i in range(count):
+            if self.blocks.lookup(block + i, 1, &entry) < 1:
+                raise KeyError(block + i)
+            if entry.sequence and crc32c(0, &view[i * BLOCK], BLOCK) != entry.crc:
+                return i
+        return -1

@@ -1,0 +1,51 @@
+"""Records of a volume's log: built for appending, read back for replay and checks."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from posix.uio cimport iovec
+
+from torus._fast.blockmap cimport BlockMap
+from torus._fast.frame cimport RequestBatch
+
+cdef packed struct Header:          # docs/format.md, "Record header"; little endian
+    uint32_t magic
+    uint16_t version
+    uint16_t kind
+    uint64_t volume
+    uint32_t epoch
+    uint32_t sequence
+    uint16_t tag
+    uint16_t flags
+    uint32_t index
+    uint64_t lsn
+    uint64_t committed
+    uint32_t offset
+    uint32_t header_bytes
+    uint32_t payload_bytes
+    uint16_t extent_count
+    uint16_t reserved
+    uint32_t reserved_too
+    uint32_t header_crc
+
+cdef packed struct Extent:
+    uint64_t block
+    uint32_t count
+    uint32_t kind                   # 0 data, 1 zero
+
+cdef class RecordBuilder:
+    cdef Extent* extents
+    cdef iovec* pieces              # [0] is the header
+    cdef uint8_t* header
+    cdef size_t header_room
+    cdef Py_ssize_t extents_max
+    cdef Py_ssize_t extent_count
+    cdef Py_ssize_t piece_count
+    cdef size_t payload_bytes
+    cdef size_t payload_max
+    cdef list owners                # keeps borrowed Python buffers alive
+    cdef readonly Py_ssize_t header_bytes
+    cdef readonly Py_ssize_t size   # header and payload, after finish()
+    cdef uint32_t sequence
+    cdef uint32_t payload_offset    # where in the chunk the payload begins, after finish()
+
+    cdef int add_piece(self, uint64_t block, const void* data, size_t size) except -1
+    cdef size_t header_size(self, Py_ssize_t extents, size_t payload) noexcept

@@ -1,0 +1,84 @@
+"""Fences: the newest epoch of every volume that this disk has been told of, durable.
+
+A disk refuses appends and deletions of older epochs, whatever clocks and leases say.
+Implements docs/format.md, "Fences".
+"""
+
+import struct
+
+from torus._fast.crc import checksum
+from torus.errors import Corruption, Fenced
+from torus.store.disk import Disk
+
+FENCES_FILE = "fences"
+_FENCE = struct.Struct("<QII")
+_REWRITE_RATIO = 4  # rewrite the file when it has this many entries for each volume
+_REWRITE_MIN = 1024
+
+
+class Fences:
+    """The epochs by volume, and the file that keeps them."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self._epochs: dict[int, int] = {}
+        self._written = 0
+
+    def load(self) -> None:
+        """Read the file; a torn last entry was never answered and is dropped.
+
+        Raises: Corruption when an entry before the last is damaged, OSError.
+        """
+        data = self._disk.read_file(FENCES_FILE) or b""
+        whole = len(data) - len(data) % _FENCE.size
+        torn = whole != len(data)
+        for at in range(0, whole, _FENCE.size):
+            volume, epoch, crc = _FENCE.unpack_from(data, at)
+            if checksum(data[at : at + _FENCE.size - 4]) != crc:
+                if at + _FENCE.size < whole:
+                    raise Corruption(
+                        f"file {FENCES_FILE!r} is damaged at byte {at} of {len(data)}",
+                        hint="run 'torus check', then 'torus recover'",
+                    )
+                torn = True
+                break
+            self._epochs[volume] = max(epoch, self._epochs.get(volume, 0))
+        self._written = whole // _FENCE.size
+        if torn or self._written > max(_REWRITE_MIN, _REWRITE_RATIO * len(self._epochs)):
+            self.rewrite()
+
+    def get(self, volume: int) -> int:
+        """Return the volume's epoch; 0 when it was never fenced here."""
+        return self._epochs.get(volume, 0)
+
+    def check(self, volume: int, epoch: int) -> None:
+        """Refuse an epoch older than the fence.
+
+        Raises: Fenced.
+        """
+        fence = self._epochs.get(volume, 0)
+        if epoch < fence:
+            raise Fenced(f"volume {volume} has epoch {fence} now; epoch {epoch} may not write it")
+
+    def advance(self, volume: int, epoch: int) -> None:
+        """Raise the volume's fence to ``epoch``; durable on return.
+
+        Raises: Fenced when it is higher already, OSError.
+        """
+        self.check(volume, epoch)
+        if epoch == self._epochs.get(volume, 0):
+            return
+        self._disk.append_file(FENCES_FILE, _entry(volume, epoch))
+        self._epochs[volume] = epoch
+        self._written += 1
+
+    def rewrite(self) -> None:
+        """Write one entry for each volume, in place of the grown file."""
+        entries = [_entry(volume, epoch) for volume, epoch in sorted(self._epochs.items())]
+        self._disk.replace_file(FENCES_FILE, b"".join(entries))
+        self._written = len(entries)
+
+
+def _entry(volume: int, epoch: int) -> bytes:
+    body = _FENCE.pack(volume, epoch, 0)[:-4]
+    return body + struct.pack("<I", checksum(body))

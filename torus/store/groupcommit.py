@@ -1,0 +1,61 @@
+"""Group commit: one fdatasync at a time for each segment file, shared by all who wait.
+
+Decides only when a sync starts: at once when none runs for that file, otherwise right after
+the running one, which is never joined, because it may have begun before the caller's write.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from torus.clock import Clock
+from torus.store.pool import Pool
+
+
+class GroupCommit:
+    """The syncs of one disk, by segment."""
+
+    def __init__(self, sync: Callable[[int], None], pool: Pool, clock: Clock) -> None:
+        """``sync(segment)`` blocks until the segment's file is durable, or raises."""
+        self._sync = sync
+        self._pool = pool
+        self._clock = clock
+        self._running: dict[int, asyncio.Future[None]] = {}
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self.syncs = 0
+        self.requests = 0
+        self.observe: Callable[[int], None] = lambda _ns: None
+
+    def request(self, segment: int) -> asyncio.Future[None]:
+        """Return a future that resolves once a sync that begins after now has ended.
+
+        The future is shared: shield it before cancelling.
+        """
+        self.requests += 1
+        waiting = self._waiting.get(segment)
+        if waiting is None:
+            waiting = asyncio.get_running_loop().create_future()
+            self._waiting[segment] = waiting
+            if segment not in self._running:
+                self._start(segment)
+        return waiting
+
+    def _start(self, segment: int) -> None:
+        waiting = self._waiting.pop(segment)
+        self.syncs += 1
+        began = self._clock.monotonic_ns()
+        running = self._pool.submit(self._sync, segment)
+        self._running[segment] = running
+
+        def done(future: asyncio.Future[None]) -> None:
+            del self._running[segment]
+            self.observe(self._clock.monotonic_ns() - began)
+            if not waiting.done():
+                error = future.exception()
+                if error is None:
+                    waiting.set_result(None)
+                else:
+                    waiting.set_exception(error)
+            if segment in self._waiting:
+                self._start(segment)
+
+        running.add_done_callback(done)

@@ -1,0 +1,88 @@
+"""Free and used slots of a disk: who may take one, and how many are kept back.  Pure."""
+
+from collections import deque
+from dataclasses import dataclass
+
+from torus import limits
+from torus.errors import PoolFull
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Slots of a disk by what they are; ``limit`` is what the operator allowed."""
+
+    limit: int
+    used: int
+    reserve: int
+    quarantined: int
+    slot_bytes: int
+
+    @property
+    def free(self) -> int:
+        """Slots that ordinary writes may still take."""
+        return max(0, self.limit - self.reserve - self.used - self.quarantined)
+
+
+class Space:
+    """The slots of one disk, as addresses.
+
+    ``limit`` slots may be in use at once; the last ``reserve`` of them only for checkpoints,
+    trims and collection, so that a full disk can free space again.
+    """
+
+    def __init__(self, limit: int, slot_bytes: int) -> None:
+        self.limit = limit
+        self.slot_bytes = slot_bytes
+        self.reserve = max(limits.RESERVE_SLOTS_MIN, limit * limits.RESERVE_PERCENT // 100)
+        self._free: deque[int] = deque()
+        self._used = 0
+        self._quarantined = 0
+
+    def add_free(self, address: int) -> None:
+        """Make a slot available: a new one, or one whose chunk is gone."""
+        self._free.append(address)
+
+    def add_used(self) -> None:
+        """Count a slot that was found in use."""
+        self._used += 1
+
+    def quarantine(self) -> None:
+        """Count a slot that cannot be told free or used; it is never taken."""
+        self._quarantined += 1
+
+    def release(self, address: int) -> None:
+        """Give back a used slot."""
+        self._used -= 1
+        self._free.append(address)
+
+    def take(self, *, from_reserve: bool) -> int | None:
+        """Take a slot; None when more must be preallocated first.
+
+        Raises: PoolFull when the limit, or what ordinary writes may use of it, is reached.
+        """
+        bound = self.limit - (0 if from_reserve else self.reserve) - self._quarantined
+        if self._used >= bound:
+            raise PoolFull(
+                f"the pool is full: {self._used} of {self.limit} slots of "
+                f"{self.slot_bytes >> 20} MiB are in use, {self.reserve} are kept for collection",
+                hint="delete or trim volumes, or start the node with a larger --size",
+            )
+        if not self._free:
+            return None
+        self._used += 1
+        return self._free.popleft()
+
+    @property
+    def ready(self) -> int:
+        """Slots that are preallocated and free."""
+        return len(self._free)
+
+    @property
+    def known(self) -> int:
+        """Slots that exist in segment files."""
+        return len(self._free) + self._used + self._quarantined
+
+    @property
+    def usage(self) -> Usage:
+        """Return the counts."""
+        return Usage(self.limit, self._used, self.reserve, self._quarantined, self.slot_bytes)

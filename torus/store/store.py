@@ -1,0 +1,475 @@
+"""One node's disk as a store of chunks: open, append, sync, read, delete.
+
+Decides what an I/O error means (a failed write or sync takes the disk out at once), which
+epoch may write, and when a slot may be used again.  Memory is O(slots); records are not known
+here.  Implements docs/format.md, "Slots" and "Durability".
+"""
+
+import asyncio
+import errno
+from collections.abc import Iterable, Sequence
+
+from torus import limits
+from torus._fast.record import RecordBuilder
+from torus.clock import Clock
+from torus.errors import (
+    Corruption,
+    DiskFailed,
+    ForeignData,
+    LocalProtocolError,
+    PoolFull,
+    TorusError,
+)
+from torus.format.identity import DiskIdentity
+from torus.format.segment import FREE_SLOT, SegmentHeader, SlotHeader, parse_segment_name
+from torus.ids import ChunkId
+from torus.log import get_logger
+from torus.store.disk import Disk
+from torus.store.fences import Fences
+from torus.store.groupcommit import GroupCommit
+from torus.store.pool import Pool
+from torus.store.space import Space, Usage
+
+log = get_logger("torus.store")
+
+
+class Slot:
+    """A used slot.  ``end`` is None for a chunk that was there when the disk was opened."""
+
+    __slots__ = ("address", "chunk", "end", "next_index", "prepared", "segment")
+
+    def __init__(self, chunk: ChunkId, address: int, segment: int) -> None:
+        self.chunk = chunk
+        self.address = address
+        self.segment = segment
+        self.end: int | None = None
+        self.next_index = 0
+        self.prepared = False
+
+
+class Store:
+    """The chunks of one disk.  Used from one event loop; blocking work goes to ``pool``."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        identity: DiskIdentity,
+        pool: Pool,
+        clock: Clock,
+        boot_id: int,
+        *,
+        size_bytes: int,
+        punch: bool = True,
+    ) -> None:
+        """``boot_id`` names this opening of the disk: a writer that sees another one knows
+        that unflushed data may be gone."""
+        self.disk = disk
+        self.identity = identity
+        self.boot_id = boot_id
+        self.geometry = identity.geometry
+        self.fences = Fences(disk)
+        self.failure: DiskFailed | None = None
+        self._pool = pool
+        self._punch = punch
+        self._space = Space(size_bytes // self.geometry.slot_bytes, self.geometry.slot_bytes)
+        self._slots: dict[ChunkId, Slot] = {}
+        self._segments: set[int] = set()
+        self._growing: asyncio.Future[None] | None = None
+        self._disk_id = bytes.fromhex(identity.disk_id)
+        self._cluster_id = bytes.fromhex(identity.cluster_id)
+        self.commits = GroupCommit(self._sync_segment, pool, clock)
+        self.damaged: list[str] = []
+        self.space_freed = asyncio.Event()
+
+    # --- opening ------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Read the fences, every segment's header and every slot's header.
+
+        Damaged slots are quarantined, listed in ``damaged`` and never taken for free.
+
+        Raises: Corruption, ForeignData, UnknownVersion, OSError.
+        """
+        self.fences.load()
+        for name in self.disk.names():
+            segment = parse_segment_name(name)
+            if segment is not None:
+                self._open_segment(segment, name)
+
+    def _open_segment(self, segment: int, name: str) -> None:
+        size = self.disk.open_segment(segment)
+        header = SegmentHeader.unpack(self.disk.read_header(segment), name)
+        self._check_segment(header, segment, name, size)
+        self._segments.add(segment)
+        for number in range(header.slot_count):
+            address = self.geometry.address(segment, number)
+            where = f"{name} slot {number}"
+            try:
+                slot = SlotHeader.unpack(self.disk.read(address, limits.SLOT_HEADER_BYTES), where)
+                if slot is None:
+                    self._space.add_free(address)
+                    continue
+                slot.check_place(self._disk_id, segment, number, where)
+                if slot.chunk in self._slots:
+                    raise Corruption(f"{where}: chunk {slot.chunk} lies in two slots")
+            except Corruption as exc:
+                self.damaged.append(exc.message)
+                self._space.quarantine()
+                log.error("store.slot.damaged", slot=where, reason=exc.message)
+                continue
+            self._space.add_used()
+            self._slots[slot.chunk] = Slot(slot.chunk, address, segment)
+
+    def _check_segment(self, header: SegmentHeader, segment: int, name: str, size: int) -> None:
+        if header.disk_id != self._disk_id or header.cluster_id != self._cluster_id:
+            raise ForeignData(
+                f"{name} belongs to disk {header.disk_id.hex()}, this directory is disk "
+                f"{self.identity.disk_id}",
+                hint="move the file back to where it came from",
+            )
+        if header.segment != segment or header.slot_bytes != self.geometry.slot_bytes:
+            raise ForeignData(
+                f"{name} was written as segment {header.segment} with slots of "
+                f"{header.slot_bytes} bytes"
+            )
+        expected = limits.SEGMENT_HEADER_BYTES + header.slot_count * header.slot_bytes
+        if size < expected:
+            raise Corruption(
+                f"{name} has {size} bytes, its {header.slot_count} slots need {expected}",
+                hint="the file was truncated: restore it, or run 'torus check' to see what is lost",
+            )
+
+    # --- appending ----------------------------------------------------------------------
+
+    def appender(self, chunk: ChunkId) -> "Appender":
+        """Return the door through which records get into ``chunk``."""
+        return Appender(self, chunk)
+
+    def create(self, chunk: ChunkId, *, from_reserve: bool) -> Slot:
+        """Give ``chunk`` a slot; its header is written with its first record.
+
+        Raises: PoolFull, DiskFailed.
+        """
+        self.check_disk()
+        address = self._space.take(from_reserve=from_reserve)
+        if address is None:
+            self._grow_now()
+            address = self._space.take(from_reserve=from_reserve)
+            assert address is not None
+        try:
+            if self._punch:
+                self.disk.allocate(address, self.geometry.slot_bytes)
+        except OSError as exc:
+            self._space.release(address)
+            raise self.translate(exc, "allocate a slot") from exc
+        slot = Slot(chunk, address, self.geometry.segment_of(address))
+        slot.end = 0
+        self._slots[chunk] = slot
+        self._grow_ahead()
+        return slot
+
+    def forget(self, slot: Slot) -> None:
+        """Take back a slot whose first record could not be written."""
+        del self._slots[slot.chunk]
+        self._space.release(slot.address)
+
+    def slot_header(self, slot: Slot) -> bytes:
+        """Return the header that says which chunk lies in ``slot``."""
+        number = self.geometry.slot_of(slot.address)
+        return SlotHeader(self._disk_id, slot.segment, number, slot.chunk).pack()
+
+    def find(self, chunk: ChunkId) -> Slot | None:
+        """Return the slot of ``chunk``; None when this disk never had it or deleted it.
+
+        Raises: DiskFailed: a failed disk cannot say "not here".
+        """
+        slot = self._slots.get(chunk)
+        if slot is None:
+            self.check_disk()
+        return slot
+
+    # --- growing ------------------------------------------------------------------------
+
+    def _next_segment(self) -> tuple[int, int] | None:
+        missing = self._space.limit - self._space.known
+        if missing <= 0:
+            return None
+        segment = max(self._segments, default=-1) + 1
+        return segment, min(missing, self.geometry.segment_slots)
+
+    def _make_segment(self, segment: int, slots: int) -> None:
+        header = SegmentHeader(
+            self._disk_id, self._cluster_id, segment, self.geometry.slot_bytes, slots
+        )
+        self.disk.make_segment(segment, header.pack(), slots * self.geometry.slot_bytes)
+
+    def _add_segment(self, segment: int, slots: int) -> None:
+        self._segments.add(segment)
+        for number in range(slots):
+            self._space.add_free(self.geometry.address(segment, number))
+        log.info("store.segment.made", segment=segment, slots=slots)
+
+    def _grow_now(self) -> None:
+        """Make the next segment while the caller waits: the pool had no time to do it ahead."""
+        place = self._next_segment()
+        if place is None:
+            raise PoolFull(f"all {self._space.limit} slots are in use or quarantined")
+        try:
+            self._make_segment(*place)
+        except OSError as exc:
+            raise self.translate(exc, f"preallocate segment {place[0]}") from exc
+        self._add_segment(*place)
+
+    def _grow_ahead(self) -> None:
+        """Start making the next segment in the pool when few free slots are left."""
+        if self._space.ready >= limits.SPARE_SLOTS_MIN or self._growing is not None:
+            return
+        place = self._next_segment()
+        if place is None:
+            return
+        self._growing = self._pool.submit(self._make_segment, *place)
+
+        def done(future: asyncio.Future[None]) -> None:
+            self._growing = None
+            error = future.exception()
+            if error is None:
+                if place[0] not in self._segments:
+                    self._add_segment(*place)
+            elif isinstance(error, OSError):
+                log.warning("store.segment.not_made", segment=place[0], error=str(error))
+            else:
+                raise error
+
+        self._growing.add_done_callback(done)
+
+    # --- durability ---------------------------------------------------------------------
+
+    async def sync(self, chunks: Iterable[ChunkId]) -> None:
+        """Make everything appended so far to ``chunks`` durable.
+
+        Raises: DiskFailed; Corruption when a chunk is not here.
+        """
+        self.check_disk()
+        segments = set()
+        for chunk in chunks:
+            slot = self._slots.get(chunk)
+            if slot is None:
+                raise Corruption(f"chunk {chunk} is not on disk {self.identity.disk_id}")
+            if not slot.prepared and slot.end is not None:
+                self._prepare(slot)
+            segments.add(slot.segment)
+        await self.sync_segments(segments)
+
+    async def sync_segments(self, segments: Iterable[int]) -> None:
+        """Make everything written so far to ``segments`` durable.
+
+        Raises: DiskFailed.
+        """
+        waits = [asyncio.shield(self.commits.request(segment)) for segment in segments]
+        try:
+            if len(waits) == 1:
+                await waits[0]
+            elif waits:
+                await asyncio.gather(*waits)
+        except OSError as exc:
+            raise self.translate(exc, "sync") from exc
+        self.check_disk()
+
+    def _prepare(self, slot: Slot) -> None:
+        """Write zeroes over the rest of a slot, once, before its first flush.
+
+        Then later flushes in this slot change no file-system metadata: the extents are
+        written already.  A slot that fills without a flush never pays for it.
+        """
+        assert slot.end is not None
+        slot.prepared = True
+        rest = self.geometry.slot_bytes - slot.end
+        if rest > 0:
+            try:
+                self.disk.write(slot.address + slot.end, bytes(rest))
+            except OSError as exc:
+                raise self.translate(exc, "prepare a slot") from exc
+
+    def _sync_segment(self, segment: int) -> None:
+        self.disk.sync(segment)
+
+    # --- reading ------------------------------------------------------------------------
+
+    async def read(self, reads: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Return the bytes of each (disk address, size), through the pool.
+
+        Raises: Corruption when the disk cannot read them.
+        """
+        try:
+            return await self._pool.submit(self._read_all, tuple(reads))
+        except OSError as exc:
+            raise Corruption(f"disk {self.identity.disk_id} cannot read: {exc}") from exc
+
+    def _read_all(self, reads: Sequence[tuple[int, int]]) -> list[bytes]:
+        return [self.disk.read(address, size) for address, size in reads]
+
+    # --- deleting -----------------------------------------------------------------------
+
+    async def delete(self, volume: int, epoch: int, chunks: Iterable[ChunkId]) -> int:
+        """Free the slots of ``chunks``; those not here are passed over.
+
+        Order: header zeroed, synced, then punched, then free: a chunk that was deleted can
+        not come back under a slot in use.  Returns: slots freed.
+
+        Raises: Fenced, DiskFailed.
+        """
+        self.check_disk()
+        self.fences.check(volume, epoch)
+        slots = []
+        for chunk in chunks:
+            if chunk.volume != volume:
+                raise LocalProtocolError(f"chunk {chunk} is not of volume {volume}")
+            slot = self._slots.pop(chunk, None)
+            if slot is not None:
+                slots.append(slot)
+        try:
+            await self._pool.submit(self._wipe_headers, slots)
+            await self.sync_segments({slot.segment for slot in slots})
+            if self._punch:
+                await self._pool.submit(self._punch_all, slots)
+        except OSError as exc:
+            raise self.translate(exc, "delete chunks") from exc
+        for slot in slots:
+            self._space.release(slot.address)
+        if slots:
+            self.space_freed.set()
+        return len(slots)
+
+    def _wipe_headers(self, slots: Sequence[Slot]) -> None:
+        for slot in slots:
+            self.disk.write(slot.address, FREE_SLOT)
+
+    def _punch_all(self, slots: Sequence[Slot]) -> None:
+        for slot in slots:
+            try:
+                self.disk.punch(slot.address, self.geometry.slot_bytes)
+            except OSError as exc:
+                if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise
+                self._punch = False
+                log.info("store.punch.unsupported")
+                return
+
+    def chunks_of(self, volume: int) -> list[ChunkId]:
+        """Return the chunks of a volume that are here."""
+        return [chunk for chunk in self._slots if chunk.volume == volume]
+
+    def chunks(self) -> list[ChunkId]:
+        """Return all chunks that are here."""
+        return list(self._slots)
+
+    # --- state --------------------------------------------------------------------------
+
+    @property
+    def usage(self) -> Usage:
+        """Return the counts of slots."""
+        return self._space.usage
+
+    def check_disk(self) -> None:
+        """Refuse work on a failed disk.
+
+        Raises: DiskFailed.
+        """
+        if self.failure is not None:
+            raise self.failure
+
+    def translate(self, exc: OSError, doing: str) -> TorusError:
+        """Return what an OSError of a write means; anything but "no space" fails the disk."""
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            return PoolFull(
+                f"the file system under disk {self.identity.disk_id} has no space to {doing}",
+                hint="free space on the host, or start the node with a smaller --size",
+            )
+        if self.failure is None:
+            self.failure = DiskFailed(
+                f"disk {self.identity.disk_id} failed to {doing}: {exc}; it takes no more data",
+                hint="replace the disk; see docs/operations.md, 'A disk fails'",
+            )
+            log.error("store.disk.failed", disk=self.identity.disk_id, doing=doing, error=str(exc))
+        return self.failure
+
+    async def close(self) -> None:
+        """Wait for what is under way and close the disk; idempotent."""
+        if self._growing is not None:
+            await asyncio.wait([self._growing])
+        self.disk.close()
+
+
+class Appender:
+    """Appends records to one chunk, idempotent by (chunk, index)."""
+
+    __slots__ = ("_chunk", "_fences", "_io", "_slot", "_store")
+
+    def __init__(self, store: Store, chunk: ChunkId) -> None:
+        self._store = store
+        self._chunk = chunk
+        self._fences = store.fences
+        self._io = store.disk.io
+        self._slot = store.find(chunk)
+
+    def open(self, *, from_reserve: bool) -> None:
+        """Take a slot for the chunk.
+
+        Raises: PoolFull, DiskFailed, Fenced.
+        """
+        if self._slot is None:
+            self._fences.check(self._chunk.volume, self._chunk.epoch)
+            self._slot = self._store.create(self._chunk, from_reserve=from_reserve)
+
+    @property
+    def address(self) -> int:
+        """Disk address of the chunk's slot."""
+        assert self._slot is not None
+        return self._slot.address
+
+    def append(self, index: int, offset: int, record: RecordBuilder) -> None:
+        """Write a finished record as number ``index`` at ``offset``; in the page cache on return.
+
+        The same record again is no error; one that differs, or leaves a gap, is.
+
+        Raises: Fenced, PoolFull, DiskFailed, LocalProtocolError.
+        """
+        slot, store = self._slot, self._store
+        if slot is None or slot.end is None:
+            raise LocalProtocolError(f"chunk {self._chunk} is not open for appending")
+        if store.failure is not None:
+            raise store.failure
+        self._fences.check(slot.chunk.volume, slot.chunk.epoch)
+        if index != slot.next_index:
+            self._check_again(index, offset, record)
+            return
+        start = slot.end or limits.SLOT_HEADER_BYTES
+        if offset != start or offset + record.size > store.geometry.slot_bytes:
+            raise LocalProtocolError(
+                f"record of {record.size} bytes for offset {offset} of chunk {self._chunk}, "
+                f"whose end is {start} of {store.geometry.slot_bytes}"
+            )
+        try:
+            if index == 0:
+                store.disk.write(slot.address, store.slot_header(slot))
+            self._io.write(slot.address + offset, record)
+        except OSError as exc:
+            raise store.translate(exc, "write a record") from exc
+        slot.end = offset + record.size
+        slot.next_index = index + 1
+
+    def _check_again(self, index: int, offset: int, record: RecordBuilder) -> None:
+        slot = self._slot
+        assert slot is not None
+        if index > slot.next_index:
+            raise LocalProtocolError(
+                f"record {index} of chunk {self._chunk} leaves a gap: {slot.next_index} is due"
+            )
+        try:
+            found = self._store.disk.read(slot.address + offset, record.size)
+        except OSError as exc:
+            raise Corruption(f"chunk {self._chunk} cannot be read at {offset}: {exc}") from exc
+        if found != record.tobytes():
+            raise LocalProtocolError(
+                f"record {index} of chunk {self._chunk} was written before with other bytes"
+            )
