@@ -1,0 +1,29 @@
+"""Readers of map pages for inspection; the codecs themselves serve other kernels."""
+
+Ref = tuple[int, int, int, int, int]  # index, sequence, offset (512 B), size_bytes, crc
+
+LEVEL_NAMES: tuple[str, ...]
+
+def read_leaf(page: bytes, index: int) -> list[tuple[int, int, int, int, int]]:
+    """Present entries as (slot, sequence, offset, base, crc).
+
+    Raises: Corruption, UnknownVersion.
+    """
+
+def read_directory(page: bytes, index: int) -> list[Ref]:
+    """References to stored leaves, by their slot in the directory.
+
+    Raises: Corruption, UnknownVersion.
+    """
+
+def read_usage(page: bytes, index: int) -> list[tuple[int, int]]:
+    """(slot, live units of 512 bytes) of the chunks that exist.
+
+    Raises: Corruption, UnknownVersion.
+    """
+
+def read_root(page: bytes) -> tuple[int, int, list[Ref], list[Ref]]:
+    """size_blocks, mapped_blocks, directory references, usage page references.
+
+    Raises: Corruption, UnknownVersion.
+    """
