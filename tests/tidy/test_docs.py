@@ -18,7 +18,8 @@ SAMPLE = re.compile(r"^```(?:sh|console|bash)\n(.*?)^```", re.MULTILINE | re.DOT
 
 def _tables() -> ModuleType:
     spec = importlib.util.spec_from_file_location("tables", Path(__file__).with_name("tables.py"))
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
