@@ -4,14 +4,15 @@
 (inherited from LeafTree, declared in leaftree.pxd) may be cimported from here.
 """
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t
 
-from torus._fast.leaftree cimport LeafTree
+from torus._fast.checkpoint cimport CheckpointTree
 from torus._fast.mappages cimport Entry, PageRef
 
 
-cdef class BlockMap(LeafTree):
-    cdef dict _directories_unloaded      # index -> PageRef fields, until load_directory
-    cdef dict _usage_unloaded            # index -> PageRef fields, until load_usage
-    cdef uint64_t _frozen_size_blocks
-    cdef uint64_t _frozen_mapped_blocks
+cdef class BlockMap(CheckpointTree):
+    cdef dict directories_unloaded       # index -> reference, until load_directory
+    cdef dict usage_unloaded             # index -> reference, until load_usage
+
+    cdef tuple expect(self, dict waiting, str level, index, bytes page)
+    cdef object recount_directory(self, uint32_t index, dict units)

@@ -2,14 +2,13 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from torus._fast.mappages cimport Entry, PageRef
+from torus._fast.mappages cimport DIRECTORY_LEAVES, LEAF_ENTRIES, Entry, PageRef
 from torus._fast.usage cimport Usage
 
 cdef enum:
-    LEAF_SHIFT = 10
-    LEAF_ENTRIES = 1024
-    DIRECTORY_LEAVES = 1024
-    DIRECTORY_SHIFT = 20         # blocks of a directory: 2**20, 4 GiB of addresses
+    NOT_ENCODED = 0
+    ENCODED_EMPTY = 1            # no entry was present: the stored page goes
+    ENCODED_PAGE = 2
 
 cdef struct Leaf:
     Leaf* previous
@@ -19,7 +18,7 @@ cdef struct Leaf:
     uint16_t present             # entries that are not absent
     bint dirty                   # differs from the stored page
     bint frozen                  # in a checkpoint and not encoded yet
-    bint encoded                 # encoded, its stored place not yet known
+    int encoded                  # NOT_ENCODED, or encoded and its place not yet known
     bint changed                 # changed since it was frozen or encoded
     bint referenced              # used since the eviction hand last passed
     Entry entries[LEAF_ENTRIES]
@@ -40,12 +39,33 @@ cdef struct LeafList:
     Leaf* last
     Py_ssize_t length
 
+cdef inline void append(LeafList* leaves, Leaf* leaf) noexcept:
+    leaf.previous = leaves.last
+    leaf.next = NULL
+    if leaves.last is NULL:
+        leaves.first = leaf
+    else:
+        leaves.last.next = leaf
+    leaves.last = leaf
+    leaves.length += 1
+
+cdef inline void remove(LeafList* leaves, Leaf* leaf) noexcept:
+    if leaf.previous is NULL:
+        leaves.first = leaf.next
+    else:
+        leaf.previous.next = leaf.next
+    if leaf.next is NULL:
+        leaves.last = leaf.previous
+    else:
+        leaf.next.previous = leaf.previous
+    leaves.length -= 1
+
+
 cdef class LeafTree:
     cdef readonly uint64_t size_blocks
     cdef readonly uint64_t mapped_blocks
     cdef readonly uint64_t cache_bytes
     cdef readonly Usage usage
-    cdef readonly bint in_checkpoint
     cdef bint usable             # False until every directory and usage page is loaded
     cdef Directory** directories
     cdef uint32_t directory_count
@@ -64,10 +84,16 @@ cdef class LeafTree:
 
     cdef int check_range(self, uint64_t block, uint64_t count) except -1
     cdef int require_resident(self, uint64_t block, uint64_t count) except -1
-    cdef Slot* slot_of(self, uint64_t leaf_index) noexcept
+    cdef Slot* slot_of(self, uint64_t index) noexcept
+    cdef int grow(self, uint64_t size_blocks) except -1
     cdef Directory* create_directory(self, uint32_t index) except NULL
     cdef Leaf* create_leaf(self, uint32_t index) except NULL
-    cdef int prepare(self, uint32_t index) except -1
-    cdef void mark_dirty(self, Leaf* leaf) noexcept
-    cdef void clear_entries(self, Leaf* leaf, uint32_t first, uint32_t last) noexcept
     cdef void free_leaf(self, Leaf* leaf) noexcept
+    cdef Leaf* next_leaf(self, uint64_t* index, uint64_t end) noexcept
+    cdef bint next_cold(self, uint64_t* index, uint64_t end) noexcept
+    cdef int prepare(self, Leaf* leaf) except -1
+    cdef void mark_changed(self, Leaf* leaf) noexcept
+    cdef void mark_clean(self, Leaf* leaf) noexcept
+    cdef void drop_copy(self, Leaf* leaf) noexcept
+    cdef void forget_entries(self, Leaf* leaf, uint32_t first, uint32_t end) noexcept
+    cdef uint64_t piece(self, uint64_t block, uint64_t end, bint* mapped) noexcept

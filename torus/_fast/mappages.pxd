@@ -13,3 +13,28 @@ cdef packed struct PageRef:      # 14 bytes; sequence 0 = there is no stored pag
     uint16_t offset              # in 512-byte units
     uint32_t size_bytes
     uint32_t crc                 # CRC-32C of the page's bytes
+
+cdef enum:
+    LEAF_ENTRIES = 1024
+    DIRECTORY_LEAVES = 1024
+    PAGE_SEQUENCES = 4096        # sequences of a usage page
+    CHUNK_UNITS = 8192           # a chunk of 4 MiB in units of 512 bytes
+    BLOCK_UNITS = 8
+    GONE = 0xFFFF                # usage of a chunk that never existed or has been dropped
+    PAGE_BYTES_MAX = 16384
+
+cdef inline uint32_t units_of(uint32_t size_bytes) noexcept nogil:
+    return (size_bytes + 511) // 512
+
+# Each decode fills its whole table (absent = zeroes, GONE in a usage table) and returns how
+# many are present.  Raises: Corruption, UnknownVersion; `out` is then undefined.
+cdef bytes encode_leaf(uint32_t index, const Entry* entries)
+cdef int decode_leaf(bytes page, uint32_t index, Entry* out) except -1
+cdef bytes encode_refs(uint32_t index, const PageRef* refs)
+cdef int decode_refs(bytes page, uint32_t index, PageRef* out) except -1
+cdef bytes encode_units(uint32_t index, const uint16_t* units)
+cdef int decode_units(bytes page, uint32_t index, uint16_t* out) except -1
+cdef bytes encode_root(uint64_t size_blocks, uint64_t mapped_blocks, list directories, list usage)
+cdef tuple decode_root(bytes page)
+cdef int set_ref(PageRef* ref, uint64_t sequence, uint64_t offset, uint64_t size_bytes,
+                 uint64_t crc) except -1

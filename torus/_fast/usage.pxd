@@ -2,13 +2,7 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from torus._fast.mappages cimport PageRef
-
-cdef enum:
-    PAGE_SEQUENCES = 4096
-    CHUNK_UNITS = 8192           # a chunk of 4 MiB in units of 512 bytes
-    BLOCK_UNITS = 8
-    GONE = 0xFFFF                # the chunk never existed or has been dropped
+from torus._fast.mappages cimport PAGE_SEQUENCES, PageRef
 
 cdef struct UsagePage:
     PageRef ref
@@ -22,7 +16,9 @@ cdef class Usage:
     cdef UsagePage** pages
     cdef uint32_t first_page     # index of pages[0]
     cdef uint32_t page_count
-    cdef readonly bint frozen
+    cdef readonly bint frozen    # a checkpoint is under way
+    cdef set replaced            # chunks of usage pages that the last durable root may name
+    cdef readonly uint64_t total_units
     cdef readonly uint64_t faults   # counts that went below 0 or above a whole chunk
 
     cdef UsagePage* page_of(self, uint32_t sequence) noexcept
@@ -30,4 +26,9 @@ cdef class Usage:
     cdef bint is_open(self, uint32_t sequence) noexcept
     cdef void add(self, uint32_t sequence, uint32_t units) noexcept
     cdef void subtract(self, uint32_t sequence, uint32_t units) noexcept
+    cdef void adjust_frozen(self, uint32_t sequence, int units) noexcept
     cdef int move_page(self, PageRef* old, PageRef* new) except -1
+    cdef int freeze_page(self, UsagePage* page) noexcept
+    cdef UsagePage* frozen_page(self, index) except NULL
+    cdef int freeze(self) except -1
+    cdef void thaw(self) noexcept
