@@ -1,1 +1,1 @@
-"""The NBD protocol without I/O (docs/nbd.md)."""
+"""The NBD protocol, pure: handshake, rules of the transmission, metadata contexts."""
