@@ -42,6 +42,18 @@ NBD_IN_FLIGHT_BYTES_MAX = 64 * MIB  # per connection: replies not yet sent and p
 NBD_IN_FLIGHT_REQUESTS_MAX = 1024
 NBD_DRAIN_TIMEOUT_S = 20.0
 
+# --- the metadata store -----------------------------------------------------------------
+METADATA_KEY_BYTES_MAX = 512
+METADATA_VALUE_BYTES_MAX = 1 * MIB
+METADATA_COMMIT_BYTES_MAX = 1 * MIB + 256 * KIB  # keys and values; etcd's default is 1.5 MiB
+METADATA_COMMIT_CHANGES_MAX = 128  # and as many expectations; etcd's default
+METADATA_HISTORY_CHANGES_MAX = 4096  # what a watch may lag behind before it must list anew
+METADATA_HISTORY_BYTES_MAX = 16 * MIB
+METADATA_POLL_S = 0.25  # a watch sees another process's change after at most this
+METADATA_BUSY_TIMEOUT_S = 10.0
+METADATA_LEASE_TTL_S_MAX = 24 * 3600.0
+CATALOG_ATTEMPTS_MAX = 256  # lost races in a row before a command says "busy"
+
 assert BLOCK_BYTES % SECTOR_BYTES == 0
 assert VOLUME_BYTES_MIN >= BLOCK_BYTES
 assert SLOT_BYTES % BLOCK_BYTES == 0
@@ -49,3 +61,6 @@ assert SLOT_BYTES // RECORD_ALIGN_BYTES <= 1 << 16, "a map entry keeps its offse
 assert RECORD_PAYLOAD_BYTES_MAX < SLOT_BYTES - 64 * KIB
 assert STORE_BYTES_MIN // SLOT_BYTES > 2 * RESERVE_SLOTS_MIN
 assert NBD_IN_FLIGHT_BYTES_MAX >= 2 * NBD_REQUEST_BYTES_MAX
+assert METADATA_VALUE_BYTES_MAX + METADATA_KEY_BYTES_MAX < METADATA_COMMIT_BYTES_MAX
+assert METADATA_COMMIT_BYTES_MAX < METADATA_HISTORY_BYTES_MAX
+assert METADATA_COMMIT_CHANGES_MAX < METADATA_HISTORY_CHANGES_MAX

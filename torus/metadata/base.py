@@ -68,7 +68,10 @@ class Watch(Protocol):
     def next(self, timeout_s: float) -> Sequence[Event]:
         """Wait for changes and return them; an empty sequence when none came in time.
 
-        Raises: Unavailable when changes may have been missed; list and watch anew.
+        All changes of one revision come together, never split over two calls.
+
+        Raises: Unavailable when changes may have been missed: list and watch anew;
+            ShuttingDown when the watch or its store is closed, also while waiting.
         """
 
     def close(self) -> None:
@@ -79,8 +82,9 @@ class MetadataStore(Protocol):
     """A linearisable key-value store with one revision counter.
 
     Every method raises `Unavailable` when the store cannot be reached (the outcome is then
-    unknown) and `Corruption` when its content is damaged.  Methods may be called from any
-    thread.
+    unknown), `Corruption` when its content is damaged and `ShuttingDown` after `close`.
+    What the bounds and rules of `torus.metadata.rules` forbid is a `UsageError`.  Methods may
+    be called from any thread.
     """
 
     def get(self, key: str) -> Entry | None:
@@ -95,6 +99,10 @@ class MetadataStore(Protocol):
         """Apply all ``changes`` at once if every expectation holds.
 
         Returns: the revision of the change, or None when an expectation did not hold.
+        Changes that change nothing (none at all, or deletions of absent keys) return the
+        present revision and make no event.
+
+        Raises: NotFound when a put names a lease that has ended; nothing is applied then.
         """
 
     def watch(self, prefix: str, after_revision: int) -> Watch:

@@ -21,6 +21,11 @@ NODES = "nodes/"
 NEXT_VOLUME = "next-volume"
 
 
+def volume_prefix(volume: int) -> str:
+    """Return the prefix of all keys of one volume; one list reads them at one revision."""
+    return f"{VOLUMES}{volume:016x}/"
+
+
 def spec_key(volume: int) -> str:
     """Return the key of a volume's specification."""
     return f"{VOLUMES}{volume:016x}/spec"

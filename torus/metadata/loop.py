@@ -1,0 +1,165 @@
+"""The metadata store for an event loop: the same methods as coroutines.
+
+Decides which thread the blocking calls run on: one for all operations, in the order in which
+they were asked for, and one for each open watch.  It decides nothing about their meaning.
+
+A cancelled caller stops waiting, but an operation that has begun happens all the same; its
+outcome is then as unknown as after `Unavailable`.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self, TypeVar
+
+from torus.errors import ShuttingDown, TorusError
+from torus.metadata.base import (
+    Delete,
+    Entry,
+    Event,
+    Expect,
+    Listing,
+    MetadataStore,
+    Put,
+    Watch,
+)
+from torus.metadata.rules import closed
+
+_T = TypeVar("_T")
+_LOOK_S = 5.0  # a watch's thread comes back this often when nothing changes
+
+
+class AsyncMetadata:
+    """A `MetadataStore` whose methods are coroutines; it owns the store and closes it."""
+
+    def __init__(self, store: MetadataStore) -> None:
+        self._store = store
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="metadata")
+        self._watches: set[AsyncWatch] = set()
+        self._closed = False
+
+    async def get(self, key: str) -> Entry | None:
+        """Return the entry of ``key``, or None when there is none."""
+        return await self._run(lambda: self._store.get(key))
+
+    async def list(self, prefix: str) -> Listing:
+        """Return all entries whose key begins with ``prefix``, which must end in '/'."""
+        return await self._run(lambda: self._store.list(prefix))
+
+    async def commit(self, expect: Sequence[Expect], changes: Sequence[Put | Delete]) -> int | None:
+        """Apply all ``changes`` at once if every expectation holds; see `MetadataStore`."""
+        return await self._run(lambda: self._store.commit(expect, changes))
+
+    async def watch(self, prefix: str, after_revision: int) -> "AsyncWatch":
+        """Watch changes under ``prefix`` with a revision greater than ``after_revision``."""
+        watch = await self._run(lambda: self._store.watch(prefix, after_revision))
+        if self._closed:
+            watch.close()
+            raise closed("the metadata store")
+        opened = AsyncWatch(watch, self._watches.discard)
+        self._watches.add(opened)
+        return opened
+
+    async def grant(self, ttl_s: float) -> int:
+        """Make a lease that ends ``ttl_s`` seconds after its last renewal; return its id."""
+        return await self._run(lambda: self._store.grant(ttl_s))
+
+    async def renew(self, lease: int) -> bool:
+        """Renew a lease; False when it has ended already."""
+        return await self._run(lambda: self._store.renew(lease))
+
+    async def revoke(self, lease: int) -> None:
+        """End a lease now, with all its keys; idempotent."""
+        await self._run(lambda: self._store.revoke(lease))
+
+    async def close(self) -> None:
+        """End every watch, let the operations before this one finish, close the store.
+
+        Idempotent.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        for watch in tuple(self._watches):
+            await watch.close()
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._store.close)
+        finally:
+            self._thread.shutdown(wait=False)
+
+    async def _run(self, operation: Callable[[], _T]) -> _T:
+        if self._closed:
+            raise closed("the metadata store")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, operation)
+
+
+class AsyncWatch:
+    """The changes under a prefix as an asynchronous iterator of non-empty batches.
+
+    One task at a time may iterate.  The iteration ends when the watch or its store is closed;
+    it raises `Unavailable` when changes may have been missed.  A cancelled wait loses nothing:
+    the next one gets its changes.
+    """
+
+    def __init__(self, watch: Watch, on_close: Callable[["AsyncWatch"], None]) -> None:
+        self._watch = watch
+        self._on_close = on_close
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="metadata-watch")
+        self._looking: asyncio.Future[Sequence[Event]] | None = None
+        self._closed = False
+
+    def __aiter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __anext__(self) -> Sequence[Event]:
+        """Wait for the next changes; never empty."""
+        while not self._closed:
+            if self._looking is None:
+                loop = asyncio.get_running_loop()
+                self._looking = loop.run_in_executor(self._thread, self._watch.next, _LOOK_S)
+            looking = self._looking
+            await asyncio.wait([looking])  # unlike an await of itself, leaves it running
+            self._looking = None
+            try:
+                events = looking.result()
+            except ShuttingDown:
+                break
+            if events:
+                return events
+        raise StopAsyncIteration
+
+    async def close(self) -> None:
+        """Stop watching and end a waiting iteration; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._on_close(self)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._watch.close)  # waits for a running look
+        looking, self._looking = self._looking, None
+        if looking is not None:
+            await asyncio.wait([looking])
+            _take_unseen(looking)
+        self._thread.shutdown(wait=False)
+
+    async def __aenter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        await self.close()
+
+
+def _take_unseen(looking: asyncio.Future[Sequence[Event]]) -> None:
+    """Take the outcome of a look that nobody may wait for any more."""
+    error = looking.exception()
+    if error is not None and not isinstance(error, TorusError):
+        raise error

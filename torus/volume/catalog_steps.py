@@ -1,0 +1,299 @@
+"""The rules of the catalog: names, ids, sizes and states of volumes.
+
+Decides what each operation reads, what it refuses, and which compare-and-swap makes it so.
+Each is a generator that yields what to ask the metadata store (`torus.volume.catalog_ask`);
+it does no I/O.  Epochs and owners are decided in `torus.volume.epoch_steps`.
+
+Each change expects the revisions that its decision was read from; when another process was
+faster the operation reads and decides again.
+
+Implements docs/metadata.md, "The catalog".
+"""
+
+import dataclasses
+
+from torus.errors import AlreadyExists, Busy, Corruption, ForeignData, NotFound, UsageError
+from torus.ids import check_volume_name
+from torus.limits import (
+    CATALOG_ATTEMPTS_MAX,
+    SECTOR_BYTES,
+    VOLUME_BYTES_MAX,
+    VOLUME_BYTES_MIN,
+)
+from torus.metadata.base import Delete, Entry, Expect, Put
+from torus.metadata.schema import (
+    CLUSTER,
+    NEXT_VOLUME,
+    VOLUMES,
+    Cluster,
+    Head,
+    NameRef,
+    NextVolume,
+    VolumeSpec,
+    head_key,
+    name_key,
+    spec_key,
+)
+from torus.volume.catalog_ask import (
+    DELETING,
+    Alive,
+    Commit,
+    ListUnder,
+    Steps,
+    Volume,
+    find_volume,
+    read_entry,
+    read_volume,
+    refuse_attached,
+    refuse_deleting,
+    replace_volume,
+    too_many_races,
+)
+
+REDUNDANCY = "replica:1"  # one machine keeps one copy
+
+# --- reading ------------------------------------------------------------------------------
+
+
+def get(name: str) -> Steps[Volume]:
+    """Return the volume of that name, also when it is being deleted.
+
+    Raises: NotFound.
+    """
+    check_volume_name(name)
+    for _ in range(CATALOG_ATTEMPTS_MAX):
+        entry = yield from read_entry(name_key(name))
+        if entry is None:
+            raise NotFound(f"volume {name!r} does not exist", hint="see: torus volume list")
+        volume = yield from find_volume(NameRef.from_bytes(entry.value, entry.key).volume)
+        if volume is not None:
+            return volume
+        again = yield from read_entry(name_key(name))
+        if again == entry:
+            raise Corruption(
+                f"metadata key {entry.key!r} names a volume that has no specification",
+                hint="rebuild the metadata from the volumes' logs: torus recover",
+            )
+    raise too_many_races(f"volume {name!r}")
+
+
+def list_all() -> Steps[list[Volume]]:
+    """Return all volumes by name, as they were at one moment."""
+    entries: tuple[Entry, ...] = yield ListUnder(VOLUMES)
+    by_volume: dict[str, dict[str, Entry]] = {}
+    for entry in entries:
+        by_volume.setdefault(entry.key.rpartition("/")[0], {})[entry.key] = entry
+    volumes = [read_volume(found) for found in by_volume.values()]
+    return sorted(volumes, key=lambda volume: volume.spec.name)
+
+
+def get_cluster() -> Steps[Cluster]:
+    """Return which cluster this is.
+
+    Raises: NotFound when nobody began one in this store.
+    """
+    entry = yield from read_entry(CLUSTER)
+    if entry is None:
+        raise NotFound(
+            "this metadata store belongs to no cluster yet",
+            hint="start a node, which begins one: torus node",
+        )
+    return Cluster.from_bytes(entry.value, CLUSTER)
+
+
+# --- the cluster and its volumes ------------------------------------------------------------
+
+
+def init_cluster(wanted: Cluster, *, must_match: bool) -> Steps[Cluster]:
+    """Begin the cluster ``wanted`` if there is none yet; return the one that is.
+
+    Raises: ForeignData when ``must_match`` and another cluster is there.
+    """
+    for _ in range(CATALOG_ATTEMPTS_MAX):
+        entry = yield from read_entry(CLUSTER)
+        if entry is not None:
+            found = Cluster.from_bytes(entry.value, CLUSTER)
+            if must_match and found.cluster_id != wanted.cluster_id:
+                raise ForeignData(
+                    f"the metadata store belongs to cluster {found.cluster_id}, "
+                    f"expected {wanted.cluster_id}",
+                    hint="check --meta and --data-dir: they belong to different clusters",
+                )
+            return found
+        if (yield Commit((Expect(CLUSTER, 0),), (Put(CLUSTER, wanted.to_bytes()),))) is not None:
+            return wanted
+    raise too_many_races("the cluster's identity")
+
+
+def create(name: str, size_bytes: int, redundancy: str, now_ns: int) -> Steps[VolumeSpec]:
+    """Make a volume that nobody has attached yet (epoch 0), with an id never used before.
+
+    Raises: UsageError for the name, the size or the redundancy; AlreadyExists.
+    """
+    check_volume_name(name)
+    check_size(name, size_bytes)
+    check_redundancy(redundancy)
+    for _ in range(CATALOG_ATTEMPTS_MAX):
+        taken = yield from read_entry(name_key(name))
+        if taken is not None:
+            raise (yield from _name_taken(name))
+        counter = yield from read_entry(NEXT_VOLUME)
+        volume_id = 1 if counter is None else _next_id(counter)
+        spec = VolumeSpec(volume_id, name, size_bytes, redundancy, now_ns)
+        revision = yield Commit(
+            (
+                Expect(NEXT_VOLUME, 0 if counter is None else counter.revision),
+                Expect(name_key(name), 0),
+                Expect(spec_key(volume_id), 0),
+                Expect(head_key(volume_id), 0),
+            ),
+            (
+                Put(NEXT_VOLUME, NextVolume(volume_id + 1).to_bytes()),
+                Put(name_key(name), NameRef(volume_id).to_bytes()),
+                Put(spec_key(volume_id), spec.to_bytes()),
+                Put(head_key(volume_id), Head(0, None, (), None).to_bytes()),
+            ),
+        )
+        if revision is not None:
+            return spec
+    raise too_many_races("the next volume's id")
+
+
+def resize(name: str, size_bytes: int, *, shrink: bool) -> Steps[Volume]:
+    """Give a volume another size; an owner learns of it by watching the specification.
+
+    Raises: UsageError for a size that is not legal, or smaller than before without
+        ``shrink``; NotFound; Busy when the volume is being deleted.
+    """
+    check_size(name, size_bytes)
+    for _ in range(CATALOG_ATTEMPTS_MAX):
+        volume = yield from get(name)
+        refuse_deleting(volume)
+        present = volume.spec.size_bytes
+        if size_bytes == present:
+            return volume
+        if size_bytes < present and not shrink:
+            raise UsageError(
+                f"volume {name!r} would shrink from {present} to {size_bytes} bytes, "
+                f"and lose what is in the last {present - size_bytes}",
+                hint="shrink the file system in it first, then repeat with --shrink",
+            )
+        spec = dataclasses.replace(volume.spec, size_bytes=size_bytes)
+        key = spec_key(spec.volume)
+        revision: int | None = yield Commit(
+            (Expect(key, volume.spec_revision),), (Put(key, spec.to_bytes()),)
+        )
+        if revision is not None:
+            return dataclasses.replace(volume, spec=spec, spec_revision=revision)
+    raise too_many_races(f"volume {name!r}")
+
+
+def mark_deleting(name: str, *, force: bool, alive: Alive) -> Steps[Volume]:
+    """Say that a volume goes away: nobody can attach it, its chunks may be freed.
+
+    Its epoch rises, which fences an owner that still writes.  A volume that is being deleted
+    already is returned as it is, so that an interrupted deletion can be finished.
+
+    Raises: NotFound; Busy, unless ``force``, while its owner is alive or may be.
+    """
+    for _ in range(CATALOG_ATTEMPTS_MAX):
+        volume = yield from get(name)
+        if volume.spec.state == DELETING:
+            return volume
+        if not force:
+            refuse_attached(volume, alive, "detach it there, or repeat with --force to cut it off")
+        spec = dataclasses.replace(volume.spec, state=DELETING)
+        head = dataclasses.replace(volume.head, epoch=volume.head.epoch + 1, owner=None)
+        written = yield from replace_volume(volume, spec, head)
+        if written is not None:
+            return written
+    raise too_many_races(f"volume {name!r}")
+
+
+def forget(volume: Volume) -> Steps[None]:
+    """Remove what is left of a volume whose chunks are freed; nothing if it is gone already.
+
+    Raises: Busy when it is not being deleted, or changed since ``volume`` was read.
+    """
+    spec = volume.spec
+    if spec.state != DELETING:
+        raise Busy(
+            f"volume {spec.name!r} is {spec.state!r}, not {DELETING!r}: its data is not freed"
+        )
+    present = yield from find_volume(spec.volume)
+    if present is None:
+        return
+    name = yield from read_entry(name_key(spec.name))
+    expect = [
+        Expect(spec_key(spec.volume), volume.spec_revision),
+        Expect(head_key(spec.volume), volume.head_revision),
+    ]
+    changes = [Delete(spec_key(spec.volume)), Delete(head_key(spec.volume))]
+    if name is not None and NameRef.from_bytes(name.value, name.key).volume == spec.volume:
+        expect.append(Expect(name.key, name.revision))
+        changes.append(Delete(name.key))
+    if (yield Commit(tuple(expect), tuple(changes))) is None:
+        raise Busy(
+            f"volume {spec.name!r} changed while it was being deleted",
+            hint=f"finish it with: torus volume delete {spec.name}",
+        )
+
+
+# --- what may be asked for ------------------------------------------------------------------
+
+
+def check_size(name: str, size_bytes: int) -> None:
+    """Accept a volume's size.
+
+    Raises: UsageError when it is not positive, not whole sectors, too small or too large.
+    """
+    problem = ""
+    if size_bytes <= 0:
+        problem = "it must be more than nothing"
+    elif size_bytes < VOLUME_BYTES_MIN:
+        problem = f"the smallest volume has {VOLUME_BYTES_MIN} bytes"
+    elif size_bytes > VOLUME_BYTES_MAX:
+        problem = f"the largest volume has {VOLUME_BYTES_MAX} bytes (64 TiB)"
+    elif size_bytes % SECTOR_BYTES:
+        below = size_bytes - size_bytes % SECTOR_BYTES
+        problem = (
+            f"it is not a multiple of {SECTOR_BYTES} "
+            f"(the nearest are {below} and {below + SECTOR_BYTES})"
+        )
+    if problem:
+        raise UsageError(
+            f"volume {name!r} cannot have {size_bytes} bytes: {problem}",
+            hint="sizes are written like 10GiB, 512MiB or 4096",
+        )
+
+
+def check_redundancy(redundancy: str) -> None:
+    """Accept a redundancy scheme.
+
+    Raises: UsageError.
+    """
+    if redundancy != REDUNDANCY:
+        raise UsageError(
+            f"redundancy {redundancy!r} cannot be had: this release keeps one copy, {REDUNDANCY!r}"
+        )
+
+
+def _name_taken(name: str) -> Steps[AlreadyExists | Busy]:
+    """Return the error for a name that was taken; its volume may be gone by now."""
+    try:
+        volume = yield from get(name)
+    except NotFound:
+        return Busy(f"volume {name!r} was being deleted; its name is free now")
+    if volume.spec.state == DELETING:
+        return AlreadyExists(
+            f"volume {name!r} is still being deleted",
+            hint=f"finish it with: torus volume delete {name}",
+        )
+    return AlreadyExists(
+        f"volume {name!r} exists already, with {volume.spec.size_bytes} bytes",
+        hint="choose another name, or see: torus volume list",
+    )
+
+
+def _next_id(counter: Entry) -> int:
+    return NextVolume.from_bytes(counter.value, counter.key).next_id
