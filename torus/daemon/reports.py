@@ -94,3 +94,33 @@ class CopyReport:
     hole_bytes: int
     verified: bool
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedVolume:
+    """A volume that a running process has open."""
+
+    name: str
+    volume: int
+    size_bytes: int
+    mapped_bytes: int
+    epoch: int
+    connections: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """What a running node says of itself; `dataclasses.asdict` of it is the control answer."""
+
+    node_id: str
+    pid: int
+    uptime_s: float
+    problems: tuple[str, ...]  # empty: healthy; else a sentence each, for people
+    disk_failed: bool
+    metadata_ok: bool
+    pool_bytes: int  # the limit, `--size`
+    used_bytes: int
+    free_bytes: int  # for new data: without the reserve
+    reserve_bytes: int
+    connections: int
+    volumes: tuple[AttachedVolume, ...]

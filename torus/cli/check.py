@@ -1,0 +1,79 @@
+"""`torus check`: verify a stopped node's data, reading all of it and changing none.
+
+Decides how findings are shown.  Checking is `torus.daemon.offline`'s.
+
+Implements docs/cli.md, "torus check".
+"""
+
+import argparse
+import dataclasses
+
+from torus.cli.parser import Verbs, add_command, add_data_dir
+from torus.cli.progress import ProgressLine
+from torus.cli.session import Session
+from torus.cli.sizes import format_size
+from torus.daemon.reports import CheckReport
+from torus.errors import Corruption
+
+
+def declare(verbs: Verbs, noun: str, summary: str) -> None:
+    """Add `torus check`."""
+    parser = add_command(
+        verbs,
+        noun,
+        summary,
+        run_check,
+        description="Verify a stopped node's data directory: every record's checksums and every "
+        "block that a volume maps.  It reads all and changes nothing.  The exit code is 65 when "
+        "data is wrong or missing.",
+        examples=(
+            ("the default store", "torus check"),
+            ("another one, for a program", "torus check --data-dir /mnt/torus -o json"),
+        ),
+    )
+    add_data_dir(parser)
+
+
+def run_check(arguments: argparse.Namespace, session: Session) -> int:
+    """Check and show what was found."""
+    config = session.common()
+    from torus.daemon.offline import check_store
+
+    with ProgressLine("checking", session.environment) as progress:
+        report = check_store(config.data_dir, config.meta_url, progress)
+    document = {"ok": report.ok, **dataclasses.asdict(report)}
+    session.output.show({"check": document}, lambda: _render(session, report))
+    return 0 if report.ok else Corruption.exit_code
+
+
+def _render(session: Session, report: CheckReport) -> None:
+    output = session.output
+    for finding in report.findings:
+        output.line(f"{finding.severity}: {finding.where}: {finding.message} [{finding.kind}]")
+    if report.findings:
+        output.line("")
+    if report.volumes:
+        output.table(
+            ("VOLUME", ">SIZE", ">MAPPED", ">VERIFIED", ">FINDINGS"),
+            [
+                (
+                    one.name,
+                    format_size(one.size_bytes),
+                    format_size(one.mapped_bytes),
+                    format_size(one.verified_bytes),
+                    str(one.findings),
+                )
+                for one in report.volumes
+            ],
+        )
+        output.line("")
+    output.fields(
+        [
+            ("data directory", str(report.data_dir)),
+            ("segments", f"{report.segments}, {report.slots_free} of {report.slots} slots free"),
+            ("chunks", f"{report.chunks} with {report.records} records"),
+            ("read", format_size(report.bytes_read)),
+            ("torn tails", f"{report.torn_tails} (unflushed ends after a crash: normal)"),
+            ("result", "ok" if report.ok else "DAMAGED"),
+        ]
+    )

@@ -1,0 +1,92 @@
+"""`torus node`: the store and the NBD server in one process.
+
+Decides which options there are and which of their values can be meant.  Running is
+`torus.daemon.app`'s.
+
+Implements docs/cli.md, "torus node".
+"""
+
+import argparse
+
+from torus.cli.parser import Verbs, add_command, add_data_dir
+from torus.cli.session import Session
+from torus.cli.sizes import format_size
+from torus.config import NodeConfig
+from torus.limits import STORE_BYTES_MIN
+
+
+def declare(verbs: Verbs, noun: str, summary: str) -> None:
+    """Add `torus node`."""
+    parser = add_command(
+        verbs,
+        noun,
+        summary,
+        run_node_command,
+        description="Run a node: it keeps segments in a folder and serves every volume over NBD "
+        "under its name.  It runs until SIGTERM or Ctrl-C, then finishes what is in flight.",
+        examples=(
+            ("on this machine, with defaults", "torus node --size 20GiB"),
+            (
+                "on a unix socket as well",
+                "torus node --size 20GiB --nbd 127.0.0.1:10809 --nbd unix:/run/torus.sock",
+            ),
+            ("without TCP", "torus node --size 20GiB --nbd unix:/run/torus.sock --http none"),
+        ),
+    )
+    add = parser.add_argument
+    add_data_dir(parser)
+    add("--size", metavar="SIZE", help="limit of the data directory; kept once it is made")
+    add(
+        "--nbd",
+        metavar="ADDRESS",
+        action="append",
+        help="HOST:PORT, unix:PATH or none; may be repeated (default 127.0.0.1:10809)",
+    )
+    add("--http", metavar="ADDRESS", help="/metrics and /healthz (default 127.0.0.1:9809) or none")
+    add(
+        "--no-punch",
+        dest="punch",
+        action="store_false",
+        default=None,
+        help="keep freed slots allocated in the host's file system",
+    )
+    add_engine_options(parser)
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add what every process that attaches volumes can be told."""
+    add = parser.add_argument
+    add("--map-cache", metavar="SIZE", help="bound of the block maps in memory (default 256MiB)")
+    add("--on-full", metavar="WHAT", help="writes on a full pool: pause (default) or error")
+    add("--checkpoint-interval", metavar="TIME", help="longest time between two (default 60s)")
+    add("--log-level", metavar="LEVEL", help="debug, info (default), warning or error")
+    add("--log-format", metavar="FORMAT", help="auto (default), human or json")
+
+
+def run_node_command(arguments: argparse.Namespace, session: Session) -> int:
+    """Check the options and run the node until it is told to stop."""
+    config = node_config(session)
+    from torus.daemon.app import run_node
+
+    return run_node(config)
+
+
+def node_config(session: Session) -> NodeConfig:
+    """Return what the arguments, the environment and the file say together.
+
+    Raises: UsageError or ConfigError for what cannot be meant.
+    """
+    size_bytes = session.size("node.size")
+    if size_bytes is not None and size_bytes < STORE_BYTES_MIN:
+        raise session.blame(
+            "node.size",
+            f"{session.setting('node.size').origin} {format_size(size_bytes)} is too small for a "
+            f"store; the least is {format_size(STORE_BYTES_MIN)}",
+        )
+    return NodeConfig(
+        common=session.common(),
+        size_bytes=size_bytes,
+        nbd_addresses=session.addresses("node.nbd"),
+        http_address=(*session.addresses("node.http"), None)[0],
+        punch=session.switch("node.punch"),
+    )

@@ -1,0 +1,59 @@
+"""The command reference, made from the parser itself.
+
+`python -m torus.cli.reference` prints the part of docs/cli.md between its two marks; a test
+compares them.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+
+from torus.cli.parser import Parser, build_parser
+
+_COMMON = {"help", "output", "meta", "home", "config"}
+
+
+def reference() -> str:
+    """Return every command with its arguments, options and examples, as Markdown."""
+    return "\n".join(line for parser in _leaves(build_parser(None)) for line in _section(parser))
+
+
+def _leaves(parser: Parser) -> Iterator[Parser]:
+    if not parser.verbs:
+        yield parser
+    for verb in parser.verbs.values():
+        yield from _leaves(verb)
+
+
+def _section(parser: Parser) -> Iterator[str]:
+    actions = [action for action in parser._actions if action.dest not in _COMMON]
+    words = [_shown(action) for action in actions if not action.option_strings]
+    options = "[OPTION...]" if any(action.option_strings for action in actions) else ""
+    yield f"### {parser.prog}"
+    yield ""
+    yield "    " + " ".join(filter(None, (parser.prog, *words, options)))
+    yield ""
+    yield from (parser.description or "").replace(".  ", ".\n").splitlines()
+    yield ""
+    told = [action for action in actions if action.help]
+    if told:
+        yield "| argument | meaning |"
+        yield "|---|---|"
+        for action in told:
+            yield f"| `{_shown(action)}` | {action.help} |"
+        yield ""
+    for purpose, command in parser.examples:
+        yield f"    {command:<60}  # {purpose}"
+    yield ""
+
+
+def _shown(action: argparse.Action) -> str:
+    value = action.metavar or ""
+    if not value and action.choices is not None:
+        value = "|".join(map(str, action.choices))
+    text = " ".join(filter(None, (", ".join(action.option_strings), str(value))))
+    return text + "..." if action.nargs == "+" else text
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

@@ -1,0 +1,251 @@
+"""`torus volume`: create, list, info, resize, delete.
+
+Decides what is shown of a volume; what a volume may be is `torus.volume.catalog`'s.
+Importing and exporting stand in `torus.cli.volume_copy`.
+
+Implements docs/cli.md, "torus volume".
+"""
+
+import argparse
+from typing import Any
+
+from torus.cli import volume_copy
+from torus.cli.instants import iso_instant
+from torus.cli.nodes import NodeView, node_views
+from torus.cli.parser import Verbs, add_command, add_data_dir, add_noun
+from torus.cli.session import Session
+from torus.cli.sizes import format_size, parse_size
+from torus.clock import SystemClock
+from torus.limits import BLOCK_BYTES
+from torus.metadata.base import MetadataStore
+from torus.metadata.schema import Owner
+from torus.volume.catalog import Catalog, Volume
+from torus.volume.owner import is_alive
+
+
+def declare(verbs: Verbs, noun: str, summary: str) -> None:
+    """Add `torus volume` and its verbs."""
+    _, below = add_noun(verbs, noun, summary)
+    create = add_command(
+        below,
+        "create",
+        "make a volume",
+        run_create,
+        description="Make a volume.  It is thin: it costs space only where it is written.",
+        examples=(("a disk of 10 GiB", "torus volume create disk 10GiB"),),
+    )
+    create.add_argument("name", metavar="NAME")
+    create.add_argument("size", metavar="SIZE", help="10GiB, 512M (= MiB), 10GB, 4096 (bytes)")
+    add_command(
+        below,
+        "list",
+        "list all volumes",
+        run_list,
+        examples=(("for a program", "torus volume list -o json"),),
+    )
+    info = add_command(
+        below,
+        "info",
+        "show one volume",
+        run_info,
+        examples=(("who has it open?", "torus volume info disk"),),
+    )
+    info.add_argument("name", metavar="NAME")
+    resize = add_command(
+        below,
+        "resize",
+        "change a volume's size",
+        run_resize,
+        description="Change a volume's size, attached or not.  Shrinking drops what is cut off.",
+        examples=(
+            ("grow", "torus volume resize disk 20GiB"),
+            ("shrink", "torus volume resize disk 5GiB --shrink"),
+        ),
+    )
+    resize.add_argument("name", metavar="NAME")
+    resize.add_argument("size", metavar="SIZE", help="the new size")
+    resize.add_argument("--shrink", action="store_true", help="allow a smaller size; data is lost")
+    delete = add_command(
+        below,
+        "delete",
+        "delete a volume and its data",
+        run_delete,
+        description="Delete a volume and its data.  Refused while it is attached.",
+        examples=(("even if it is attached", "torus volume delete disk --force"),),
+    )
+    delete.add_argument("name", metavar="NAME")
+    delete.add_argument("--force", action="store_true", help="cut off whoever has it attached")
+    add_data_dir(delete)
+    volume_copy.declare(below)
+
+
+def run_create(arguments: argparse.Namespace, session: Session) -> int:
+    """Make a volume; warn when it is larger than all nodes together."""
+    size_bytes = parse_size(arguments.size)
+    output = session.output
+    with session.metadata(make=True) as store:
+        catalog = Catalog(store, SystemClock())
+        catalog.init_cluster()
+        catalog.create(arguments.name, size_bytes)
+        volume = catalog.get(arguments.name)
+        nodes = node_views(store)
+    pool_bytes = sum(view.node.size_bytes for view in nodes)
+    if nodes and size_bytes > pool_bytes:
+        output.warning(
+            f"volume {arguments.name!r} of {format_size(size_bytes)} is larger than the pool of "
+            f"{format_size(pool_bytes)}: writes will pause when the pool is full"
+        )
+    output.show(
+        {"volume": volume_document(volume)},
+        lambda: output.line(f"volume {arguments.name!r} created: {format_size(size_bytes)}"),
+    )
+    return 0
+
+
+def run_list(arguments: argparse.Namespace, session: Session) -> int:
+    """List all volumes by name."""
+    with session.metadata() as store:
+        volumes = sorted(Catalog(store, SystemClock()).list(), key=lambda volume: volume.spec.name)
+        mapped = _mapped_bytes(store)
+    documents = [volume_document(volume, mapped) for volume in volumes]
+
+    def render() -> None:
+        if not documents:
+            session.output.note("no volumes; make one with 'torus volume create NAME SIZE'")
+            return
+        session.output.table(
+            ("NAME", ">SIZE", ">USED", "REDUNDANCY", "STATE", "ATTACHED"),
+            [
+                (
+                    one["name"],
+                    format_size(one["size_bytes"]),
+                    format_size(one["used_bytes"]),
+                    one["redundancy"],
+                    one["state"],
+                    _attached_text(one["attached"]),
+                )
+                for one in documents
+            ],
+        )
+
+    session.output.show({"volumes": documents}, render)
+    return 0
+
+
+def run_info(arguments: argparse.Namespace, session: Session) -> int:
+    """Show all that is known of one volume."""
+    with session.metadata() as store:
+        volume = Catalog(store, SystemClock()).get(arguments.name)
+        document = volume_document(volume, _mapped_bytes(store))
+    session.output.show({"volume": document}, lambda: session.output.fields(_lines(document)))
+    return 0
+
+
+def run_resize(arguments: argparse.Namespace, session: Session) -> int:
+    """Change a volume's size."""
+    size_bytes = parse_size(arguments.size)
+    output = session.output
+    with session.metadata() as store:
+        catalog = Catalog(store, SystemClock())
+        old_bytes = catalog.get(arguments.name).spec.size_bytes
+        volume = catalog.resize(arguments.name, size_bytes, shrink=arguments.shrink)
+    change = (
+        f"is {format_size(size_bytes)} already"
+        if old_bytes == size_bytes
+        else f"resized from {format_size(old_bytes)} to {format_size(size_bytes)}"
+    )
+    output.show(
+        {"volume": volume_document(volume), "old_size_bytes": old_bytes},
+        lambda: output.line(f"volume {arguments.name!r} {change}"),
+    )
+    return 0
+
+
+def run_delete(arguments: argparse.Namespace, session: Session) -> int:
+    """Delete a volume and free its space."""
+    with session.metadata() as store:
+        volume = Catalog(store, SystemClock()).get(arguments.name)
+    # the name is right: only now pay for the asyncio side
+    from torus.daemon.app import delete_volume
+
+    delete_volume(session.common(), arguments.name, arguments.force)
+    session.output.show(
+        {"deleted": {"name": arguments.name, "volume": volume.spec.volume}},
+        lambda: session.output.line(f"volume {arguments.name!r} deleted"),
+    )
+    return 0
+
+
+def volume_document(volume: Volume, mapped_bytes: dict[int, int] | None = None) -> dict[str, Any]:
+    """Return the JSON form of a volume; ``mapped_bytes`` by id is newer than the metadata's."""
+    spec, head = volume.spec, volume.head
+    used_bytes = head.mapped_blocks * BLOCK_BYTES
+    root = head.root
+    return {
+        "name": spec.name,
+        "volume": spec.volume,
+        "size_bytes": spec.size_bytes,
+        "used_bytes": (mapped_bytes or {}).get(spec.volume, used_bytes),
+        "redundancy": spec.redundancy,
+        "state": spec.state,
+        "created": iso_instant(spec.created_ns),
+        "epoch": head.epoch,
+        "spans": len(head.spans),
+        "root": None if root is None else {"sequence": root.sequence, "lsn": root.lsn},
+        "attached": None if head.owner is None else _owner_document(head.owner),
+    }
+
+
+def _owner_document(owner: Owner) -> dict[str, Any]:
+    return {
+        "host": owner.host,
+        "pid": owner.pid,
+        "role": owner.role,
+        "address": owner.address,
+        "since": iso_instant(owner.since_ns),
+        "alive": is_alive(owner),  # null: another host, cannot be told from here
+    }
+
+
+def _attached_text(attached: dict[str, Any] | None) -> str:
+    if attached is None:
+        return "-"
+    ended = " (gone)" if attached["alive"] is False else ""
+    return f"{attached['role']} {attached['host']}:{attached['pid']}{ended}"
+
+
+def _lines(document: dict[str, Any]) -> list[tuple[str, str]]:
+    attached, root = document["attached"], document["root"]
+    owner = "no"
+    if attached is not None:
+        state = {True: "", False: ", which has ended", None: ", on another host"}
+        owner = (
+            f"{attached['role']}, pid {attached['pid']} on {attached['host']}"
+            f" since {attached['since']}{state[attached['alive']]}"
+        )
+    return [
+        ("name", document["name"]),
+        ("id", str(document["volume"])),
+        ("size", f"{format_size(document['size_bytes'])} ({document['size_bytes']} bytes)"),
+        ("used", f"{format_size(document['used_bytes'])} ({document['used_bytes']} bytes)"),
+        ("redundancy", document["redundancy"]),
+        ("state", document["state"]),
+        ("created", document["created"]),
+        ("attached", owner),
+        ("epoch", str(document["epoch"])),
+        ("spans", str(document["spans"])),
+        ("root", "none" if root is None else f"chunk {root['sequence']}, lsn {root['lsn']}"),
+    ]
+
+
+def _mapped_bytes(store: MetadataStore) -> dict[int, int]:
+    """Return what running nodes say is mapped now, by volume id; metadata lags a checkpoint."""
+    mapped: dict[int, int] = {}
+    for view in node_views(store, ask=True):
+        mapped.update(_mapped_of(view))
+    return mapped
+
+
+def _mapped_of(view: NodeView) -> dict[int, int]:
+    volumes = (view.status or {}).get("volumes", ())
+    return {int(one["volume"]): int(one["mapped_bytes"]) for one in volumes}
