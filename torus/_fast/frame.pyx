@@ -215,6 +215,16 @@ cdef class RequestBatch:
             stop += 1
         return kind, stop, total
 
+    def span_bytes(self, Py_ssize_t first, Py_ssize_t stop):
+        """Return the bytes that requests [first, stop) read or write together."""
+        cdef Py_ssize_t index
+        cdef uint64_t total = 0
+        if first < 0 or stop > self.count:
+            raise IndexError(f"requests {first} to {stop} of {self.count}")
+        for index in range(first, stop):
+            total += self.items[index].length
+        return total
+
     def request(self, Py_ssize_t index):
         """Return (type, flags, cookie, offset, length, error) of one request."""
         if index < 0 or index >= self.count:

@@ -72,9 +72,7 @@ class Export(Protocol):
     async def cache(self, offset: int, length: int) -> None:
         """Expect the range to be read soon."""
 
-    async def block_status(
-        self, offset: int, length: int, limit: int
-    ) -> Sequence[tuple[int, int]]:
+    async def block_status(self, offset: int, length: int, limit: int) -> Sequence[tuple[int, int]]:
         """Return at most ``limit`` (bytes, base:allocation flags) extents from ``offset`` on."""
 
 

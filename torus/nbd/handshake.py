@@ -302,9 +302,7 @@ def transmission_flags(*, read_only: bool, structured: bool) -> int:
         flags |= nbd.NBD_FLAG_READ_ONLY
     else:
         flags |= (
-            nbd.NBD_FLAG_SEND_TRIM
-            | nbd.NBD_FLAG_SEND_WRITE_ZEROES
-            | nbd.NBD_FLAG_SEND_FAST_ZERO
+            nbd.NBD_FLAG_SEND_TRIM | nbd.NBD_FLAG_SEND_WRITE_ZEROES | nbd.NBD_FLAG_SEND_FAST_ZERO
         )
     return flags | nbd.NBD_FLAG_SEND_DF if structured else flags
 

@@ -1,0 +1,151 @@
+"""One request that has to wait: what it asks of the export, and how it is answered.
+
+Decides which call of the export serves which command and flag.  Replies are appended in one go
+when everything is known, so an error never follows half an answer.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from torus._fast.frame import ReplyBuilder
+from torus.errors import LocalProtocolError
+from torus.gateway.export import Export
+from torus.nbd import constants as nbd
+from torus.nbd.contexts import BASE_ALLOCATION, MetaContext
+
+EXTENTS_MAX = 1024  # 8 or 16 KiB of reply; the client asks on from where the answer ends
+
+Extents = Sequence[tuple[int, int]]
+ContextReader = Callable[[Export, int, int, int], Awaitable[Extents]]
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingRequest:
+    """A request that was accepted; ``payload`` is what a WRITE carries."""
+
+    command: int
+    flags: int
+    cookie: int
+    offset: int
+    length: int
+    payload: bytes = b""
+
+    @property
+    def durable(self) -> bool:
+        """Whether the reply promises that the data are on disk."""
+        return bool(self.flags & nbd.NBD_CMD_FLAG_FUA)
+
+
+async def _read_allocation(export: Export, offset: int, length: int, limit: int) -> Extents:
+    return await export.block_status(offset, length, limit)
+
+
+# who answers BLOCK_STATUS for a metadata context
+CONTEXT_READERS: dict[int, ContextReader] = {BASE_ALLOCATION.context_id: _read_allocation}
+
+
+class CommandServer:
+    """Serves the waiting requests of one connection."""
+
+    def __init__(
+        self,
+        export: Export,
+        replies: ReplyBuilder,
+        contexts: Sequence[MetaContext],
+        *,
+        structured: bool,
+    ) -> None:
+        self._export = export
+        self._replies = replies
+        self._contexts = tuple(contexts)
+        self._structured = structured
+
+    async def serve(self, request: WaitingRequest) -> None:
+        """Do what is asked and append the reply.
+
+        Raises: the export's errors; nothing has been appended then.
+        """
+        export = self._export
+        match request.command:
+            case nbd.NBD_CMD_READ:
+                await self._read(request)
+                return
+            case nbd.NBD_CMD_BLOCK_STATUS:
+                await self._block_status(request)
+                return
+            case nbd.NBD_CMD_WRITE:
+                await export.write(request.offset, request.payload, durable=request.durable)
+            case nbd.NBD_CMD_FLUSH:
+                await export.flush()
+            case nbd.NBD_CMD_TRIM:
+                await export.trim(request.offset, request.length, durable=request.durable)
+            case nbd.NBD_CMD_WRITE_ZEROES:
+                await export.write_zeroes(
+                    request.offset,
+                    request.length,
+                    durable=request.durable,
+                    allocate=bool(request.flags & nbd.NBD_CMD_FLAG_NO_HOLE),
+                )
+            case nbd.NBD_CMD_CACHE:
+                await export.cache(request.offset, request.length)
+            case _:
+                raise LocalProtocolError(f"command {request.command} was accepted by mistake")
+        self._replies.done(request.cookie)
+
+    async def _read(self, request: WaitingRequest) -> None:
+        if not self._structured or request.flags & nbd.NBD_CMD_FLAG_DF:
+            payload = await self._export.read(request.offset, request.length)
+            _check_covers(request, len(payload))
+            self._replies.data(request.cookie, request.offset, payload)
+            return
+        parts = await self._export.read_sparse(request.offset, request.length)
+        _check_covers(request, sum(length for length, _ in parts))
+        offset = request.offset
+        end = request.offset + request.length
+        for length, payload_or_hole in parts:
+            final = offset + length == end
+            if payload_or_hole is None:
+                self._replies.zeroes(request.cookie, offset, length, final)
+            else:
+                self._replies.data(request.cookie, offset, payload_or_hole, final)
+            offset += length
+
+    async def _block_status(self, request: WaitingRequest) -> None:
+        limit = 1 if request.flags & nbd.NBD_CMD_FLAG_REQ_ONE else EXTENTS_MAX
+        answers = []
+        for context in self._contexts:
+            reader = CONTEXT_READERS[context.context_id]
+            found = await reader(self._export, request.offset, request.length, limit)
+            extents = merge_extents(found, request.length)[:limit]
+            if not extents:
+                raise LocalProtocolError(
+                    f"the export has no extent of {context.name} at {request.offset}"
+                )
+            answers.append((context.context_id, extents))
+        for index, (context_id, extents) in enumerate(answers):
+            self._replies.block_status(
+                request.cookie, request.offset, context_id, extents, index == len(answers) - 1
+            )
+
+
+def merge_extents(extents: Iterable[tuple[int, int]], length: int) -> list[tuple[int, int]]:
+    """Return extents clipped to ``length`` bytes, adjacent ones with equal flags merged."""
+    merged: list[tuple[int, int]] = []
+    left = length
+    for extent_bytes, flags in extents:
+        clipped = min(extent_bytes, left)
+        if clipped <= 0:
+            continue
+        left -= clipped
+        if merged and merged[-1][1] == flags:
+            merged[-1] = (merged[-1][0] + clipped, flags)
+        else:
+            merged.append((clipped, flags))
+    return merged
+
+
+def _check_covers(request: WaitingRequest, found: int) -> None:
+    if found != request.length:
+        raise LocalProtocolError(
+            f"the export answered {found} bytes to a read of {request.length} at {request.offset}"
+        )
