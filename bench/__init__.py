@@ -1,0 +1,1 @@
+"""Measurements of torus beside the other NBD servers of the same machine."""
