@@ -22,11 +22,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torus.clock import Clock, SystemClock
-from torus.errors import Corruption, Unavailable
+from torus.errors import Unavailable
 from torus.metadata import rules
 from torus.metadata.base import Delete, Entry, Event, Expect, Listing, Put
-from torus.metadata.sqlite_change import Change, checksum
-from torus.metadata.sqlite_file import RECOVER_HINT, open_database, translated
+from torus.metadata.sqlite_change import Change
+from torus.metadata.sqlite_file import (
+    damaged,
+    open_database,
+    read_state,
+    row_crc,
+    translated,
+)
 
 _NEVER_NS = 1 << 63
 
@@ -111,13 +117,11 @@ class SqliteMetadata:
         with self._reading() as connection:
             for (finding,) in connection.execute("PRAGMA integrity_check(1)"):
                 if finding != "ok":
-                    raise Corruption(
-                        f"metadata store {self.path} is damaged: {finding}", hint=RECOVER_HINT
-                    )
+                    raise damaged(self.path, finding)
             revision, _ = self._position()
             for row in connection.execute("SELECT key, value, revision, crc FROM entries"):
                 if self._entry(row).revision > revision:
-                    raise self._damaged(f"key {row[0]!r} is newer than the store")
+                    raise damaged(self.path, f"key {row[0]!r} is newer than the store")
             for row in connection.execute("SELECT key, value, revision, crc FROM changes"):
                 self._check_row(row)
 
@@ -193,10 +197,7 @@ class SqliteMetadata:
 
     def _position(self) -> tuple[int, int]:
         """Return the store's revision and the newest revision that the history lost."""
-        row = self._connection.execute("SELECT revision, trimmed FROM state").fetchone()
-        if row is None:
-            raise self._damaged("its revision is missing")
-        return row[0], row[1]
+        return read_state(self._connection, self.path)[:2]
 
     def _entry(self, row: tuple[Any, ...]) -> Entry:
         self._check_row(row)
@@ -204,11 +205,8 @@ class SqliteMetadata:
 
     def _check_row(self, row: tuple[Any, ...]) -> None:
         key, value, revision, crc = row
-        if not isinstance(value, bytes | None) or checksum(key, value, revision) != crc:
-            raise self._damaged(f"key {key!r} does not match its checksum")
-
-    def _damaged(self, what: str) -> Corruption:
-        return Corruption(f"metadata store {self.path} is damaged: {what}", hint=RECOVER_HINT)
+        if not isinstance(value, bytes | None) or row_crc(key, value, revision) != crc:
+            raise damaged(self.path, f"key {key!r} does not match its checksum")
 
 
 class SqliteWatch:

@@ -8,21 +8,13 @@ Implements docs/metadata.md, "The SQLite file".
 """
 
 import sqlite3
-import zlib
 from collections.abc import Sequence
 
 from torus.clock import Clock
-from torus.errors import Corruption
 from torus.limits import METADATA_HISTORY_BYTES_MAX, METADATA_HISTORY_CHANGES_MAX
 from torus.metadata import rules
 from torus.metadata.base import Delete, Expect, Put
-from torus.metadata.sqlite_file import RECOVER_HINT
-
-
-def checksum(key: str, value: bytes | None, revision: int) -> int:
-    """Return the CRC-32 of a row: its key, revision and value; SQLite itself keeps none."""
-    kind = "deleted" if value is None else "value"
-    return zlib.crc32(value or b"", zlib.crc32(f"{key}\0{revision}\0{kind}\0".encode()))
+from torus.metadata.sqlite_file import read_state, row_crc, state_crc
 
 
 class Change:
@@ -31,20 +23,13 @@ class Change:
     def __init__(self, connection: sqlite3.Connection, path: str, clock: Clock) -> None:
         self._connection = connection
         self._clock = clock
-        row = connection.execute(
-            "SELECT revision, trimmed, sequence, history_bytes, next_lease FROM state"
-        ).fetchone()
-        if row is None:
-            raise Corruption(
-                f"metadata store {path} is damaged: its revision is missing", hint=RECOVER_HINT
-            )
-        self._revision, self._trimmed, self._sequence, self._history_bytes, self._lease = row
-        self._old = row
+        self._old = read_state(connection, path)
+        self._revision, self._trimmed, self._sequence, self._history_bytes, self._lease = self._old
 
     @property
     def changed(self) -> bool:
         """True when an entry was written or removed."""
-        return bool(self._revision != self._old[0])
+        return self._revision != self._old[0]
 
     def holds(self, expectation: Expect) -> bool:
         """Tell whether the expected revision is the key's own; 0 means: absent."""
@@ -64,7 +49,7 @@ class Change:
                 self._put(change, revision)
             elif self._delete(change.key):
                 self._remember(change.key, None, revision)
-        return int(self._revision)
+        return self._revision
 
     def _put(self, put: Put, revision: int) -> None:
         if put.lease is not None and not self._lease_exists(put.lease):
@@ -73,7 +58,7 @@ class Change:
             "INSERT INTO entries (key, value, revision, lease, crc) VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT (key) DO UPDATE SET value = excluded.value,"
             " revision = excluded.revision, lease = excluded.lease, crc = excluded.crc",
-            (put.key, put.value, revision, put.lease, checksum(put.key, put.value, revision)),
+            (put.key, put.value, revision, put.lease, row_crc(put.key, put.value, revision)),
         )
         self._remember(put.key, put.value, revision)
 
@@ -92,14 +77,14 @@ class Change:
                 revision,
                 key,
                 value,
-                checksum(key, value, revision),
+                row_crc(key, value, revision),
                 self._history_bytes,
             ),
         )
 
     def grant(self, ttl_ns: int) -> int:
         """Make a lease and return its id, which was never used before."""
-        lease = int(self._lease)
+        lease = self._lease
         self._lease += 1
         self._connection.execute(
             "INSERT INTO leases (id, ttl_ns, expires_ns) VALUES (?, ?, ?)",
@@ -150,8 +135,8 @@ class Change:
         if row != self._old:
             self._connection.execute(
                 "UPDATE state SET revision = ?, trimmed = ?, sequence = ?, history_bytes = ?,"
-                " next_lease = ?",
-                row,
+                " next_lease = ?, crc = ?",
+                (*row, state_crc(row)),
             )
 
     def _trim(self) -> None:

@@ -15,6 +15,7 @@ import errno
 import os
 import sqlite3
 import string
+import zlib
 from collections.abc import Iterator
 
 from torus.errors import (
@@ -32,13 +33,13 @@ from torus.limits import METADATA_BUSY_TIMEOUT_S
 
 APPLICATION_ID = int.from_bytes(b"TORU", "big")
 FORMAT_VERSION = 1
+SQLITE_PAGE_BYTES_MIN = 512
 JOURNAL_BYTES_MAX = 16 << 20  # what the write-ahead log's file is cut back to
 _PLAIN_IN_URI = b"/._-" + (string.ascii_letters + string.digits).encode()
 TABLES = (
     "CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 1), revision INTEGER NOT NULL,"
     " trimmed INTEGER NOT NULL, sequence INTEGER NOT NULL, history_bytes INTEGER NOT NULL,"
-    " next_lease INTEGER NOT NULL)",
-    "INSERT INTO state VALUES (1, 0, 0, 0, 0, 1)",
+    " next_lease INTEGER NOT NULL, crc INTEGER NOT NULL)",
     "CREATE TABLE entries (key TEXT PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL,"
     " lease INTEGER, crc INTEGER NOT NULL)",
     "CREATE INDEX entries_by_lease ON entries (lease) WHERE lease IS NOT NULL",
@@ -79,6 +80,35 @@ def open_database(path: str, *, create: bool) -> sqlite3.Connection:
     return connection
 
 
+def row_crc(key: str, value: bytes | None, revision: int) -> int:
+    """Return the CRC-32 of an entry or a change; SQLite itself keeps no checksums."""
+    kind = "deleted" if value is None else "value"
+    return zlib.crc32(value or b"", zlib.crc32(f"{key}\0{revision}\0{kind}\0".encode()))
+
+
+def state_crc(counters: tuple[int, ...]) -> int:
+    """Return the CRC-32 of the counters, in the order of the table's columns."""
+    return zlib.crc32(" ".join(str(counter) for counter in counters).encode())
+
+
+def read_state(connection: sqlite3.Connection, path: str) -> tuple[int, int, int, int, int]:
+    """Return revision, trimmed, sequence, history_bytes and next_lease.
+
+    Raises: Corruption; a revision that went back would be given out twice.
+    """
+    row = connection.execute(
+        "SELECT revision, trimmed, sequence, history_bytes, next_lease, crc FROM state"
+    ).fetchone()
+    if row is None or state_crc(row[:-1]) != row[-1]:
+        raise damaged(path, "its counters are missing or do not match their checksum")
+    return row[0], row[1], row[2], row[3], row[4]
+
+
+def damaged(path: str, what: str) -> Corruption:
+    """Return the error for damage inside the store at ``path``."""
+    return Corruption(f"metadata store {path} is damaged: {what}", hint=RECOVER_HINT)
+
+
 @contextlib.contextmanager
 def translated(path: str) -> Iterator[None]:
     """Turn SQLite's errors about the file at ``path`` into torus's."""
@@ -115,7 +145,7 @@ def _meaning(exc: sqlite3.Error, path: str) -> TorusError:
             "whether the last change was made is unknown",
             hint="look for disk errors in the kernel's log: dmesg",
         )
-    return Corruption(f"metadata store {path} is damaged: {exc}", hint=RECOVER_HINT)
+    return damaged(path, str(exc))
 
 
 def _is_full(path: str) -> bool:
@@ -155,6 +185,10 @@ def _fill(path: str) -> None:
         connection.execute("BEGIN IMMEDIATE")
         for statement in TABLES:
             connection.execute(statement)
+        counters = (0, 0, 0, 0, 1)
+        connection.execute(
+            "INSERT INTO state VALUES (1, ?, ?, ?, ?, ?, ?)", (*counters, state_crc(counters))
+        )
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
         connection.execute("COMMIT")
@@ -200,8 +234,11 @@ def _check_regular(path: str) -> None:
             f"metadata store {path} is a directory, not a file",
             hint=f"name a file in it: --meta sqlite:{os.path.join(path, 'meta.sqlite')}",
         )
-    if found.st_size == 0:
-        raise Corruption(f"metadata store {path} is empty: it was truncated", hint=RECOVER_HINT)
+    if found.st_size < SQLITE_PAGE_BYTES_MIN:  # SQLite would take it for a new one
+        raise Corruption(
+            f"metadata store {path} was truncated: it has {found.st_size} bytes",
+            hint=RECOVER_HINT,
+        )
     for needed in (path, os.path.dirname(path)):
         if not os.access(needed, os.R_OK | os.W_OK):
             raise PermissionDenied(
