@@ -177,16 +177,19 @@ cdef class Datapath:
             i += 1
         return i, skip
 
-    def check_blocks(self, uint64_t block, data):
-        """Return the index of the first block of ``data`` whose checksum is not the map's for
-        address ``block`` on, or -1.  Absent blocks must be zeroes; not resident raises KeyError.
-        """
-        cdef const uint8_t[::1] view = data
-        cdef Py_ssize_t count = view.shape[0] // BLOCK, i
-        cdef Entry entry
-        for i in range(count):
-            if self.blocks.lookup(block + i, 1, &entry) < 1:
-                raise KeyError(block + i)
-            if entry.sequence and crc32c(0, &view[i * BLOCK], BLOCK) != entry.crc:
-                return i
-        return -1
+
+def first_mismatch(BlockMap blocks, uint64_t block, data):
+    """Return the index of the first block of ``data`` whose checksum is not the map's for
+    address ``block`` on, or -1; absent blocks are not looked at.
+
+    Raises: LookupError when a leaf of the range is not resident.
+    """
+    cdef const uint8_t[::1] view = data
+    cdef Py_ssize_t count = view.shape[0] // BLOCK, i
+    cdef Entry entry
+    for i in range(count):
+        if blocks.lookup(block + i, 1, &entry) < 1:
+            raise LookupError(f"block {block + i} is not resident")
+        if entry.sequence and crc32c(0, &view[i * BLOCK], BLOCK) != entry.crc:
+            return i
+    return -1

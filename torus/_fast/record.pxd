@@ -47,5 +47,22 @@ cdef class RecordBuilder:
     cdef uint32_t sequence
     cdef uint32_t payload_offset    # where in the chunk the payload begins, after finish()
 
+    cpdef clear(self)
     cdef int add_piece(self, uint64_t block, const void* data, size_t size) except -1
     cdef size_t header_size(self, Py_ssize_t extents, size_t payload) noexcept
+
+cdef class RecordReader:
+    cdef Py_buffer view
+    cdef const Header* head
+    cdef bint held
+    cdef object chunk
+    cdef readonly uint32_t start_offset
+    cdef readonly uint32_t end              # offset in the chunk behind the last record
+    cdef readonly uint32_t next_index
+    cdef readonly bint payload_ok
+    cdef readonly object problem
+
+    cdef judge(self, const Header* head, size_t left)
+    cdef size_t header_need(self, const Header* head) noexcept
+    cdef bint check_payload(self) noexcept
+    cdef const uint32_t* crcs(self) noexcept

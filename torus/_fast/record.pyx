@@ -253,16 +253,6 @@ cdef class RecordReader:
     whose payload is not is still a record: ``payload_ok`` tells.
     """
 
-    cdef Py_buffer view
-    cdef const Header* head
-    cdef bint held
-    cdef object chunk
-    cdef readonly uint32_t start_offset
-    cdef readonly uint32_t end              # offset in the chunk behind the last record
-    cdef readonly uint32_t next_index
-    cdef readonly bint payload_ok
-    cdef readonly object problem
-
     def __cinit__(self, data, chunk, uint32_t offset, uint32_t next_index):
         PyObject_GetBuffer(data, &self.view, PyBUF_SIMPLE)
         self.held = True
@@ -415,7 +405,8 @@ cdef class RecordReader:
 
 def find_header(data, Py_ssize_t start):
     """Return the first position from ``start`` on, in steps of 512 bytes, where a whole record
-    header of any chunk lies, with its (volume, epoch, tag, sequence, lsn); None when none does.
+    header of any chunk lies, with its (volume, epoch, tag, sequence, lsn, committed); None when
+    none does.
 
     For offline inspection of damaged slots: a header that follows a hole proves a loss.
     """
@@ -442,7 +433,8 @@ def find_header(data, Py_ssize_t start):
                         crc, <const uint8_t*>head + sizeof(Header), need - sizeof(Header)
                     )
                     if crc == head.header_crc:
-                        return at, (head.volume, head.epoch, head.tag, head.sequence, head.lsn)
+                        return at, (head.volume, head.epoch, head.tag, head.sequence,
+                                    head.lsn, head.committed)
             at += ALIGN
         return None
     finally:

@@ -147,7 +147,7 @@ class PosixDisk:
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         fd = os.open(name + ".new", flags, 0o600, dir_fd=self._directory)
         try:
-            os.posixfallocate(fd, 0, limits.SEGMENT_HEADER_BYTES + slot_bytes)
+            os.posix_fallocate(fd, 0, limits.SEGMENT_HEADER_BYTES + slot_bytes)
             _write_all(fd, header, 0)
             os.fsync(fd)
             os.rename(name + ".new", name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
@@ -186,7 +186,7 @@ class PosixDisk:
 
     def allocate(self, address: int, size: int) -> None:
         fd, offset = self._locate(address)
-        os.posixfallocate(fd, offset, size)
+        os.posix_fallocate(fd, offset, size)
 
     def punch(self, address: int, size: int) -> None:
         fd, offset = self._locate(address)

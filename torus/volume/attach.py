@@ -1,0 +1,238 @@
+"""Attach and detach: become a volume's only writer, recover it, serve it, give it back.
+
+The order is design section 4, "Takeover": swap the epoch, fence and read the open span, make
+what was found durable, swap the head, serve.  Detach: drain, checkpoint, flush, release.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torus import limits
+from torus.clock import Clock
+from torus.cluster.chunks import Chunks
+from torus.errors import TorusError
+from torus.log import get_logger
+from torus.metadata.schema import Head, Owner
+from torus.volume.catalog_ask import Volume as Found
+from torus.volume.catalog_async import AsyncCatalog
+from torus.volume.checkpoint import Checkpointer
+from torus.volume.core import Core
+from torus.volume.log import Log, Position, head_payload
+from torus.volume.reads import Reads
+from torus.volume.recovery import Recovered, Recovery
+from torus.volume.volume import Volume
+from torus.volume.writes import WriteQueue
+
+log = get_logger("torus.attach")
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeOptions:
+    """How this process serves volumes."""
+
+    map_cache_bytes: int = limits.MAP_CACHE_BYTES_DEFAULT
+    checkpoint_interval_s: float = limits.CHECKPOINT_INTERVAL_S
+    pause_when_full: bool = True
+    observe_checkpoint: Callable[[int], None] = lambda _ns: None
+
+
+class Attachment:
+    """A volume that this process owns, until `detach` or until it is fenced."""
+
+    def __init__(self, volume: Volume, holder: "_Holder") -> None:
+        self.volume = volume
+        self._holder = holder
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under which this process writes."""
+        return self.volume.core.epoch
+
+    async def resize(self, size_bytes: int, *, spec_size: int | None = None) -> None:
+        """Use a size that the operator set in the metadata; a shrink unmaps what is cut off.
+
+        Raises: the volume's failure, Corruption, Unavailable.
+        """
+        core = self.volume.core
+        old = core.spec.size_bytes
+        if size_bytes == old:
+            return
+        if size_bytes < old:
+            edge = -(-size_bytes // limits.BLOCK_BYTES) * limits.BLOCK_BYTES
+            core.spec = replace(core.spec, size_bytes=size_bytes)
+            if size_bytes < min(edge, old):
+                await self.volume.trim(size_bytes, min(edge, old) - size_bytes, durable=False)
+            if edge < old:
+                await self.volume.trim(edge, old - edge, durable=False)
+        else:
+            blocks = -(-size_bytes // limits.BLOCK_BYTES)
+            if blocks > core.blocks.size_blocks:
+                core.blocks.resize(blocks)
+            core.spec = replace(core.spec, size_bytes=size_bytes)
+        log.info("volume.resized", volume=core.spec.name, old=old, new=size_bytes)
+
+    async def detach(self) -> None:
+        """Make everything durable, checkpoint, and give the volume back; idempotent.
+
+        A volume that was lost is only taken apart.
+
+        Raises: Fenced, PoolFull, DiskFailed, Unavailable.
+        """
+        await self._holder.detach(self.volume)
+
+
+class _Holder:
+    """The head of one attached volume in the metadata store, and its revision."""
+
+    def __init__(self, catalog: AsyncCatalog, volume: int, revision: int) -> None:
+        self._catalog = catalog
+        self._volume = volume
+        self._revision = revision
+        self._detached = False
+
+    async def publish(self, head: Head) -> None:
+        self._revision = await self._catalog.publish(self._volume, head, self._revision)
+
+    async def detach(self, volume: Volume) -> None:
+        if self._detached:
+            return
+        self._detached = True
+        core = volume.core
+        try:
+            await volume.queue.drain()
+            await volume.checkpointer.stop()
+            if core.failure is None:
+                if core.dirty:
+                    await volume.checkpointer.write()
+                await core.journal.sync()
+                await self._release(volume)
+        finally:
+            await volume.checkpointer.stop()
+            await volume.queue.stop()
+        if core.failure is None:
+            log.info("volume.detached", volume=core.spec.name, epoch=core.epoch)
+
+    async def _release(self, volume: Volume) -> None:
+        core, head = volume.core, volume.checkpointer.head
+        last = core.journal.last_sequence
+        core.spans = core.spans.close(last, core.journal.end if last is not None else None)
+        head = replace(head, spans=core.spans.to_tuple(), mapped_blocks=core.blocks.mapped_blocks)
+        await self._catalog.release(self._volume, head, self._revision)
+
+
+async def attach(
+    found: Found,
+    catalog: AsyncCatalog,
+    chunks: Chunks,
+    owner: Owner,
+    clock: Clock,
+    options: VolumeOptions,
+    *,
+    takeover: bool = False,
+) -> Attachment:
+    """Become the only writer of a volume and recover it.
+
+    Raises: Busy, NotFound, Fenced, Corruption, Unavailable, DiskFailed, UnknownVersion.
+    """
+    began = clock.monotonic_ns()
+    held = await catalog.acquire(found.spec.volume, owner, takeover=takeover)
+    spec, epoch = held.spec, held.head.epoch
+    holder = _Holder(catalog, spec.volume, held.head_revision)
+    try:
+        await chunks.fence(spec.volume, epoch)
+        recovery = Recovery(chunks, spec, held.head, epoch, options.map_cache_bytes)
+        recovered = await recovery.run()
+        await chunks.sync(recovered.unsettled)
+        spans = recovered.spans.open(epoch, recovered.spans.last_sequence + 1)
+        head = replace(held.head, spans=spans.to_tuple())
+        await holder.publish(head)
+        await _delete_strays(chunks, spans, spec.volume, epoch)
+    except TorusError:
+        await _give_back(catalog, held)
+        raise
+    volume = _assemble(held, head, recovered, chunks, options, holder, clock)
+    log.info(
+        "volume.attached",
+        volume=spec.name,
+        epoch=epoch,
+        records=recovered.records,
+        damaged=len(recovered.damaged),
+        milliseconds=(clock.monotonic_ns() - began) // 1_000_000,
+    )
+    return Attachment(volume, holder)
+
+
+def _assemble(
+    held: Found,
+    head: Head,
+    recovered: Recovered,
+    chunks: Chunks,
+    options: VolumeOptions,
+    holder: _Holder,
+    clock: Clock,
+) -> Volume:
+    spec, epoch = held.spec, head.epoch
+    spans = recovered.spans.open(epoch, recovered.spans.last_sequence + 1)
+    start = Position(recovered.spans.last_sequence, 0, 0, recovered.end.lsn)
+    journal = Log(chunks, spec.volume, epoch, start)
+    journal.head_payload = head_payload(spec.to_bytes(), head.to_bytes())
+    core = Core(spec, epoch, spans, recovered.blocks, journal, chunks, options.map_cache_bytes)
+    if recovered.records:
+        core.checkpoint_lsn = -1  # what was replayed wants a checkpoint of its own
+    reads = Reads(core)
+    checkpointers: list[Checkpointer] = []
+
+    def progress() -> None:
+        checkpointers[0].consider()
+
+    def full() -> None:
+        checkpointers[0].request()
+
+    queue = WriteQueue(
+        core, reads.blocks, pause_when_full=options.pause_when_full,
+        on_progress=progress, on_full=full,
+    )  # fmt: skip
+    checkpointer = Checkpointer(
+        core, queue, head, holder.publish, clock,
+        options.checkpoint_interval_s, options.observe_checkpoint,
+    )  # fmt: skip
+    checkpointers.append(checkpointer)
+    return Volume(core, reads, queue, checkpointer)
+
+
+async def _give_back(catalog: AsyncCatalog, held: Found) -> None:
+    """Let others try: without this the volume would look attached until this process ends."""
+    try:
+        current = await catalog.get_by_id(held.spec.volume)
+        if current.head.epoch == held.head.epoch and current.head.owner == held.head.owner:
+            await catalog.release(held.spec.volume, current.head, current.head_revision)
+    except TorusError as exc:
+        log.warning("volume.not_given_back", volume=held.spec.name, error=str(exc))
+
+
+async def _delete_strays(chunks: Chunks, spans, volume: int, epoch: int) -> None:  # type: ignore[no-untyped-def]
+    """Free chunks that a superseded writer left behind the point where its log was cut.
+
+    This is positive knowledge, not absence: the caller holds the newest epoch, the head it
+    published names every chunk of the log, and older epochs are fenced.
+    """
+    strays = []
+    for chunk in await chunks.list(volume):
+        if chunk.epoch >= epoch:
+            continue
+        try:
+            known = spans.chunk(chunk.sequence)
+        except TorusError:
+            known = None
+        if known != chunk and not _before_first(spans, chunk.sequence):
+            strays.append(chunk)
+    if strays:
+        count = await chunks.delete(volume, epoch, strays)
+        log.info("volume.strays_freed", volume=volume, chunks=count)
+
+
+def _before_first(spans, sequence: int) -> bool:  # type: ignore[no-untyped-def]
+    """True for chunks older than everything in the head: trimmed there, deleted already or
+    about to be; never decided here."""
+    first = next(iter(spans), None)
+    return first is not None and sequence < first.first

@@ -1,0 +1,109 @@
+"""What the parts of an attached volume share: its map, its log, its chunks, its fate.
+
+Decides how a map leaf is brought back from the log and when leaves are dropped from memory.
+"""
+
+from torus import limits
+from torus._fast.blockmap import BlockMap
+from torus._fast.datapath import Datapath
+from torus.cluster.chunks import Chunks
+from torus.errors import DiskFailed, TorusError
+from torus.ids import ChunkId
+from torus.log import get_logger
+from torus.metadata.schema import VolumeSpec
+from torus.volume.leaves import load_leaves
+from torus.volume.log import Log
+from torus.volume.spans import Spans
+
+log = get_logger("torus.volume")
+
+
+class Core:
+    """One attached volume.  Used from one event loop."""
+
+    def __init__(
+        self,
+        spec: VolumeSpec,
+        epoch: int,
+        spans: Spans,
+        blocks: BlockMap,
+        journal: Log,
+        chunks: Chunks,
+        cache_bytes: int,
+    ) -> None:
+        self.spec = spec
+        self.epoch = epoch
+        self.spans = spans
+        self.blocks = blocks
+        self.journal = journal
+        self.chunks = chunks
+        self.cache_bytes = cache_bytes
+        self.places: dict[int, int] = {}
+        self.path = None if chunks.io is None else Datapath(blocks, chunks.io, self.places)
+        self.failure: TorusError | None = None
+        self.last_data_lsn = journal.lsn
+        self.checkpoint_lsn = journal.lsn
+        self.log_bytes_at_checkpoint = 0
+
+    def fail(self, error: TorusError) -> None:
+        """Stop serving: every later call raises ``error``."""
+        if self.failure is None:
+            self.failure = error
+            log.error("volume.failed", volume=self.spec.name, epoch=self.epoch, error=str(error))
+
+    def check(self) -> None:
+        """Refuse work on a volume that has failed or was lost to another writer.
+
+        Raises: the error that ended it.
+        """
+        if self.failure is not None:
+            raise self.failure
+
+    def check_reads(self) -> None:
+        """Refuse reads of a volume that was lost; a failed disk may still be read.
+
+        Raises: the error that ended it.
+        """
+        if self.failure is not None and not isinstance(self.failure, DiskFailed):
+            raise self.failure
+
+    def chunk(self, sequence: int) -> ChunkId:
+        """Return the chunk that a map entry means.
+
+        Raises: Corruption.
+        """
+        return self.spans.chunk(sequence)
+
+    def note_place(self, sequence: int) -> None:
+        """Tell the compiled path where a chunk lies, when that is in this process."""
+        if self.path is not None and sequence not in self.places:
+            place = self.chunks.place(self.chunk(sequence))
+            if place is not None:
+                self.places[sequence] = place
+
+    async def load(self, block: int, count: int) -> None:
+        """Bring the leaves of a range into memory.
+
+        Raises: Corruption, Unavailable.
+        """
+        await load_leaves(self.blocks, self.spans, self.chunks, block, count)
+
+    def shrink_cache(self) -> None:
+        """Drop clean leaves beyond the cache's size; only between records."""
+        if self.blocks.resident_bytes > self.cache_bytes:
+            self.blocks.evict(self.cache_bytes)
+
+    @property
+    def block_count(self) -> int:
+        """Blocks of the volume; the last may be partly beyond its end."""
+        return -(-self.spec.size_bytes // limits.BLOCK_BYTES)
+
+    @property
+    def log_bytes(self) -> int:
+        """Bytes appended since the last checkpoint."""
+        return self.journal.appended_bytes - self.log_bytes_at_checkpoint
+
+    @property
+    def dirty(self) -> bool:
+        """True when there is data that the last checkpoint does not cover."""
+        return self.last_data_lsn > self.checkpoint_lsn

@@ -1,0 +1,174 @@
+"""The append side of a volume's log: where the next record goes.
+
+Decides chunk, index, offset and lsn of each record, and what a flush must make durable.  One
+record at a time: the caller finishes one append before it starts the next.  Knows nothing of
+the map.  Implements docs/format.md, "The log".
+"""
+
+from dataclasses import dataclass
+
+from torus import limits
+from torus._fast.record import KIND_HEAD, RecordBuilder
+from torus.cluster.chunks import Chunks, ChunkWriter
+from torus.format.root import RootPayload
+from torus.ids import ChunkId
+
+# Below this much room a chunk counts as full: a header and one block.
+_ROOM_MIN = limits.RECORD_ALIGN_BYTES + limits.BLOCK_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place between two records of a log."""
+
+    sequence: int
+    offset: int
+    index: int
+    lsn: int  # of the record before it
+
+
+class Log:
+    """The open end of one volume's log under one epoch."""
+
+    def __init__(self, chunks: Chunks, volume: int, epoch: int, start: Position) -> None:
+        """``start.sequence`` is the last chunk of earlier epochs: the first of this one
+        follows it."""
+        self._chunks = chunks
+        self._volume = volume
+        self._epoch = epoch
+        self._tag = 0
+        self._writer: ChunkWriter | None = None
+        self._chunk = ChunkId(volume, epoch, 0, start.sequence)
+        self._offset = chunks.slot_bytes
+        self._index = 0
+        self._dirty: dict[ChunkId, int] = {}
+        self.first_sequence = start.sequence + 1
+        self.lsn = start.lsn
+        self.committed = start.lsn
+        self.head_payload: bytes | None = None  # first record of the span; set by the owner
+        self.records = 0
+        self.appended_bytes = 0
+
+    @property
+    def position(self) -> Position:
+        """Return where the next record goes; in a new chunk when none is open."""
+        if self._writer is None:
+            offset, index = limits.SLOT_HEADER_BYTES, 0
+            return Position(self._chunk.sequence + 1, offset, index, self.lsn)
+        return Position(self._chunk.sequence, self._offset, self._index, self.lsn)
+
+    @property
+    def last_sequence(self) -> int | None:
+        """Return the newest chunk of this epoch; None before its first record."""
+        return None if self._writer is None else self._chunk.sequence
+
+    @property
+    def end(self) -> int:
+        """Return the offset behind the last record in the newest chunk."""
+        return self._offset
+
+    @property
+    def room(self) -> int:
+        """Return the bytes left in the open chunk; 0 when the next one must be opened."""
+        left = self._chunks.slot_bytes - self._offset
+        return left if left >= _ROOM_MIN else 0
+
+    @property
+    def chunk(self) -> ChunkId:
+        """Return the newest chunk."""
+        return self._chunk
+
+    def next_chunk_now(self, *, from_reserve: bool) -> bool:
+        """Open the next chunk without waiting; False when that takes waiting.
+
+        Raises: Fenced, PoolFull, DiskFailed.
+        """
+        chunk = self._chunk._replace(sequence=self._chunk.sequence + 1)
+        writer = self._chunks.open_now(chunk, from_reserve=from_reserve)
+        if writer is None:
+            return False
+        self._use(chunk, writer)
+        if self.head_payload is not None:
+            record = self._head_record()
+            appended = self.append_now(record, KIND_HEAD)
+            assert appended
+            self.head_payload = None
+        return True
+
+    async def next_chunk(self, *, from_reserve: bool) -> None:
+        """Open the next chunk.
+
+        Raises: Fenced, PoolFull, DiskFailed, Unavailable.
+        """
+        chunk = self._chunk._replace(sequence=self._chunk.sequence + 1)
+        self._use(chunk, await self._chunks.open(chunk, from_reserve=from_reserve))
+        if self.head_payload is not None:
+            await self.append(self._head_record(), KIND_HEAD)
+            self.head_payload = None
+
+    def append_now(self, record: RecordBuilder, kind: int) -> bool:
+        """Append ``record`` without waiting; False when that takes waiting.
+
+        Raises: Fenced, PoolFull, DiskFailed.
+        """
+        writer = self._writer
+        assert writer is not None
+        self._finish(record, kind)
+        if not writer.append_now(self._index, self._offset, record):
+            return False
+        self._advance(record)
+        return True
+
+    async def append(self, record: RecordBuilder, kind: int) -> None:
+        """Append ``record``.
+
+        Raises: Fenced, PoolFull, DiskFailed, Unavailable.
+        """
+        writer = self._writer
+        assert writer is not None
+        self._finish(record, kind)
+        await writer.append(self._index, self._offset, record)
+        self._advance(record)
+
+    async def sync(self) -> None:
+        """Make every record appended before the call durable.
+
+        Raises: DiskFailed, Unavailable, Corruption.
+        """
+        lsn, dirty = self.lsn, dict(self._dirty)
+        if not dirty:
+            return
+        await self._chunks.sync(dirty)
+        for chunk, last in dirty.items():
+            if self._dirty.get(chunk) == last:
+                del self._dirty[chunk]
+        self.committed = max(self.committed, lsn)
+
+    def _use(self, chunk: ChunkId, writer: ChunkWriter) -> None:
+        self._chunk, self._writer = chunk, writer
+        self._offset, self._index = limits.SLOT_HEADER_BYTES, 0
+
+    def _head_record(self) -> RecordBuilder:
+        assert self.head_payload is not None
+        record = RecordBuilder(len(self.head_payload), 1)
+        record.set_payload(self.head_payload)
+        return record
+
+    def _finish(self, record: RecordBuilder, kind: int) -> None:
+        record.finish(
+            kind, self._chunk, self._index, self.lsn + 1, self.committed, self._offset
+        )
+
+    def _advance(self, record: RecordBuilder) -> None:
+        size = record.size
+        self.lsn += 1
+        self._index += 1
+        self._offset += size
+        self._dirty[self._chunk] = self.lsn
+        self.records += 1
+        self.appended_bytes += size
+
+
+def head_payload(spec: bytes, head: bytes) -> bytes:
+    """Return the payload of the record that begins a span."""
+    return RootPayload(b"", spec, head).pack()

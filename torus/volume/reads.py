@@ -1,0 +1,137 @@
+"""Reads that wait: leaves to load, blocks not in the page cache, chunks elsewhere.
+
+Every block is checked against the map's checksum before it is handed out.  A block that moved
+while it was being read is read again; one that stays wrong is `Corruption`, never data.
+"""
+
+from collections.abc import Sequence
+
+from torus import limits
+from torus._fast.datapath import first_mismatch
+from torus.errors import Corruption
+from torus.volume.core import Core
+from torus.volume.leaves import LEAF_BLOCKS, UNIT
+
+BLOCK = limits.BLOCK_BYTES
+_ATTEMPTS = 4
+_STATUS_LEAVES = 64  # leaves that one block status request may load at once
+HOLE, ZERO = 1, 2  # NBD_STATE_HOLE, NBD_STATE_ZERO
+
+
+class Reads:
+    """The slow read path of one volume."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Return ``length`` bytes at ``offset``; multiples of 512, within the volume.
+
+        Raises: Corruption, Unavailable, the volume's failure.
+        """
+        first, last = offset // BLOCK, (offset + length - 1) // BLOCK
+        data = await self.blocks(first, last - first + 1)
+        start = offset - first * BLOCK
+        return bytes(memoryview(data)[start : start + length])
+
+    async def blocks(self, block: int, count: int) -> bytearray:
+        """Return whole blocks."""
+        core = self._core
+        for _ in range(_ATTEMPTS):
+            core.check_reads()
+            await core.load(block, count)
+            runs = core.blocks.runs(block, count)
+            data = bytearray(count * BLOCK)
+            try:
+                await self._fill(data, block, runs)
+            except Corruption:
+                # The chunk may have been collected after its blocks moved.
+                if core.blocks.missing(block, count) or core.blocks.runs(block, count) == runs:
+                    raise
+                continue
+            await core.load(block, count)
+            bad = first_mismatch(core.blocks, block, data)
+            if bad < 0:
+                core.shrink_cache()
+                return data
+            if core.blocks.runs(block, count) == runs:
+                raise self._damaged(block + bad)
+        raise self._damaged(block)
+
+    async def _fill(self, data: bytearray, block: int, runs: Sequence[tuple[int, ...]]) -> None:
+        core = self._core
+        reads = []
+        for _, blocks, sequence, offset, _ in runs:
+            core.note_place(sequence)
+            reads.append((core.chunk(sequence), offset * UNIT, blocks * BLOCK))
+        if not reads:
+            return
+        for run, piece in zip(runs, await core.chunks.read(reads), strict=True):
+            start = (run[0] - block) * BLOCK
+            data[start : start + len(piece)] = piece
+
+    def _damaged(self, block: int) -> Corruption:
+        entry = self._core.blocks.get(block)
+        place = "unmapped"
+        if entry is not None:
+            place = f"chunk {self._core.chunk(entry[0])} at {entry[1] * UNIT}"
+        return Corruption(
+            f"volume {self._core.spec.name!r}: block at byte {block * BLOCK} ({place}) does not "
+            "have the checksum it was written with",
+            hint="restore it from a backup; 'torus check' lists every damaged block",
+        )
+
+    async def sparse(self, offset: int, length: int) -> list[tuple[int, bytes | None]]:
+        """Return the range as adjacent pieces of (bytes, data or None for zeroes)."""
+        pieces: list[tuple[int, bytes | None]] = []
+        at, end = offset, offset + length
+        for size, flags in await self.status(offset, length, 1 << 20):
+            size = min(size, end - at)
+            pieces.append((size, None if flags else await self.read(at, size)))
+            at += size
+        return pieces
+
+    async def status(self, offset: int, length: int, limit: int) -> list[tuple[int, int]]:
+        """Return (bytes, base:allocation flags) from ``offset`` on, at most ``limit`` extents.
+
+        Covers the whole range unless ``limit`` or the leaves that may be loaded run out.
+        """
+        core = self._core
+        core.check_reads()
+        block, stop = offset // BLOCK, -(-(offset + length) // BLOCK)
+        found: list[tuple[int, int]] = []
+        loads = _STATUS_LEAVES
+        while block < stop and len(found) <= limit:
+            extents, reached = core.blocks.extents(block, stop - block, limit + 1)
+            for count, mapped in extents:
+                _merge(found, count * BLOCK, 0 if mapped else HOLE | ZERO)
+            if reached < stop:
+                if loads == 0 and found:
+                    break
+                loads = max(loads - 1, 0)
+                await core.load(reached, min(stop - reached, LEAF_BLOCKS))
+            if reached == block and not extents and not core.blocks.missing(block, 1):
+                raise Corruption(f"map of volume {core.spec.name!r} does not advance at {block}")
+            block = reached
+        core.shrink_cache()
+        return _clip(found, offset, length)[:limit]
+
+
+def _merge(extents: list[tuple[int, int]], size: int, flags: int) -> None:
+    if extents and extents[-1][1] == flags:
+        extents[-1] = (extents[-1][0] + size, flags)
+    else:
+        extents.append((size, flags))
+
+
+def _clip(extents: list[tuple[int, int]], offset: int, length: int) -> list[tuple[int, int]]:
+    """Cut whole blocks down to the range asked for."""
+    if not extents:
+        return extents
+    size, flags = extents[0]
+    extents[0] = (size - offset % BLOCK, flags)
+    total = sum(size for size, _ in extents)
+    if total > length:
+        size, flags = extents[-1]
+        extents[-1] = (size - (total - length), flags)
+    return extents

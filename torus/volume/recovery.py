@@ -1,0 +1,285 @@
+"""Recovery of a volume's map: the last checkpoint's root, then replay of the log behind it.
+
+Decides where the log of a dead writer ends.  A record that is not whole ends the log only if
+no later record proves that it had been made durable; where one does, it is corruption and
+recovery says so instead of cutting flushed data off.  Records are applied in log order.
+
+Implements docs/format.md, "Recovery".
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from torus import limits
+from torus._fast.blockmap import BlockMap
+from torus._fast.crc import checksum
+from torus._fast.record import KIND_DATA, KIND_ROOT, RecordReader, find_header
+from torus.cluster.chunks import Chunks
+from torus.errors import Corruption
+from torus.format.root import RootPayload
+from torus.ids import ChunkId
+from torus.log import get_logger
+from torus.metadata.schema import Head, RootRef, Span, VolumeSpec
+from torus.volume.leaves import UNIT, load_leaves
+from torus.volume.log import Position
+from torus.volume.spans import Spans
+
+log = get_logger("torus.recovery")
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What recovery found."""
+
+    blocks: BlockMap
+    spans: Spans  # the open span closed where the log ends
+    end: Position
+    records: int = 0
+    damaged: list[str] = field(default_factory=list)  # durable records with rotten payloads
+    unsettled: list[ChunkId] = field(default_factory=list)  # may not be durable yet
+
+
+class Recovery:
+    """One recovery.  ``epoch`` is the new owner's; it fences as it reads."""
+
+    def __init__(
+        self, chunks: Chunks, spec: VolumeSpec, head: Head, epoch: int, cache_bytes: int
+    ) -> None:
+        self._chunks = chunks
+        self._spec = spec
+        self._head = head
+        self._epoch = epoch
+        self._cache_bytes = cache_bytes
+        self._spans = Spans(spec.volume, head.spans)
+        self._committed = 0
+
+    async def run(self) -> Recovered:
+        """Rebuild the map.
+
+        Raises: Corruption when durable data is gone or cannot be told from the end of the
+            log; Fenced, Unavailable, DiskFailed, UnknownVersion.
+        """
+        root = self._head.root
+        blocks = await self._load_root(root) if root is not None else self._empty()
+        size = -(-self._spec.size_bytes // limits.BLOCK_BYTES)
+        if size > blocks.size_blocks:
+            blocks.resize(size)
+        found = Recovered(blocks, self._spans, self._start(root))
+        if root is not None:
+            self._committed = root.lsn
+        for span in self._head.spans:
+            await self._replay_span(span, found)
+        found.spans = self._spans.close(*self._tail(found))
+        await self._shrink(blocks, size)
+        return found
+
+    def _empty(self) -> BlockMap:
+        return BlockMap(-(-self._spec.size_bytes // limits.BLOCK_BYTES), self._cache_bytes)
+
+    def _start(self, root: RootRef | None) -> Position:
+        if root is None:
+            first = self._head.spans[0].first if self._head.spans else 1
+            return Position(first, limits.SLOT_HEADER_BYTES, 0, 0)
+        return Position(root.replay_sequence, root.replay_offset, root.replay_index, root.lsn)
+
+    def _tail(self, found: Recovered) -> tuple[int | None, int | None]:
+        last = self._spans.last
+        if last is None or last.last is not None or found.end.sequence < last.first:
+            return None, None
+        if found.end.offset == limits.SLOT_HEADER_BYTES:  # not begun: the one before is the end
+            previous = found.end.sequence - 1
+            return (previous, None) if previous >= last.first else (None, None)
+        return found.end.sequence, found.end.offset
+
+    async def _shrink(self, blocks: BlockMap, size: int) -> None:
+        """Apply a shrink that the last owner did not live to apply."""
+        if size >= blocks.size_blocks:
+            return
+        await load_leaves(blocks, self._spans, self._chunks, size, blocks.size_blocks - size)
+        blocks.resize(size)
+
+    # --- the checkpoint -----------------------------------------------------------------
+
+    async def _load_root(self, root: RootRef) -> BlockMap:
+        chunk = self._spans.chunk(root.sequence)
+        where = f"root of volume {self._spec.name!r} in chunk {chunk} at {root.offset}"
+        [data] = await self._chunks.read([(chunk, root.offset, root.size)])
+        reader = RecordReader(data, chunk, root.offset, _index_in(data))
+        if not reader.advance() or not reader.payload_ok or reader.kind != KIND_ROOT:
+            raise Corruption(
+                f"{where} is damaged: {reader.problem or 'its payload is'}",
+                hint="run 'torus check'; the log before it may still be whole",
+            )
+        payload = RootPayload.unpack(reader.payload(), where)
+        blocks = BlockMap.from_root(payload.root, self._cache_bytes)
+        for level, index, sequence, offset, size, crc in blocks.unloaded():
+            place = (self._spans.chunk(sequence), offset * UNIT, size)
+            [page] = await self._chunks.read([place])
+            if checksum(page) != crc:
+                raise Corruption(f"{where}: its {level} page {index} in {place[0]} is damaged")
+            if level == "directory":
+                blocks.load_directory(index, page)
+            else:
+                blocks.load_usage(index, page)
+        return blocks
+
+    # --- replay -------------------------------------------------------------------------
+
+    async def _replay_span(self, span: Span, found: Recovered) -> None:
+        sequence = max(span.first, found.end.sequence)
+        if span.last is not None and sequence > span.last:
+            return
+        ahead = self._scan(span, sequence, found.end)
+        while span.last is None or sequence <= span.last:
+            data = await ahead
+            if data is None:
+                if span.last is None:
+                    break
+                raise self._lost(span, sequence, "is not there")
+            chunk = ChunkId(self._spec.volume, span.epoch, span.tag, sequence)
+            start = self._place(sequence, found.end)
+            following = ChunkId(*chunk[:3], sequence + 1)
+            ahead = self._scan(span, sequence + 1, None)
+            whole = await self._replay_chunk(chunk, data, start, span, found)
+            closed_here = sequence == span.last
+            if not (whole or closed_here):
+                if await self._ends_here(chunk, data, found, ahead, following):
+                    if span.last is not None:
+                        raise self._lost(span, sequence, f"ends at {found.end.offset}")
+                    break
+            sequence += 1
+        ahead.cancel()
+        if span.last is not None:
+            found.end = Position(
+                span.last + 1, limits.SLOT_HEADER_BYTES, 0, found.end.lsn
+            )
+
+    def _scan(
+        self, span: Span, sequence: int, end: Position | None
+    ) -> asyncio.Future[bytes | None]:
+        """Begin to read a chunk, ahead of its use."""
+        offset = limits.SLOT_HEADER_BYTES
+        if end is not None and sequence == end.sequence:
+            offset = end.offset
+        chunk = ChunkId(self._spec.volume, span.epoch, span.tag, sequence)
+        future = asyncio.ensure_future(self._chunks.scan(chunk, self._epoch, offset))
+        future.add_done_callback(_consume)
+        return future
+
+    @staticmethod
+    def _place(sequence: int, end: Position) -> Position:
+        if sequence == end.sequence:
+            return end
+        return Position(sequence, limits.SLOT_HEADER_BYTES, 0, end.lsn)
+
+    async def _replay_chunk(
+        self, chunk: ChunkId, data: bytes, start: Position, span: Span, found: Recovered
+    ) -> bool:
+        """Apply a chunk's records; True when its bytes were records to the very end."""
+        reader = RecordReader(data, chunk, start.offset, start.index)
+        lsn = start.lsn
+        exact = span.end if chunk.sequence == span.last else None
+        stop = self._chunks.slot_bytes if exact is None else exact
+        opened, end = False, start.offset
+        while reader.end < stop:
+            if not reader.advance() or reader.lsn != lsn + 1:
+                break
+            self._committed = max(self._committed, reader.committed)
+            if not reader.payload_ok and not self._accept_rotten(reader, chunk, data, span, found):
+                break
+            if not opened:
+                found.blocks.open_sequence(chunk.sequence)
+                found.unsettled.append(chunk)
+                opened = True
+            lsn += 1
+            found.records += 1
+            if reader.kind == KIND_DATA:
+                await self._apply(reader, found.blocks)
+            end = reader.end
+            found.end = Position(chunk.sequence, end, reader.next_index, lsn)
+        if exact is not None and end != exact:
+            raise self._lost(span, chunk.sequence, f"ends at {end}, not {exact}")
+        return end >= stop
+
+    async def _apply(self, reader: RecordReader, blocks: BlockMap) -> None:
+        if not reader.ready(blocks):
+            for block, count, _ in reader.extent_list():
+                await load_leaves(blocks, self._spans, self._chunks, block, count)
+        reader.apply(blocks)
+        if blocks.resident_bytes > 2 * self._cache_bytes:
+            blocks.evict(self._cache_bytes)
+
+    def _accept_rotten(
+        self, reader: RecordReader, chunk: ChunkId, data: bytes, span: Span, found: Recovered
+    ) -> bool:
+        """Tell rot from a torn tail: a payload that was durable once is not the log's end."""
+        lsn = reader.lsn
+        durable = span.last is not None or lsn <= self._committed
+        if not durable:
+            beyond = reader.end - (self._chunks.slot_bytes - len(data))
+            durable = self._committed_after(chunk, data, beyond) >= lsn
+        if durable:
+            message = f"chunk {chunk}: record {reader.index} at {reader.offset} is damaged"
+            found.damaged.append(message)
+            log.error("recovery.record.damaged", volume=self._spec.name, reason=message)
+        return durable
+
+    async def _ends_here(
+        self,
+        chunk: ChunkId,
+        data: bytes,
+        found: Recovered,
+        ahead: asyncio.Future[bytes | None],
+        following: ChunkId,
+    ) -> bool:
+        """Decide whether the log ends in ``chunk``: True, or False when it goes on in the next.
+
+        Raises: Corruption when a later record says that the missing one was durable.
+        """
+        next_data = await ahead
+        lsn = found.end.lsn + 1
+        if next_data is not None:
+            reader = RecordReader(next_data, following, limits.SLOT_HEADER_BYTES, 0)
+            if reader.advance() and reader.lsn == lsn:
+                return False
+        committed = self._committed
+        beyond = max(found.end.offset - (self._chunks.slot_bytes - len(data)), 0)
+        committed = max(committed, self._committed_after(chunk, data, beyond))
+        if next_data is not None:
+            committed = max(committed, self._committed_after(following, next_data, 0))
+        if committed >= lsn:
+            raise Corruption(
+                f"volume {self._spec.name!r}: record lsn {lsn} is missing or damaged in chunk "
+                f"{chunk} at {found.end.offset}, but it was durable (a later record says up to "
+                f"{committed})",
+                hint="run 'torus check' for what else is damaged; restore from a backup",
+            )
+        return True
+
+    def _committed_after(self, chunk: ChunkId, data: bytes, start: int) -> int:
+        """Return the highest committed lsn that any later record of ``chunk`` names."""
+        committed, at = 0, start
+        while (hit := find_header(data, at)) is not None:
+            at, (volume, epoch, tag, sequence, _, says) = hit
+            if (volume, epoch, tag, sequence) == chunk:
+                committed = max(committed, says)
+            at += UNIT
+        return committed
+
+    def _lost(self, span: Span, sequence: int, what: str) -> Corruption:
+        chunk = ChunkId(self._spec.volume, span.epoch, span.tag, sequence)
+        return Corruption(
+            f"volume {self._spec.name!r}: chunk {chunk} {what}; its span is closed, so it was "
+            "durable",
+            hint="run 'torus check' for what else is missing; restore from a backup",
+        )
+
+
+def _index_in(data: bytes) -> int:
+    """Return the index field of a record header: a root's own index is not in its reference."""
+    return int.from_bytes(data[28:32], "little")
+
+
+def _consume(future: asyncio.Future[bytes | None]) -> None:
+    if not future.cancelled():
+        future.exception()

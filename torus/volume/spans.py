@@ -1,0 +1,89 @@
+"""The spans of a volume's log: which chunk a sequence number means.  Pure.
+
+A sequence number is unique within the log that was kept: where an older writer was cut off, the
+next epoch goes on with the next number, so (volume, sequence) finds its span and with it the
+whole chunk id.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from torus.errors import Corruption
+from torus.ids import ChunkId
+from torus.metadata.schema import Span
+
+
+class Spans:
+    """The spans of one volume, oldest first; only the last may be open."""
+
+    def __init__(self, volume: int, spans: Sequence[Span]) -> None:
+        """Raises: Corruption when the spans are out of order."""
+        self._volume = volume
+        self._spans = list(spans)
+        for earlier, later in zip(self._spans, self._spans[1:], strict=False):
+            if earlier.last is None or later.first <= earlier.last or later.epoch < earlier.epoch:
+                raise Corruption(f"volume {volume}: span {later} does not follow {earlier}")
+        self._firsts = [span.first for span in self._spans]
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self._spans)
+
+    def chunk(self, sequence: int) -> ChunkId:
+        """Return the chunk with that sequence number.
+
+        Raises: Corruption when no span has it.
+        """
+        place = bisect_right(self._firsts, sequence) - 1
+        if place >= 0:
+            span = self._spans[place]
+            if span.last is None or sequence <= span.last:
+                return ChunkId(self._volume, span.epoch, span.tag, sequence)
+        raise Corruption(f"volume {self._volume}: no span of its log has chunk {sequence}")
+
+    @property
+    def last(self) -> Span | None:
+        """Return the newest span."""
+        return self._spans[-1] if self._spans else None
+
+    @property
+    def last_sequence(self) -> int:
+        """Return the newest sequence number that a closed span names; 0 for none."""
+        last = self.last
+        if last is None:
+            return 0
+        return last.first - 1 if last.last is None else last.last
+
+    def close(self, last: int | None, end: int | None) -> "Spans":
+        """Return these spans with the open one closed at ``end`` of chunk ``last``; an open
+        span without a chunk goes."""
+        spans = list(self._spans)
+        if spans and spans[-1].last is None:
+            if last is None:
+                del spans[-1]
+            else:
+                spans[-1] = replace(spans[-1], last=last, end=end)
+        return Spans(self._volume, spans)
+
+    def open(self, epoch: int, first: int) -> "Spans":
+        """Return these spans with a new open one."""
+        return Spans(self._volume, [*self._spans, Span(epoch, 0, first)])
+
+    def trim(self, needed: int, gone: Callable[[int], bool]) -> "Spans":
+        """Return these spans without leading chunks that are gone; ``needed`` and later stay."""
+        spans = []
+        for span in self._spans:
+            if span.last is not None:
+                first, last = span.first, span.last
+                while first <= last and first < needed and gone(first):
+                    first += 1
+                if first > last:
+                    continue
+                spans.append(replace(span, first=first))
+            else:
+                spans.append(span)
+        return Spans(self._volume, spans)
+
+    def to_tuple(self) -> tuple[Span, ...]:
+        """Return the spans as they are stored in the head."""
+        return tuple(self._spans)

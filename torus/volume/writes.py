@@ -1,0 +1,324 @@
+"""The write queue of a volume: everything that the fast path does not take.
+
+One task empties it, so one record is appended at a time and a block is never merged with stale
+bytes.  Decides how requests become extents, what waits when the pool is full, and what may go
+on then (trims and checkpoints, from the reserve).
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from torus import limits
+from torus._fast.record import KIND_DATA, RecordBuilder
+from torus.errors import Corruption, LocalProtocolError, PoolFull, TorusError
+from torus.volume.core import Core
+from torus.volume.leaves import LEAF_BLOCKS
+
+BLOCK = limits.BLOCK_BYTES
+_ZERO_STEP_BLOCKS = 256 * LEAF_BLOCKS  # 1 GiB: bounds the leaves that one trim loads at once
+_ZERO_DATA = bytes(limits.MIB)
+_ZERO_EXTENT_BLOCKS_MAX = 1 << 31
+
+
+class Item:
+    """One request in the queue; ``payload`` is None for zeroes."""
+
+    __slots__ = ("allocate", "done", "kind", "length", "offset", "payload", "place")
+
+    def __init__(
+        self, kind: int, offset: int, length: int, payload: bytes | None, *, allocate: bool = False
+    ) -> None:
+        self.kind = kind
+        self.offset = offset
+        self.length = length
+        self.payload = payload
+        self.allocate = allocate
+        self.place: tuple[int, int, int] = (0, 0, 0)
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def may_use_reserve(self) -> bool:
+        """True for what frees space or keeps the volume consistent, not for new data."""
+        return self.kind != KIND_DATA or (self.payload is None and not self.allocate)
+
+
+class WriteQueue:
+    """Turns requests into records, in order, one record at a time."""
+
+    def __init__(
+        self,
+        core: Core,
+        read_blocks: Callable[[int, int], Awaitable[bytearray]],
+        *,
+        pause_when_full: bool,
+        on_progress: Callable[[], None],
+        on_full: Callable[[], None],
+    ) -> None:
+        """``on_progress`` is called after each record, ``on_full`` when one found no space:
+        both are times to think of a checkpoint."""
+        self._core = core
+        self._read_blocks = read_blocks
+        self._pause = pause_when_full
+        self._on_progress = on_progress
+        self._on_full = on_full
+        self._items: deque[Item] = deque()
+        self._blocked: list[Item] = []  # data that waits for space
+        self._batch: list[Item] = []  # items wholly in the record being built
+        self._record = RecordBuilder(limits.RECORD_PAYLOAD_BYTES_MAX, limits.RECORD_EXTENTS_MAX)
+        self._from_reserve = False
+        self._wake = asyncio.Event()
+        self._rest = asyncio.Event()
+        self._rest.set()
+        self._task = asyncio.ensure_future(self._run())
+        self._task.add_done_callback(self._ended)
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """True when the fast path may append: nothing is queued, under way or waiting."""
+        return self._rest.is_set() and not self._blocked
+
+    @property
+    def blocked(self) -> int:
+        """Requests that wait for space in the pool."""
+        return len(self._blocked)
+
+    async def put(self, item: Item) -> None:
+        """Queue ``item`` and wait until its records are appended and in the map.
+
+        Raises: PoolFull (unless writes pause), DiskFailed, Fenced, Unavailable, Corruption.
+        """
+        self._core.check()
+        if self._blocked and not item.may_use_reserve:
+            self._blocked.append(item)
+        else:
+            self._items.append(item)
+            self._start()
+        await asyncio.shield(item.done)
+
+    async def drain(self) -> None:
+        """Wait until nothing is queued or under way; what waits for space is refused."""
+        blocked, self._blocked = self._blocked, []
+        for item in blocked:
+            _reject(item, PoolFull("the pool is full and the volume is being closed"))
+        await self._rest.wait()
+
+    async def stop(self) -> None:
+        """End the task; idempotent."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        if self._waiter is not None:
+            self._waiter.cancel()
+            await asyncio.wait([self._waiter])
+
+    # --- the task -----------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._rest.clear()
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                while self._items:
+                    await self._round()
+            except TorusError as exc:
+                self._lose(exc)
+            self._rest.set()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._lose(LocalProtocolError(f"the write queue ended: {error!r}"))
+        self._rest.set()
+
+    def _lose(self, error: TorusError) -> None:
+        """The log can go no further: refuse everything, now and later."""
+        self._core.fail(error)
+        for item in (*self._batch, *self._items, *self._blocked):
+            _reject(item, error)
+        self._batch.clear()
+        self._items.clear()
+        self._blocked.clear()
+
+    async def _round(self) -> None:
+        """Take items until the queue is empty, then append what is left of the record."""
+        current: Item | None = None
+        try:
+            while self._items:
+                current = self._items.popleft()
+                self._from_reserve = current.may_use_reserve and all(
+                    item.may_use_reserve for item in self._batch
+                )
+                if current.kind == KIND_DATA:
+                    try:
+                        await self._add(current)
+                        self._batch.append(current)
+                    except Corruption as exc:
+                        # A neighbour in the same block is rotten: this request alone fails.
+                        _reject(current, exc)
+                else:
+                    await self._append_raw(current)
+                current = None
+            await self._commit()
+        except PoolFull as exc:
+            self._full([*self._batch, *([current] if current else [])], exc)
+        except TorusError:
+            self._batch.extend([current] if current else [])
+            raise
+
+    def _full(self, items: list[Item], error: PoolFull) -> None:
+        """Sort the items that found no space: again from the reserve, wait, or refuse."""
+        self._on_full()
+        self._batch.clear()
+        self._record.clear()
+        data = [item for item in items if not item.may_use_reserve]
+        for item in reversed([item for item in items if item.may_use_reserve]):
+            if data:
+                self._items.appendleft(item)
+            else:
+                _reject(item, error)
+        if not self._pause:
+            for item in data:
+                _reject(item, error)
+            return
+        self._blocked.extend(data)
+        queued = [item for item in self._items if not item.may_use_reserve]
+        self._items = deque(item for item in self._items if item.may_use_reserve)
+        self._blocked.extend(queued)
+        if self._blocked and self._waiter is None:
+            self._waiter = asyncio.ensure_future(self._wait_for_space())
+
+    async def _wait_for_space(self) -> None:
+        await self._core.chunks.wait_for_space()
+        self._waiter = None
+        self._items.extend(self._blocked)
+        self._blocked.clear()
+        self._start()
+
+    # --- requests to extents ------------------------------------------------------------
+
+    async def _add(self, item: Item) -> None:
+        offset, end = item.offset, item.offset + item.length
+        position = 0
+        if offset % BLOCK or end - offset < BLOCK:
+            size = min(BLOCK - offset % BLOCK, end - offset)
+            await self._merge(offset, size, item, 0)
+            offset += size
+            position = size
+        whole = (end - offset) // BLOCK * BLOCK
+        if whole:
+            if item.payload is not None:
+                await self._data(offset // BLOCK, item.payload, position, position + whole)
+            elif item.allocate:
+                for at in range(0, whole, len(_ZERO_DATA)):
+                    size = min(len(_ZERO_DATA), whole - at)
+                    await self._data((offset + at) // BLOCK, _ZERO_DATA, 0, size)
+            else:
+                await self._zero(offset // BLOCK, whole // BLOCK)
+            offset += whole
+            position += whole
+        if offset < end:
+            await self._merge(offset, end - offset, item, position)
+
+    async def _merge(self, offset: int, size: int, item: Item, position: int) -> None:
+        """Write part of a block: its other bytes come from what is there now."""
+        await self._commit()
+        block = offset // BLOCK
+        if item.payload is None and not item.allocate and not await self._mapped(block):
+            return
+        data = await self._read_blocks(block, 1)
+        start = offset % BLOCK
+        piece = bytes(size) if item.payload is None else item.payload[position : position + size]
+        data[start : start + size] = piece
+        await self._data(block, bytes(data), 0, BLOCK)
+
+    async def _mapped(self, block: int) -> bool:
+        await self._core.load(block, 1)
+        return self._core.blocks.get(block) is not None
+
+    async def _data(self, block: int, payload: bytes, start: int, stop: int) -> None:
+        await self._core.load(block, (stop - start) // BLOCK)
+        while start < stop:
+            room = self._record.room(self._core.journal.room)
+            if room == 0:
+                if self._record.empty:
+                    await self._next_chunk()
+                else:
+                    await self._commit()
+                continue
+            size = min(room, stop - start)
+            self._record.add_data(block, payload, start, start + size)
+            block += size // BLOCK
+            start += size
+
+    async def _zero(self, block: int, count: int) -> None:
+        """Unmap blocks; ranges without anything mapped cost nothing."""
+        stop = block + count
+        while block < stop:
+            step = min(stop - block, _ZERO_STEP_BLOCKS)
+            extents, reached = self._core.blocks.extents(block, stop - block, 1)
+            if extents and not extents[0][1]:
+                block += extents[0][0]
+                continue
+            if reached == block and not extents:
+                await self._core.load(block, min(step, LEAF_BLOCKS))
+                continue
+            await self._core.load(block, step)
+            if not self._record.empty:
+                await self._commit()
+            if self._record.room(self._core.journal.room) == 0:
+                await self._next_chunk()
+            self._record.add_zero(block, step)
+            await self._commit()
+            block += step
+
+    # --- records ------------------------------------------------------------------------
+
+    async def _next_chunk(self) -> None:
+        await self._core.journal.next_chunk(from_reserve=self._from_reserve)
+        sequence = self._core.journal.chunk.sequence
+        self._core.blocks.open_sequence(sequence)
+        self._core.note_place(sequence)
+
+    async def _commit(self) -> None:
+        """Append the record under way, enter it into the map, answer its items."""
+        core = self._core
+        if not self._record.empty:
+            await core.journal.append(self._record, KIND_DATA)
+            self._record.apply(core.blocks)
+            core.last_data_lsn = core.journal.lsn
+            self._record.clear()
+        batch, self._batch = self._batch, []
+        for item in batch:
+            _resolve(item)
+        core.shrink_cache()
+        self._on_progress()
+
+    async def _append_raw(self, item: Item) -> None:
+        """Append a record that is not data: map pages or a root."""
+        await self._commit()
+        assert item.payload is not None
+        core = self._core
+        record = RecordBuilder(len(item.payload), 1)
+        record.set_payload(item.payload)
+        need = len(item.payload) + limits.RECORD_ALIGN_BYTES * 4 + len(item.payload) // 1024
+        if core.journal.room < need:
+            self._from_reserve = True
+            await self._next_chunk()
+        offset = core.journal.position.offset
+        await core.journal.append(record, item.kind)
+        item.place = (core.journal.chunk.sequence, offset, record.header_bytes)
+        _resolve(item)
+
+
+def _resolve(item: Item) -> None:
+    if not item.done.done():
+        item.done.set_result(None)
+
+
+def _reject(item: Item, error: TorusError) -> None:
+    if not item.done.done():
+        item.done.set_exception(error)
