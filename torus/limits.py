@@ -54,6 +54,24 @@ METADATA_BUSY_TIMEOUT_S = 10.0
 METADATA_LEASE_TTL_S_MAX = 24 * 3600.0
 CATALOG_ATTEMPTS_MAX = 256  # lost races in a row before a command says "busy"
 
+# --- the peer protocol ------------------------------------------------------------------
+PEER_FRAME_BYTES_MAX = 8 * MIB  # header and body
+PEER_READ_BYTES_MAX = 4 * MIB  # of all pieces that one READ asks for
+PEER_READS_MAX = 1024  # pieces of one READ
+PEER_CHUNKS_MAX = 16384  # chunk ids in one SYNC, DELETE or page of a LIST
+PEER_TEXT_BYTES_MAX = 4 * KIB  # an error's message or hint, a name
+PEER_IN_FLIGHT_BYTES_MAX = 32 * MIB  # per connection: requests and the answers they ask for
+PEER_IN_FLIGHT_REQUESTS_MAX = 1024
+PEER_CONNECTIONS_MAX = 256
+PEER_CONNECT_TIMEOUT_S = 5.0
+PEER_HELLO_TIMEOUT_S = 10.0
+PEER_REQUEST_TIMEOUT_S = 30.0
+PEER_RETRY_S = 5.0  # how long a request without effects of its own is tried again
+CONTROL_REQUEST_BYTES_MAX = 64 * KIB
+CONTROL_ANSWER_BYTES_MAX = 4 * MIB
+CONTROL_CONNECTIONS_MAX = 32
+CONTROL_TIMEOUT_S = 5.0
+
 assert BLOCK_BYTES % SECTOR_BYTES == 0
 assert VOLUME_BYTES_MIN >= BLOCK_BYTES
 assert SLOT_BYTES % BLOCK_BYTES == 0
@@ -64,3 +82,7 @@ assert NBD_IN_FLIGHT_BYTES_MAX >= 2 * NBD_REQUEST_BYTES_MAX
 assert METADATA_VALUE_BYTES_MAX + METADATA_KEY_BYTES_MAX < METADATA_COMMIT_BYTES_MAX
 assert METADATA_COMMIT_BYTES_MAX < METADATA_HISTORY_BYTES_MAX
 assert METADATA_COMMIT_CHANGES_MAX < METADATA_HISTORY_CHANGES_MAX
+assert PEER_FRAME_BYTES_MAX >= SLOT_BYTES + 64 * KIB, "a SCAN is answered in one frame"
+assert PEER_FRAME_BYTES_MAX >= PEER_READ_BYTES_MAX + 64 * KIB
+assert PEER_IN_FLIGHT_BYTES_MAX >= 2 * PEER_FRAME_BYTES_MAX
+assert PEER_RETRY_S < PEER_REQUEST_TIMEOUT_S
