@@ -70,6 +70,7 @@ cdef class ReplyBuilder:
     cdef bint extended
 
     cdef unsigned char* grow(self, size_t length) except NULL
+    cdef int begin(self, size_t room) except -1
     cdef unsigned char* chunk(
         self, uint16_t flags, uint16_t type, uint64_t cookie, uint64_t offset, size_t length
     ) except NULL

@@ -5,6 +5,8 @@ RUN_READ: Literal[0]
 RUN_WRITE: Literal[1]
 RUN_OTHER: Literal[2]
 
+def trim_spares() -> int: ...
+
 class RequestBatch:
     def __init__(
         self,

@@ -9,7 +9,7 @@ each; the others become tasks (torus/gateway/commands.py).
 import asyncio
 from dataclasses import dataclass
 
-from torus._fast.frame import RUN_OTHER, RUN_READ, ReplyBuilder, RequestBatch
+from torus._fast.frame import RUN_OTHER, RUN_READ, ReplyBuilder, RequestBatch, trim_spares
 from torus.errors import Fenced, RemoteProtocolError, TorusError
 from torus.gateway.commands import CommandServer, WaitingRequest
 from torus.gateway.export import Export
@@ -191,7 +191,7 @@ class Transmission(asyncio.BufferedProtocol):
         self._set_reading(not waits and not self._ending)
         if self._ending and not waits:
             self._close_if_done()
-        elif self._idle is None and self._batch.room_bytes > IDLE_BUFFER_BYTES:
+        elif self._idle is None:
             self._idle = self._loop.call_later(IDLE_S, self._on_idle)
 
     def _serve_runs(self, began_ns: int) -> bool:
@@ -347,8 +347,9 @@ class Transmission(asyncio.BufferedProtocol):
         self._serve()
 
     def _on_idle(self) -> None:
-        """Shrink the receive buffer when nothing came for a while."""
+        """Give memory back when nothing came for a while."""
         self._idle = None
+        trim_spares()
         if self._active or self._first < self._stop:
             self._active = False
         elif self._batch.relax() <= IDLE_BUFFER_BYTES:
