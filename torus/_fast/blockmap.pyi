@@ -6,11 +6,12 @@ raise LookupError and change nothing; `missing` names the pages to read for `loa
 Ranges outside the volume raise ValueError.  For one thread.
 """
 
+from collections.abc import Set as AbstractSet
 from typing import Self, final
 
 from torus._fast.checkpoint import CheckpointTree
 
-Place = tuple[int, int, int, int, int]  # leaf index, sequence, offset, size_bytes, crc
+_Place = tuple[int, int, int, int, int]  # leaf index, sequence, offset, size_bytes, crc
 
 @final
 class BlockMap(CheckpointTree):
@@ -57,7 +58,7 @@ class BlockMap(CheckpointTree):
         """Grow, or clear what lies beyond and shrink."""
 
     # --- leaves in and out of memory
-    def missing(self, block: int, count: int, limit: int | None = None) -> list[Place]:
+    def missing(self, block: int, count: int, limit: int | None = None) -> list[_Place]:
         """The cold leaves of a range, at most `limit`."""
 
     def load_leaf(
@@ -104,7 +105,7 @@ class BlockMap(CheckpointTree):
     def dead(self, first: int, last: int) -> list[int]:
         """Chunks of first..last, both included, with no live unit; none after a fault."""
 
-    def pinned_sequences(self) -> set[int]:
+    def pinned_sequences(self) -> AbstractSet[int]:
         """Chunks that hold usage pages, which `live` does not count; the root's is not known."""
 
     def live_units(self) -> int: ...

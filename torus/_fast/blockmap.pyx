@@ -6,13 +6,14 @@ Pages are described in docs/format-map.md.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from torus._fast.crc cimport crc32c
 from torus._fast.leaftree cimport Directory, Leaf, Slot, append, remove
 from torus._fast.mappages cimport (
-    BLOCK_UNITS, DIRECTORY_LEAVES, LEAF_ENTRIES, decode_leaf, decode_refs, decode_root, set_ref, units_of
+    BLOCK_UNITS, DIRECTORY_LEAVES, LEAF_ENTRIES, decode_leaf, decode_refs, decode_root, set_ref,
+    units_of
 )
 
 from torus.errors import Corruption
@@ -138,7 +139,7 @@ cdef class BlockMap(CheckpointTree):
         cdef Entry entries[LEAF_ENTRIES]
         cdef Slot* slot = self.slot_of(index)
         cdef uint64_t block = <uint64_t>index << 10
-        cdef uint32_t i, present
+        cdef int i, present
         cdef Leaf* leaf
         if slot is NULL or slot.leaf is not NULL or slot.ref.sequence == 0:
             return False
@@ -146,14 +147,14 @@ cdef class BlockMap(CheckpointTree):
             return False
         check_page(f"map leaf {index} in chunk {slot.ref.sequence} at unit {slot.ref.offset}",
                    page, slot.ref.size_bytes, slot.ref.crc)
-        present = <uint32_t>decode_leaf(page, index, entries)
+        present = decode_leaf(page, index, entries)
         for i in range(LEAF_ENTRIES):
-            if entries[i].sequence and block + i >= self.size_blocks:
+            if entries[i].sequence and block + <uint64_t>i >= self.size_blocks:
                 raise Corruption(f"map leaf {index} maps block {block + i} of a volume of "
                                  f"{self.size_blocks} blocks")
         leaf = self.create_leaf(index)
         memcpy(leaf.entries, entries, COPY_BYTES)
-        leaf.present = present
+        leaf.present = <uint16_t>present
         return True
 
     @property
@@ -282,7 +283,8 @@ cdef class BlockMap(CheckpointTree):
     cdef object recount_directory(self, uint32_t index, dict units):
         """Count from scratch: (mapped blocks, leaves in memory, cold leaves)."""
         cdef Directory* directory = self.directories[index]
-        cdef uint32_t i, j, present, mapped = 0, resident = 0, cold = 0
+        cdef int i, j
+        cdef uint32_t present, mapped = 0, resident = 0, cold = 0
         cdef Leaf* leaf
         refs = [(directory.ref.sequence, directory.ref.size_bytes)]
         for i in range(DIRECTORY_LEAVES):

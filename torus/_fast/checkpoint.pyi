@@ -12,8 +12,11 @@ A page that encodes to b"" is not stored: tell (index, 0, 0, 0, 0).  Places are 
 offset in 512-byte units, size_bytes, CRC-32C of the page); the chunk must be open.
 """
 
+from typing_extensions import disjoint_base
+
 from torus._fast.leaftree import LeafTree
 
+@disjoint_base
 class CheckpointTree(LeafTree):
     @property
     def in_checkpoint(self) -> bool: ...

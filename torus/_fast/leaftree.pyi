@@ -1,9 +1,14 @@
 """The leaves of a block map in memory (see leaftree.pyx); BlockMap is the class to use."""
 
+from typing import Self
+
+from typing_extensions import disjoint_base
+
 from torus._fast.usage import Usage
 
+@disjoint_base
 class LeafTree:
-    def __init__(self, size_blocks: int, cache_bytes: int) -> None: ...
+    def __new__(cls, size_blocks: int, cache_bytes: int) -> Self: ...
     @property
     def size_blocks(self) -> int: ...
     @property

@@ -1,6 +1,6 @@
 """Readers of map pages for inspection; the codecs themselves serve other kernels."""
 
-Ref = tuple[int, int, int, int, int]  # index, sequence, offset (512 B), size_bytes, crc
+_Ref = tuple[int, int, int, int, int]  # index, sequence, offset (512 B), size_bytes, crc
 
 LEVEL_NAMES: tuple[str, ...]
 
@@ -10,7 +10,7 @@ def read_leaf(page: bytes, index: int) -> list[tuple[int, int, int, int, int]]:
     Raises: Corruption, UnknownVersion.
     """
 
-def read_directory(page: bytes, index: int) -> list[Ref]:
+def read_directory(page: bytes, index: int) -> list[_Ref]:
     """References to stored leaves, by their slot in the directory.
 
     Raises: Corruption, UnknownVersion.
@@ -22,7 +22,7 @@ def read_usage(page: bytes, index: int) -> list[tuple[int, int]]:
     Raises: Corruption, UnknownVersion.
     """
 
-def read_root(page: bytes) -> tuple[int, int, list[Ref], list[Ref]]:
+def read_root(page: bytes) -> tuple[int, int, list[_Ref], list[_Ref]]:
     """size_blocks, mapped_blocks, directory references, usage page references.
 
     Raises: Corruption, UnknownVersion.

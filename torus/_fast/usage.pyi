@@ -2,7 +2,7 @@
 
 from typing import final
 
-Ref = tuple[int, int, int, int, int]  # index, sequence, offset (512 B), size_bytes, crc
+_Ref = tuple[int, int, int, int, int]  # index, sequence, offset (512 B), size_bytes, crc
 
 @final
 class Usage:
@@ -30,5 +30,5 @@ class Usage:
     def load(
         self, content: bytes, index: int, sequence: int, offset: int, size_bytes: int, crc: int
     ) -> None: ...
-    def references(self) -> list[Ref]: ...
+    def references(self) -> list[_Ref]: ...
     def counts(self) -> dict[int, int]: ...
