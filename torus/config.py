@@ -7,9 +7,7 @@ into sizes, times and addresses by the command line, in one place for all three 
 Implements docs/configuration.md; tests/unit/cli/test_config.py compares the two.
 """
 
-import difflib
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +167,8 @@ def _user_folder(environment: Mapping[str, str], variable: str, fallback: str) -
 
 
 def _read_file(path: Path) -> dict[str, Setting]:
+    import tomllib  # 12 ms that a start without a file does not pay
+
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as exc:
@@ -219,6 +219,8 @@ def _kind(option: Option) -> str:
 
 
 def _nearest(key: str) -> str:
+    import difflib
+
     close = difflib.get_close_matches(key, _BY_KEY, n=1, cutoff=0.5)
     if not close:
         tail = key.rsplit(".", 1)[-1]

@@ -8,7 +8,6 @@ Implements docs/cli.md, "Exit codes".
 
 import os
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
@@ -51,6 +50,8 @@ def report_unexpected(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """Say in one line that torus has a bug; with TORUS_DEBUG=1 show all of it."""
+    import traceback  # 9 ms that only a bug has to pay
+
     if os.environ.get("TORUS_DEBUG") == "1":
         traceback.print_exception(kind, error, trace)
         return

@@ -46,7 +46,7 @@ class Output:
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print rows under headings; a column named with a leading '>' is right aligned."""
         if self.is_rich():
-            _draw(columns, rows, self._stdout)
+            _draw(columns, rows, self._stdout, coloured=self.is_coloured())
             return
         headings = [column.removeprefix(">") for column in columns]
         widths = [
@@ -104,8 +104,10 @@ class Output:
         self._stdout.flush()
 
 
-def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]], stdout: TextIO) -> None:
-    """Draw a table with rich, which itself honours NO_COLOR."""
+def _draw(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], stdout: TextIO, *, coloured: bool
+) -> None:
+    """Draw a table with rich, as wide as the terminal; without colours there is no escape."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -118,7 +120,7 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]], stdout: TextIO)
         )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console(file=stdout).print(table)
+    Console(file=stdout, color_system="auto" if coloured else None).print(table)
 
 
 def _is_terminal(stream: TextIO) -> bool:

@@ -7,7 +7,6 @@ Implements docs/cli.md, "Commands".
 """
 
 import argparse
-import difflib
 import importlib
 import re
 from collections.abc import Callable, Sequence
@@ -55,6 +54,8 @@ class Parser(argparse.ArgumentParser):
         hint = f"see '{self.prog} --help'"
         match = _BAD_VERB.fullmatch(message)
         if match:
+            import difflib
+
             close = difflib.get_close_matches(match[1], self.verbs, n=1)
             message = f"'{self.prog} {match[1]}' is not a command"
             hint = f"did you mean '{self.prog} {close[0]}'?" if close else hint

@@ -51,6 +51,11 @@ def declare(verbs: Verbs, noun: str, summary: str) -> None:
         examples=(("who has it open?", "torus volume info disk"),),
     )
     info.add_argument("name", metavar="NAME")
+    _declare_changes(below)
+    volume_copy.declare(below)
+
+
+def _declare_changes(below: Verbs) -> None:
     resize = add_command(
         below,
         "resize",
@@ -76,7 +81,6 @@ def declare(verbs: Verbs, noun: str, summary: str) -> None:
     delete.add_argument("name", metavar="NAME")
     delete.add_argument("--force", action="store_true", help="cut off whoever has it attached")
     add_data_dir(delete)
-    volume_copy.declare(below)
 
 
 def run_create(arguments: argparse.Namespace, session: Session) -> int:

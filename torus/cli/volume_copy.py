@@ -10,17 +10,19 @@ import argparse
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torus.cli.parser import Verbs, add_command, add_data_dir
-from torus.cli.progress import ProgressLine
 from torus.cli.session import Session
 from torus.cli.sizes import format_seconds, format_size, parse_size
 from torus.clock import SystemClock
-from torus.daemon.reports import CopyReport
 from torus.errors import AlreadyExists, NotFound, PermissionDenied, TorusError, UsageError
 from torus.ids import check_volume_name
 from torus.limits import SECTOR_BYTES
 from torus.volume.catalog import Catalog
+
+if TYPE_CHECKING:
+    from torus.daemon.reports import CopyReport
 
 
 def declare(below: Verbs) -> None:
@@ -65,6 +67,7 @@ def run_import(arguments: argparse.Namespace, session: Session) -> int:
     source_bytes = None if arguments.source == "-" else _size_of(Path(arguments.source))
     wanted_bytes = None if arguments.size is None else parse_size(arguments.size, "--size")
     made = _prepare(arguments, session, source_bytes, wanted_bytes)
+    from torus.cli.progress import ProgressLine
     from torus.daemon.app import import_volume
 
     with ProgressLine(f"importing {arguments.name}", session.environment) as progress:
@@ -93,6 +96,7 @@ def run_export(arguments: argparse.Namespace, session: Session) -> int:
             raise UsageError("'-o json' and '-' both want the standard output")
     elif target.is_file() and target.stat().st_size and not arguments.overwrite:
         raise AlreadyExists(f"file {target} exists", hint="--overwrite replaces it")
+    from torus.cli.progress import ProgressLine
     from torus.daemon.app import export_volume
 
     with ProgressLine(f"exporting {arguments.name}", session.environment) as progress:
@@ -163,7 +167,7 @@ def _half_made(name: str) -> str:
     return f"volume {name!r} was made and is incomplete: 'torus volume delete {name}' removes it"
 
 
-def _say(session: Session, report: CopyReport, verb: str) -> None:
+def _say(session: Session, report: "CopyReport", verb: str) -> None:
     rate = report.copied_bytes / report.seconds if report.seconds > 0 else 0.0
     text = (
         f"volume {report.volume!r} {verb}: {format_size(report.size_bytes)}, of it "
