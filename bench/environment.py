@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.servers import REPOSITORY
+from bench.servers import REPOSITORY, torus_command
 
 FDATASYNC_PROBES = 50
 _PROBE_BYTES = 4096
@@ -28,6 +28,7 @@ class Environment:
     file_system: str
     device: str
     versions: dict[str, str]
+    torus_command: str
     load_average: tuple[float, float, float]
     fdatasync_us: dict[str, float]  # 4 KiB overwrite + fdatasync, in the folder of the run
 
@@ -49,6 +50,7 @@ def describe(work_dir: Path) -> Environment:
         file_system=file_system,
         device=device,
         versions=_versions(),
+        torus_command=" ".join(torus_command()),
         load_average=os.getloadavg(),
         fdatasync_us=probe_fdatasync(work_dir),
     )

@@ -6,6 +6,7 @@ ended here, by process id, also on Ctrl-C and SIGTERM.
 """
 
 import argparse
+import os
 import shutil
 import signal
 import sys
@@ -42,7 +43,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cases", default=",".join(CASES), help=f"of {', '.join(CASES)}")
     parser.add_argument("--rows", default="", help="only these rows of the throughput case")
     parser.add_argument("--rounds", type=int, help="rounds of the throughput case (5; quick: 3)")
-    parser.add_argument("--seconds", type=float, help="length of a timed row (3; quick: 1)")
+    parser.add_argument("--seconds", type=float, help="length of a timed row (3; quick: 0.7)")
     parser.add_argument("--volume-mib", type=int, help="size of the main export (1024; quick: 256)")
     parser.add_argument("--pool-gib", type=int, default=24, help="torus node --size (24)")
     parser.add_argument("--dir", type=Path, default=HERE / "work", help="where the files go")
@@ -56,7 +57,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     options.rows = _names(parser, "row", options.rows, rows) or rows
     quick = options.quick
     options.rounds = options.rounds or (3 if quick else 5)
-    options.seconds = options.seconds or (1.0 if quick else 3.0)
+    options.seconds = options.seconds or (0.7 if quick else 3.0)
     options.volume_mib = options.volume_mib or (256 if quick else 1024)
     options.output = options.output or (options.dir / "results" if quick else HERE / "results")
     return options
@@ -150,7 +151,7 @@ def _torus_alone(
     options: argparse.Namespace, site: Site, announce: Callable[[str], None]
 ) -> tuple[Value, ...]:
     quick = options.quick
-    payload_bytes = (128 if quick else 900) * MIB
+    payload_bytes = 128 * MIB if quick else attach.PAYLOAD_BYTES
     attach_plan = attach.Plan(1 if quick else 3, payload_bytes, site.work_dir)
     idle_plan = idle.Plan(
         volume_bytes=(10 if quick else 100) * GIB,
@@ -187,7 +188,7 @@ def _make_site(options: argparse.Namespace, cleanup: ExitStack) -> Site:
     socket_dir = Path(tempfile.mkdtemp(prefix="torus-bench-"))
     cleanup.callback(shutil.rmtree, socket_dir, ignore_errors=True)
     main_bytes = options.volume_mib * MIB
-    many_bytes = min(64 * MIB, main_bytes)
+    many_bytes = (16 if options.quick else 64) * MIB
     # Raw files of the two peers, and a torus log that random writes let grow.
     peers = [name for name in options.servers if name in compare.PEERS]
     needed = len(peers) * (main_bytes + 16 * many_bytes)
@@ -210,6 +211,8 @@ def _remarks(options: argparse.Namespace, facts: environment.Environment) -> tup
         remarks.append("The machine was loaded when the run began; numbers are disturbed.")
     if facts.file_system == "tmpfs":
         remarks.append("The files are in memory (tmpfs): flushes cost nothing here.")
+    if "TORUS_COMMAND" in os.environ:
+        remarks.append(f"TORUS_COMMAND was set: the torus measured is {facts.torus_command!r}.")
     if facts.uncommitted_changes:
         remarks.append("The tree had uncommitted changes.")
     return tuple(remarks)

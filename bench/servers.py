@@ -290,6 +290,10 @@ class Torus:
         """Return the last lines that the node printed."""
         return self._process.log_tail() if self._process is not None else "(not running)"
 
+    def log_lines(self) -> list[str]:
+        """Return all that the node printed so far."""
+        return (self.folder / "log").read_text(errors="replace").splitlines()
+
     def _environment(self) -> dict[str, str]:
         return {"TORUS_HOME": str(self.folder), "TORUS_META": f"sqlite:{self.folder}/meta.sqlite"}
 
