@@ -24,7 +24,7 @@ from torus.format.identity import DiskIdentity
 from torus.format.segment import FREE_SLOT, SegmentHeader, SlotHeader, parse_segment_name
 from torus.ids import ChunkId
 from torus.log import get_logger
-from torus.store.disk import Disk
+from torus.store.disk import Bytes, Disk
 from torus.store.fences import Fences
 from torus.store.groupcommit import GroupCommit
 from torus.store.pool import Pool
@@ -434,6 +434,42 @@ class Appender:
 
         Raises: Fenced, PoolFull, DiskFailed, LocalProtocolError.
         """
+        slot = self._due(index, offset, record.size)
+        if slot is None:
+            self._check_again(index, offset, record.tobytes())
+            return
+        try:
+            if index == 0:
+                self._store.disk.write(slot.address, self._store.slot_header(slot))
+            self._io.write(slot.address + offset, record)
+        except OSError as exc:
+            raise self._store.translate(exc, "write a record") from exc
+        slot.end = offset + record.size
+        slot.next_index = index + 1
+
+    def append_bytes(self, index: int, offset: int, record: Bytes) -> None:
+        """Like `append`, for a finished record's bytes, which the caller has verified.
+
+        Raises: as `append`.
+        """
+        slot = self._due(index, offset, len(record))
+        if slot is None:
+            self._check_again(index, offset, record)
+            return
+        try:
+            if index == 0:
+                self._store.disk.write(slot.address, self._store.slot_header(slot))
+            self._store.disk.write(slot.address + offset, record)
+        except OSError as exc:
+            raise self._store.translate(exc, "write a record") from exc
+        slot.end = offset + len(record)
+        slot.next_index = index + 1
+
+    def _due(self, index: int, offset: int, size: int) -> Slot | None:
+        """Return the slot when record ``index`` is the next; None when it is not.
+
+        Raises: Fenced, DiskFailed, LocalProtocolError.
+        """
         slot, store = self._slot, self._store
         if slot is None or slot.end is None:
             raise LocalProtocolError(f"chunk {self._chunk} is not open for appending")
@@ -441,35 +477,31 @@ class Appender:
             raise store.failure
         self._fences.check(slot.chunk.volume, slot.chunk.epoch)
         if index != slot.next_index:
-            self._check_again(index, offset, record)
-            return
+            return None
         start = slot.end or limits.SLOT_HEADER_BYTES
-        if offset != start or offset + record.size > store.geometry.slot_bytes:
+        if offset != start or offset + size > store.geometry.slot_bytes:
             raise LocalProtocolError(
-                f"record of {record.size} bytes for offset {offset} of chunk {self._chunk}, "
+                f"record of {size} bytes for offset {offset} of chunk {self._chunk}, "
                 f"whose end is {start} of {store.geometry.slot_bytes}"
             )
-        try:
-            if index == 0:
-                store.disk.write(slot.address, store.slot_header(slot))
-            self._io.write(slot.address + offset, record)
-        except OSError as exc:
-            raise store.translate(exc, "write a record") from exc
-        slot.end = offset + record.size
-        slot.next_index = index + 1
+        return slot
 
-    def _check_again(self, index: int, offset: int, record: RecordBuilder) -> None:
+    def _check_again(self, index: int, offset: int, record: Bytes) -> None:
         slot = self._slot
-        assert slot is not None
+        assert slot is not None and slot.end is not None
         if index > slot.next_index:
             raise LocalProtocolError(
                 f"record {index} of chunk {self._chunk} leaves a gap: {slot.next_index} is due"
             )
+        if offset + len(record) > slot.end:
+            raise LocalProtocolError(
+                f"record {index} of chunk {self._chunk} was written before with other bytes"
+            )
         try:
-            found = self._store.disk.read(slot.address + offset, record.size)
+            found = self._store.disk.read(slot.address + offset, len(record))
         except OSError as exc:
             raise Corruption(f"chunk {self._chunk} cannot be read at {offset}: {exc}") from exc
-        if found != record.tobytes():
+        if found != record:
             raise LocalProtocolError(
                 f"record {index} of chunk {self._chunk} was written before with other bytes"
             )

@@ -1,0 +1,336 @@
+"""The chunks of another process's node, reached through the peer protocol.
+
+Decides when to connect again, what may be asked twice, and when a node's restart means that
+records may be gone.  Implements docs/protocol.md, "Loss of a connection" and "Boot ids".
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from torus import limits
+from torus._fast.record import RecordBuilder
+from torus.cluster.link import PeerLink, connect
+from torus.errors import (
+    Corruption,
+    ForeignData,
+    RemoteProtocolError,
+    TimedOut,
+    Unavailable,
+)
+from torus.ids import ChunkId
+from torus.net.address import Address
+from torus.wire import messages as m
+
+_PAUSE_FIRST_S = 0.02
+_PAUSE_MAX_S = 0.5
+_NO_ID = bytes(16)
+AnswerKind = TypeVar("AnswerKind", bound=m.Answer)
+
+
+class _Unflushed:
+    """What was appended to a chunk since its last sync: under which boot id, how often."""
+
+    __slots__ = ("appends", "boot_id")
+
+    def __init__(self, boot_id: int) -> None:
+        self.boot_id = boot_id
+        self.appends = 0
+
+
+class PeerWriter:
+    """One open chunk on a node; an append always waits for the network."""
+
+    __slots__ = ("_boot_id", "_chunk", "_peer")
+
+    def __init__(self, peer: "PeerChunks", chunk: ChunkId, boot_id: int) -> None:
+        self._peer = peer
+        self._chunk = chunk
+        self._boot_id = boot_id
+
+    def append_now(self, index: int, offset: int, record: RecordBuilder) -> bool:
+        """Return False: the node can only be reached by waiting."""
+        return False
+
+    async def append(self, index: int, offset: int, record: RecordBuilder) -> None:
+        """Append a finished record, which is copied before the first wait.
+
+        After a lost connection the same record is sent again, as long as the node is the one
+        that has the records before it.
+
+        Raises: Fenced, PoolFull, DiskFailed, Unavailable, LocalProtocolError; Corruption when
+        the node restarted since the chunk was opened.
+        """
+        await self._peer.append(self._chunk, index, offset, record.tobytes(), self._boot_id)
+
+
+class PeerChunks:
+    """A `Chunks` over one node; made by `PeerChunks.connect`, closed by its maker."""
+
+    io = None
+
+    def __init__(
+        self, address: Address, link: PeerLink, hello: m.Hello, timeout_s: float, retry_s: float
+    ) -> None:
+        """For `connect`."""
+        self._address = address
+        self._hello = hello
+        self._link: PeerLink | None = link
+        self._node = link.peer
+        self._timeout_s = timeout_s
+        self._retry_s = retry_s
+        self._connecting = asyncio.Lock()
+        self._unflushed: dict[ChunkId, _Unflushed] = {}
+        self._closed = False
+        self.slot_bytes = link.peer.slot_bytes
+        self.reconnects = 0
+
+    @classmethod
+    async def connect(
+        cls,
+        address: Address,
+        cluster_id: str,
+        *,
+        name: str = "",
+        timeout_s: float = limits.PEER_REQUEST_TIMEOUT_S,
+        retry_s: float = limits.PEER_RETRY_S,
+    ) -> "PeerChunks":
+        """Connect to the node at ``address``, which must be of cluster ``cluster_id``.
+
+        ``name`` is for the node's log.  A request has ``timeout_s`` for its answer; after a lost
+        connection it is tried again for ``retry_s``.
+
+        Raises: Unavailable, PermissionDenied, ForeignData, UnknownVersion, RemoteProtocolError.
+        """
+        hello = m.Hello(
+            bytes.fromhex(cluster_id), _NO_ID, 0, 0, limits.PEER_FRAME_BYTES_MAX,
+            limits.PEER_IN_FLIGHT_BYTES_MAX, limits.PEER_IN_FLIGHT_REQUESTS_MAX, name,
+        )  # fmt: skip
+        return cls(address, await connect(address, hello, timeout_s), hello, timeout_s, retry_s)
+
+    async def close(self) -> None:
+        """Hang up; requests under way get Unavailable.  Idempotent."""
+        self._closed = True
+        if self._link is not None:
+            self._link.fail(Unavailable(f"connection to the node at {self._address} was closed"))
+            self._link = None
+
+    @property
+    def node(self) -> m.Hello:
+        """Return what the node said of itself at the last connecting."""
+        return self._node
+
+    # --- Chunks -------------------------------------------------------------------------
+
+    def open_now(self, chunk: ChunkId, *, from_reserve: bool) -> None:
+        """Return None: the node can only be reached by waiting."""
+
+    async def open(self, chunk: ChunkId, *, from_reserve: bool) -> PeerWriter:
+        """Open a new chunk for appending."""
+        answer = await self._ask(m.Open(chunk, from_reserve), m.Opened)
+        return PeerWriter(self, chunk, answer.boot_id)
+
+    def place(self, chunk: ChunkId) -> None:
+        """Return None: no chunk of a node is in this process."""
+
+    async def append(
+        self, chunk: ChunkId, index: int, offset: int, record: bytes, boot_id: int
+    ) -> None:
+        """Append a record's bytes to a chunk that was opened under ``boot_id``.
+
+        Raises: as `PeerWriter.append`.
+        """
+        request = m.Append(chunk, index, offset, record)
+        answer = await self._ask(request, m.Appended, chunk=chunk, boot_id=boot_id)
+        self._check_boot(chunk, boot_id, answer.boot_id)
+        unflushed = self._unflushed.get(chunk)
+        if unflushed is None:
+            unflushed = self._unflushed[chunk] = _Unflushed(boot_id)
+        unflushed.appends += 1
+
+    async def sync(self, chunks: Iterable[ChunkId]) -> None:
+        """Make all that was appended to ``chunks`` durable.
+
+        Raises: DiskFailed, Unavailable; Corruption when the node restarted since the appends.
+        """
+        wanted = tuple(chunks)
+        before = {
+            chunk: (unflushed.boot_id, unflushed.appends)
+            for chunk in wanted
+            if (unflushed := self._unflushed.get(chunk)) is not None
+        }
+        for start in range(0, len(wanted), limits.PEER_CHUNKS_MAX):
+            part = wanted[start : start + limits.PEER_CHUNKS_MAX]
+            first = next((chunk for chunk in part if chunk in before), None)
+            boot_id = None if first is None else before[first][0]
+            answer = await self._ask(m.Sync(part), m.Synced, chunk=first, boot_id=boot_id)
+            for chunk in part:
+                if chunk in before:
+                    self._check_boot(chunk, before[chunk][0], answer.boot_id)
+        for chunk, (_, appends) in before.items():
+            unflushed = self._unflushed.get(chunk)
+            if unflushed is not None and unflushed.appends == appends:
+                del self._unflushed[chunk]
+
+    async def read(self, reads: Sequence[tuple[ChunkId, int, int]]) -> list[bytes]:
+        """Return the bytes of each (chunk, offset, size), unverified.
+
+        Raises: Corruption when a chunk is not there or cannot be read, Unavailable.
+        """
+        parts = list(_split(reads))
+        if len(parts) == 1:
+            return await self._read_part(parts[0])
+        found = await asyncio.gather(*[self._read_part(part) for part in parts])
+        return [piece for pieces in found for piece in pieces]
+
+    async def _read_part(self, reads: Sequence[tuple[ChunkId, int, int]]) -> list[bytes]:
+        answer = await self._ask(m.Read(reads), m.ReadDone)
+        sizes = [len(piece) for piece in answer.pieces]
+        if sizes != [size for _, _, size in reads]:
+            raise RemoteProtocolError(
+                f"node at {self._address} answered a read with pieces of {sizes} bytes"
+            )
+        return [bytes(piece) for piece in answer.pieces]
+
+    async def fence(self, volume: int, epoch: int) -> None:
+        """Refuse older epochs of ``volume`` from now on, durably."""
+        await self._ask(m.Fence(volume, epoch), m.Fenced)
+
+    async def scan(self, chunk: ChunkId, epoch: int, offset: int) -> bytes | None:
+        """Fence and read in one step; None when the chunk was never there."""
+        answer = await self._ask(m.Scan(chunk, epoch, offset), m.Scanned)
+        if answer.content is None:
+            return None
+        if len(answer.content) != self.slot_bytes - offset:
+            raise RemoteProtocolError(
+                f"node at {self._address} answered a scan of {self.slot_bytes - offset} bytes "
+                f"with {len(answer.content)}"
+            )
+        return bytes(answer.content)
+
+    async def delete(self, volume: int, epoch: int, chunks: Iterable[ChunkId]) -> int:
+        """Free ``chunks``; return how many were there, or at least how many of them the last
+        attempt found when a connection was lost on the way."""
+        wanted, count = tuple(chunks), 0
+        for start in range(0, len(wanted), limits.PEER_CHUNKS_MAX):
+            part = wanted[start : start + limits.PEER_CHUNKS_MAX]
+            count += (await self._ask(m.Delete(volume, epoch, part), m.Deleted)).count
+            for chunk in part:
+                self._unflushed.pop(chunk, None)
+        return count
+
+    async def list(self, volume: int) -> Sequence[ChunkId]:
+        """Return the chunks of ``volume`` that exist, in order."""
+        chunks: list[ChunkId] = []
+        after = None
+        while True:
+            page = await self._ask(m.List(volume, after, limits.PEER_CHUNKS_MAX), m.Listed)
+            if page.chunks and after is not None and page.chunks[0] <= after:
+                raise RemoteProtocolError(f"node at {self._address} lists chunks out of order")
+            chunks += page.chunks
+            if not page.more:
+                return chunks
+            after = page.chunks[-1]
+
+    async def wait_for_space(self) -> None:
+        """Return when slots may have become free, or after about a second."""
+        try:
+            await self._ask(m.Space(), m.SpaceIs)
+        except Unavailable:
+            return  # the next request says so itself
+
+    async def status(self) -> m.StatusIs:
+        """Return how the node's disk is.
+
+        Raises: Unavailable.
+        """
+        return await self._ask(m.Status(), m.StatusIs)
+
+    # --- connections --------------------------------------------------------------------
+
+    async def _ask(
+        self,
+        request: m.Request,
+        kind: type[AnswerKind],
+        *,
+        chunk: ChunkId | None = None,
+        boot_id: int | None = None,
+    ) -> AnswerKind:
+        """Ask until there is an answer, or a connection cannot be had for `retry_s`.
+
+        Every request may be asked twice: an append is told by (chunk, index), and goes only to a
+        node that has ``boot_id`` when that is given.
+        """
+        loop = asyncio.get_running_loop()
+        give_up_s: float | None = None
+        pause_s = _PAUSE_FIRST_S
+        while True:
+            try:
+                link = await self._connected()
+                if chunk is not None and boot_id is not None:
+                    self._check_boot(chunk, boot_id, link.peer.boot_id)
+                answer = await link.ask(request)
+            except TimedOut:
+                raise
+            except Unavailable:
+                now_s = loop.time()
+                give_up_s = now_s + self._retry_s if give_up_s is None else give_up_s
+                if self._closed or now_s + pause_s >= give_up_s:
+                    raise
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+                continue
+            assert isinstance(answer, kind)  # the connection has checked it
+            return answer
+
+    async def _connected(self) -> PeerLink:
+        link = self._link
+        if link is not None and link.failure is None:
+            return link
+        async with self._connecting:
+            if self._closed:
+                raise Unavailable(f"connection to the node at {self._address} was closed")
+            if self._link is not None and self._link.failure is None:
+                return self._link
+            link = await connect(self._address, self._hello, self._timeout_s)
+            self._check_node(link)
+            self._link, self._node = link, link.peer
+            self.reconnects += 1
+            return link
+
+    def _check_node(self, link: PeerLink) -> None:
+        before, now = self._node, link.peer
+        if (before.disk_id, before.slot_bytes) != (now.disk_id, now.slot_bytes):
+            error = ForeignData(
+                f"node at {self._address} has disk {now.disk_id.hex()}, it was disk "
+                f"{before.disk_id.hex()} before",
+                hint="another node took the address: start this gateway again",
+            )
+            link.fail(error)
+            raise error
+
+    def _check_boot(self, chunk: ChunkId, expected: int, found: int) -> None:
+        if expected != found:
+            raise Corruption(
+                f"node at {self._address} restarted since the appends to chunk {chunk} (boot id "
+                f"{expected:016x}, now {found:016x}): what was not flushed may be gone",
+                hint="attach the volume again: its log is read anew from the disk",
+            )
+
+
+def _split(
+    reads: Sequence[tuple[ChunkId, int, int]],
+) -> Iterable[Sequence[tuple[ChunkId, int, int]]]:
+    """Cut a list of reads into lists that one READ may carry."""
+    part: list[tuple[ChunkId, int, int]] = []
+    size = 0
+    for read in reads:
+        if part and (
+            size + read[2] > limits.PEER_READ_BYTES_MAX or len(part) == limits.PEER_READS_MAX
+        ):
+            yield part
+            part, size = [], 0
+        part.append(read)
+        size += read[2]
+    if part:
+        yield part
