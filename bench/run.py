@@ -48,7 +48,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pool-gib", type=int, default=24, help="torus node --size (24)")
     parser.add_argument("--dir", type=Path, default=HERE / "work", help="where the files go")
     parser.add_argument(
-        "--output", type=Path, help="where results go (bench/results; quick: --dir)"
+        "--output",
+        type=Path,
+        help="where results go (bench/results; below --dir when quick or partial)",
     )
     options = parser.parse_args(argv)
     options.servers = _names(parser, "server", options.servers, SERVERS)
@@ -59,7 +61,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     options.rounds = options.rounds or (3 if quick else 5)
     options.seconds = options.seconds or (0.7 if quick else 3.0)
     options.volume_mib = options.volume_mib or (256 if quick else 1024)
-    options.output = options.output or (options.dir / "results" if quick else HERE / "results")
+    whole = not quick and options.rows == rows and set(options.cases) == set(CASES)
+    whole = whole and set(options.servers) >= set(DEFAULT_SERVERS)
+    options.output = options.output or (HERE if whole else options.dir) / "results"
     return options
 
 
@@ -151,13 +155,12 @@ def _torus_alone(
     options: argparse.Namespace, site: Site, announce: Callable[[str], None]
 ) -> tuple[Value, ...]:
     quick = options.quick
-    payload_bytes = 128 * MIB if quick else attach.PAYLOAD_BYTES
-    attach_plan = attach.Plan(1 if quick else 3, payload_bytes, site.work_dir)
+    attach_plan = attach.Plan(1 if quick else 3, attach.PAYLOAD_BYTES, site.work_dir)
     idle_plan = idle.Plan(
-        volume_bytes=(10 if quick else 100) * GIB,
+        volume_bytes=100 * GIB,
         blocks_per_leaf=1 if quick else 8,
         settle_s=2.0 if quick else 10.0,
-        watch_s=5.0 if quick else 30.0,
+        watch_s=10.0 if quick else 30.0,
     )
     cases: dict[str, Callable[[Torus], list[Value]]] = {
         "flush": lambda torus: flush.run(torus, turns=100 if quick else 500),
