@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torus.errors import ConfigError
 
@@ -29,7 +29,7 @@ class CommonConfig:
     meta_url: str  # "sqlite:PATH"
     data_dir: Path
     log_level: str = "info"  # debug, info, warning, error
-    log_format: str = "auto"  # auto, human, json
+    log_format: Literal["auto", "human", "json"] = "auto"  # auto, human, json
     map_cache_bytes: int = 256 << 20  # bound of the resident maps of all volumes together
     on_full: str = "pause"  # or "error": what a write does when no slot is free
     checkpoint_interval_s: float = 60.0

@@ -32,6 +32,14 @@ MAP_CACHE_BYTES_DEFAULT = 256 * MIB
 CHECKPOINT_LOG_BYTES = 1 * GIB
 CHECKPOINT_INTERVAL_S = 60.0
 
+# --- attached volumes -------------------------------------------------------------------
+DETACH_LINGER_S = 5.0  # a volume without clients stays attached that long
+WATCH_RETRY_S = 1.0
+COPY_PIECE_BYTES = 1 * MIB  # import and export move this much at a time
+COPY_IN_FLIGHT = 4
+THREAD_SWITCH_S = 0.0005
+POOL_THREADS = 6  # blocking disk calls at once
+
 # --- NBD --------------------------------------------------------------------------------
 NBD_REQUEST_BYTES_MAX = 32 * MIB
 NBD_OPTION_BYTES_MAX = 64 * KIB

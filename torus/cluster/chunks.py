@@ -32,8 +32,13 @@ class ChunkWriter(Protocol):
 class Chunks(Protocol):
     """The chunks of a cluster, as one volume's writer sees them."""
 
-    slot_bytes: int
-    io: BlockIo | None  # direct reads, when the chunks are in this process
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a slot: how long a chunk may get."""
+
+    @property
+    def io(self) -> BlockIo | None:
+        """Direct access, when the chunks are in this process."""
 
     def open_now(self, chunk: ChunkId, *, from_reserve: bool) -> ChunkWriter | None:
         """Open a new chunk without waiting; None when that takes waiting.

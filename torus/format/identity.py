@@ -16,13 +16,14 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class DiskIdentity:
-    """Made once when a directory becomes a torus disk; ids are 32 hex digits."""
+    """Made when a directory becomes a torus disk; ids are 32 hex digits."""
 
     disk_id: str
     cluster_id: str
     slot_bytes: int
     segment_slots: int
     created_ns: int
+    size_bytes: int = 0  # the operator's limit; the one field that may change
 
     @property
     def geometry(self) -> Geometry:

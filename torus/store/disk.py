@@ -25,11 +25,16 @@ class Disk(Protocol):
     """One directory of segment files and a few small files.
 
     Addresses count slot bytes only (`Geometry.address`).  Every method may block and may
-    raise OSError.  ``io`` is the same disk for compiled code.
+    raise OSError.  
     """
 
-    io: BlockIo
-    geometry: Geometry
+    @property
+    def io(self) -> BlockIo:
+        """The same disk for compiled code."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """How addresses are cut up."""
 
     def names(self) -> list[str]:
         """Return the names of all files in the directory."""

@@ -1,0 +1,141 @@
+"""The composition root: the only place that constructs and connects the parts of torus.
+
+Decides the order in which a process starts and stops, and what a signal means.  Everything
+here runs on uvloop.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from typing import Any, TypeVar
+
+from torus import limits, log
+from torus.config import CommonConfig, GatewayConfig, NodeConfig
+from torus.daemon.copying import export_from, import_into
+from torus.daemon.gateway import serve_volumes
+from torus.daemon.node import serve_node
+from torus.daemon.reach import attached, delete_without_disk, free_volume, reach, volume_options
+from torus.daemon.reports import CopyReport, Progress
+from torus.errors import Interrupted, NotFound
+
+Result = TypeVar("Result")
+events = log.get_logger("torus.process")
+
+
+def run_node(config: NodeConfig) -> int:
+    """Run a node until SIGTERM or SIGINT; return the exit code.
+
+    Raises: TorusError when it cannot start.
+    """
+    _configure(config.common)
+    return _run(_until_signal(lambda stack, stop: serve_node(config, stack, stop)))
+
+
+def run_gateway(config: GatewayConfig) -> int:
+    """Run a gateway until SIGTERM or SIGINT; return the exit code.
+
+    Raises: TorusError when it cannot start.
+    """
+    _configure(config.common)
+    return _run(_until_signal(lambda stack, stop: serve_volumes(config, stack, stop)))
+
+
+def import_volume(config: CommonConfig, name: str, source: str, progress: Progress) -> CopyReport:
+    """Copy ``source`` into the volume.
+
+    Raises: TorusError.
+    """
+
+    async def work() -> CopyReport:
+        async with reach(config) as reached:
+            async with attached(reached, name, "import", volume_options(config)) as attachment:
+                return await import_into(attachment.volume, source, progress)
+
+    return _run_command(config, work())
+
+
+def export_volume(config: CommonConfig, name: str, target: str, progress: Progress) -> CopyReport:
+    """Copy the volume into ``target``.
+
+    Raises: TorusError.
+    """
+
+    async def work() -> CopyReport:
+        async with reach(config) as reached:
+            async with attached(reached, name, "export", volume_options(config)) as attachment:
+                return await export_from(attachment.volume, target, progress)
+
+    return _run_command(config, work())
+
+
+def delete_volume(config: CommonConfig, name: str, force: bool) -> None:
+    """Delete the volume and free its space.
+
+    Raises: TorusError.
+    """
+
+    async def work() -> None:
+        try:
+            async with reach(config) as reached:
+                await free_volume(reached, name, force=force)
+        except NotFound:
+            if config.data_dir.is_dir():
+                raise
+            await delete_without_disk(config, name, force=force)
+
+    _run_command(config, work())
+
+
+# --- processes --------------------------------------------------------------------------
+
+
+async def _until_signal(serve: Any) -> int:
+    """Serve until a signal; a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            events.warning("process.killed", signal=signal.Signals(number).name)
+            os._exit(128 + number)
+        events.info("process.stopping", signal=signal.Signals(number).name)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    async with AsyncExitStack() as stack:
+        await serve(stack, stop)
+    events.info("process.stopped")
+    return 0
+
+
+def _configure(common: CommonConfig) -> None:
+    log.configure(common.log_level, common.log_format)
+    # A thread that comes back from fdatasync should not wait 5 ms for the interpreter.
+    sys.setswitchinterval(limits.THREAD_SWITCH_S)
+
+
+def _run(work: Coroutine[Any, Any, Result]) -> Result:
+    import uvloop
+
+    return uvloop.run(work)
+
+
+def _run_command(config: CommonConfig, work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a command's work; its log lines are for people who ask for them."""
+    level = config.log_level if config.log_level != "info" else "warning"
+    log.configure(level, config.log_format)
+    try:
+        return _run(work)
+    except KeyboardInterrupt as exc:
+        raise Interrupted("interrupted") from exc
+
+
+def main() -> int:
+    """Run `torusd`: the same as `torus node`."""
+    from torus.cli.main import main as torus_main
+
+    return torus_main(["node", *sys.argv[1:]])

@@ -1,0 +1,141 @@
+"""How a command reaches the chunks: through the running node, or the data directory itself.
+
+Decides between the two: a live node that is registered in the metadata is asked; where none
+runs, the directory is opened by this process, which its lock makes safe.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from torus.clock import Clock, SystemClock
+from torus.cluster.chunks import Chunks
+from torus.cluster.local import LocalChunks
+from torus.cluster.peer import PeerChunks
+from torus.config import CommonConfig
+from torus.daemon.disks import open_store
+from torus.errors import NotFound, Unavailable
+from torus.metadata.loop import AsyncMetadata
+from torus.metadata.open import open_metadata
+from torus.metadata.schema import NODES, Node
+from torus.net.address import parse_address
+from torus.volume.attach import Attachment, VolumeOptions, attach
+from torus.volume.catalog_async import AsyncCatalog
+from torus.volume.owner import is_alive, this_process
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What a short-lived process works with."""
+
+    metadata: AsyncMetadata
+    catalog: AsyncCatalog
+    chunks: Chunks
+    clock: Clock
+
+
+def volume_options(
+    common: CommonConfig, observe_checkpoint: Callable[[int], None] = lambda _ns: None
+) -> VolumeOptions:
+    """Return how this configuration wants volumes to be served."""
+    return VolumeOptions(
+        observe_checkpoint=observe_checkpoint,
+        map_cache_bytes=common.map_cache_bytes,
+        checkpoint_interval_s=common.checkpoint_interval_s,
+        pause_when_full=common.on_full == "pause",
+    )
+
+
+async def live_node(metadata: AsyncMetadata) -> Node | None:
+    """Return the registered node whose process lives, or may live on another host."""
+    for entry in (await metadata.list(NODES)).entries:
+        node = Node.from_bytes(entry.value, entry.key)
+        if is_alive(node) is not False:
+            return node
+    return None
+
+
+@asynccontextmanager
+async def reach(common: CommonConfig, *, node_only: bool = False) -> AsyncIterator[Reach]:
+    """Open the metadata and the way to the chunks; both are closed at the end.
+
+    With ``node_only`` the data directory is never opened by this process.
+
+    Raises: NotFound without metadata or data directory, Unavailable, Busy, ForeignData.
+    """
+    clock = SystemClock()
+    metadata = AsyncMetadata(open_metadata(common.meta_url, clock, create=False))
+    try:
+        catalog = AsyncCatalog(metadata, clock)
+        cluster = await catalog.get_cluster()
+        node = await live_node(metadata)
+        if node is not None:
+            chunks = await PeerChunks.connect(parse_address(node.peer_address), cluster.cluster_id)
+            try:
+                yield Reach(metadata, catalog, chunks, clock)
+            finally:
+                await chunks.close()
+            return
+        if node_only:
+            raise Unavailable(
+                "no node is running, and a gateway has no disk of its own",
+                hint="start one with 'torus node', or serve the volume from it",
+            )
+        store = open_store(common.data_dir, cluster.cluster_id, clock, size_bytes=None, make=False)
+        try:
+            yield Reach(metadata, catalog, LocalChunks(store), clock)
+        finally:
+            await store.close()
+    finally:
+        await metadata.close()
+
+
+@asynccontextmanager
+async def attached(
+    reached: Reach, name: str, role: str, options: VolumeOptions
+) -> AsyncIterator[Attachment]:
+    """Attach a volume for the length of one operation.
+
+    Raises: what `attach` and `Attachment.detach` raise.
+    """
+    found = await reached.catalog.get(name)
+    owner = this_process(role, "", reached.clock)
+    attachment = await attach(found, reached.catalog, reached.chunks, owner, reached.clock, options)
+    try:
+        yield attachment
+    finally:
+        await attachment.detach()
+
+
+async def free_volume(reached: Reach, name: str, *, force: bool) -> None:
+    """Delete a volume: mark it, fence its writers, free its chunks, forget it.
+
+    Every step may be repeated after a crash; the volume's name is free only after the last.
+
+    Raises: NotFound, Busy, Unavailable, DiskFailed.
+    """
+    marked = await reached.catalog.mark_deleting(name, force=force)
+    volume, epoch = marked.spec.volume, marked.head.epoch
+    await reached.chunks.fence(volume, epoch)
+    await reached.chunks.delete(volume, epoch, await reached.chunks.list(volume))
+    await reached.catalog.forget(marked)
+
+
+async def delete_without_disk(common: CommonConfig, name: str, *, force: bool) -> None:
+    """Delete a volume where no data directory was ever made: there is nothing to free.
+
+    Raises: NotFound, Busy.
+    """
+    clock = SystemClock()
+    metadata = AsyncMetadata(open_metadata(common.meta_url, clock, create=False))
+    try:
+        catalog = AsyncCatalog(metadata, clock)
+        found = await catalog.get(name)
+        if found.head.spans:
+            raise NotFound(
+                f"data directory {common.data_dir} does not exist, but volume {name!r} has data",
+                hint="name the right --data-dir, or start its node",
+            )
+        await catalog.forget(await catalog.mark_deleting(name, force=force))
+    finally:
+        await metadata.close()

@@ -1,0 +1,258 @@
+"""The volumes that this process has attached, by name: what the NBD server offers.
+
+Decides when a volume is attached (at its first client) and detached (a while after its last),
+how the map's memory is shared between volumes, and what a change in the metadata means for a
+volume that is attached: another size, another owner, deletion.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torus import limits
+from torus.clock import Clock
+from torus.cluster.chunks import Chunks
+from torus.errors import Fenced, NotFound, ShuttingDown, TorusError, Unavailable
+from torus.log import get_logger
+from torus.metadata.base import Event
+from torus.metadata.loop import AsyncMetadata
+from torus.metadata.schema import VOLUMES, Head, Owner, VolumeSpec
+from torus.volume.attach import Attachment, VolumeOptions, attach
+from torus.volume.catalog_ask import DELETING
+from torus.volume.catalog_async import AsyncCatalog
+from torus.volume.owner import same_process
+from torus.volume.volume import Volume
+
+log = get_logger("torus.volumes")
+
+
+class _Place:
+    """One name: its attachment, its users, and the lock that serialises changes of both."""
+
+    __slots__ = ("attachment", "lingering", "lock", "users")
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.attachment: Attachment | None = None
+        self.users = 0
+        self.lingering: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True)
+class Past:
+    """What volumes that are detached by now had counted."""
+
+    records: int = 0
+    log_bytes: int = 0
+    checkpoints: int = 0
+
+
+class AttachedVolumes:
+    """Attaches volumes on demand and keeps them in step with the metadata."""
+
+    def __init__(
+        self,
+        metadata: AsyncMetadata,
+        catalog: AsyncCatalog,
+        chunks: Chunks,
+        owner: Owner,
+        clock: Clock,
+        options: VolumeOptions,
+        *,
+        names: Sequence[str] | None = None,
+        read_only: bool = False,
+        linger_s: float = limits.DETACH_LINGER_S,
+    ) -> None:
+        """With ``names``, no other volumes are offered.  ``linger_s``: how long a volume
+        without clients stays attached, for those who come back at once."""
+        self._metadata = metadata
+        self._catalog = catalog
+        self._chunks = chunks
+        self._owner = owner
+        self._clock = clock
+        self._options = options
+        self._names = names
+        self._read_only = read_only
+        self._linger_s = linger_s
+        self._places: dict[str, _Place] = {}
+        self.past = Past()
+        self._closing = False
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to watch the metadata."""
+        revision = (await self._metadata.list(VOLUMES)).revision
+        self._watcher = asyncio.ensure_future(self._watch(revision))
+
+    # --- what the NBD server asks -------------------------------------------------------
+
+    async def names(self) -> Sequence[str]:
+        """Return the names of the volumes that may be opened."""
+        known = [
+            volume.spec.name
+            for volume in await self._catalog.list()
+            if volume.spec.state != DELETING
+        ]
+        return [name for name in known if self._names is None or name in self._names]
+
+    async def open(self, name: str) -> Volume:
+        """Return the volume, attached; every open needs its `close`.
+
+        Raises: NotFound, Busy, Fenced, Corruption, Unavailable, DiskFailed, ShuttingDown.
+        """
+        if self._names is not None and name not in self._names:
+            raise NotFound(f"volume {name!r} is not served here")
+        place = self._places.setdefault(name, _Place())
+        async with place.lock:
+            if self._closing:
+                raise ShuttingDown("this process is stopping")
+            if place.attachment is not None and place.attachment.volume.core.failure is not None:
+                await self._detach(place)
+            if place.attachment is None:
+                place.attachment = await self._attach(name)
+                self._share_cache()
+            place.users += 1
+            return place.attachment.volume
+
+    async def close(self, export: object) -> None:
+        """Give one open back; the last one lets the volume go after a while."""
+        for place in self._places.values():
+            if place.attachment is not None and place.attachment.volume is export:
+                break
+        else:
+            return  # it was lost and taken apart since
+        place.users -= 1
+        if place.users == 0 and not self._closing and place.lingering is None:
+            place.lingering = asyncio.ensure_future(self._linger(place))
+
+    async def _attach(self, name: str) -> Attachment:
+        found = await self._catalog.get(name)
+        # Our own earlier attachment, lost to an error, does not stand in its own way.
+        takeover = same_process(found.head.owner, self._owner)
+        owner = replace(self._owner, since_ns=self._clock.wall_ns())
+        attachment = await attach(
+            found, self._catalog, self._chunks, owner, self._clock, self._options,
+            takeover=takeover,
+        )  # fmt: skip
+        attachment.volume.read_only = self._read_only
+        return attachment
+
+    async def _linger(self, place: _Place) -> None:
+        await asyncio.sleep(self._linger_s)
+        async with place.lock:
+            place.lingering = None
+            if place.users == 0:
+                await self._detach(place)
+
+    async def _detach(self, place: _Place) -> None:
+        attachment, place.attachment, place.users = place.attachment, None, 0
+        if attachment is None:
+            return
+        try:
+            await attachment.detach()
+        except TorusError as exc:
+            log.error("volume.detach.failed", volume=attachment.volume.name, error=str(exc))
+        self.past.records += attachment.volume.core.journal.records
+        self.past.log_bytes += attachment.volume.core.journal.appended_bytes
+        self.past.checkpoints += attachment.volume.checkpointer.count
+        self._share_cache()
+
+    def _share_cache(self) -> None:
+        attachments = [p.attachment for p in self._places.values() if p.attachment is not None]
+        for attachment in attachments:
+            attachment.volume.core.cache_bytes = self._options.map_cache_bytes // len(attachments)
+
+    # --- the metadata -------------------------------------------------------------------
+
+    async def _watch(self, revision: int) -> None:
+        while not self._closing:
+            try:
+                watch = await self._metadata.watch(VOLUMES, revision)
+                async for events in watch:
+                    for event in events:
+                        await self._on_event(event)
+                        revision = max(revision, event.revision)
+            except Unavailable as exc:
+                log.warning("volumes.watch.lost", error=str(exc))
+                await asyncio.sleep(limits.WATCH_RETRY_S)
+                revision = await self._catch_up(revision)
+
+    async def _catch_up(self, revision: int) -> int:
+        """Read everything once, where changes may have been missed."""
+        try:
+            listing = await self._metadata.list(VOLUMES)
+        except Unavailable:
+            return revision
+        for entry in listing.entries:
+            await self._on_event(Event(entry.key, entry.value, entry.revision))
+        return listing.revision
+
+    async def _on_event(self, event: Event) -> None:
+        if event.value is None:
+            return
+        attachment = self._find(event.key)
+        if attachment is None:
+            return
+        try:
+            if event.key.endswith("/spec"):
+                spec = VolumeSpec.from_bytes(event.value, event.key)
+                await attachment.resize(spec.size_bytes)
+            elif event.key.endswith("/head"):
+                self._on_head(attachment, Head.from_bytes(event.value, event.key))
+        except TorusError as exc:
+            log.error("volume.event.failed", volume=attachment.volume.name, error=str(exc))
+
+    def _find(self, key: str) -> Attachment | None:
+        for place in self._places.values():
+            if place.attachment is not None:
+                volume = place.attachment.volume.core.spec.volume
+                if key.startswith(f"{VOLUMES}{volume:016x}/"):
+                    return place.attachment
+        return None
+
+    def _on_head(self, attachment: Attachment, head: Head) -> None:
+        if head.epoch > attachment.epoch:
+            owner = head.owner
+            who = "it is being deleted" if owner is None else (
+                f"{owner.role} pid {owner.pid} on {owner.host} took it over"
+            )  # fmt: skip
+            attachment.volume.core.fail(
+                Fenced(
+                    f"volume {attachment.volume.name!r} is lost: epoch {head.epoch} replaced "
+                    f"{attachment.epoch}, {who}"
+                )
+            )
+
+    # --- state and end ------------------------------------------------------------------
+
+    def attachments(self) -> list[tuple[Attachment, int]]:
+        """Return what is attached now, each with its number of users."""
+        return [
+            (place.attachment, place.users)
+            for place in self._places.values()
+            if place.attachment is not None
+        ]
+
+    def problems(self) -> list[str]:
+        """Return a sentence for each attached volume that is not well."""
+        found = []
+        for attachment, _ in self.attachments():
+            core, queue = attachment.volume.core, attachment.volume.queue
+            if core.failure is not None:
+                found.append(f"volume {core.spec.name!r}: {core.failure.message}")
+            elif queue.blocked:
+                found.append(f"volume {core.spec.name!r}: {queue.blocked} writes wait for space")
+        return found
+
+    async def stop(self) -> None:
+        """Detach everything; idempotent.  The NBD server must have let go of its exports."""
+        self._closing = True
+        tasks = [place.lingering for place in self._places.values() if place.lingering]
+        tasks += [self._watcher] if self._watcher else []
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for place in self._places.values():
+            async with place.lock:
+                await self._detach(place)
