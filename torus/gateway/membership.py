@@ -4,6 +4,7 @@ Decides nothing; keeps the tasks that outlive a connection from being lost.
 """
 
 import asyncio
+import select
 import socket
 import struct
 from collections.abc import Coroutine
@@ -102,3 +103,16 @@ def tune_socket(transport: asyncio.Transport) -> None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     except OSError as refused:
         log.debug("nbd.socket.untuned", error=str(refused))
+
+
+def has_hung_up(transport: asyncio.Transport) -> bool:
+    """Return whether the other end is closed for reading too, as far as can be known.
+
+    A unix socket knows.  TCP does not tell a half-closed client from one that is gone.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family != socket.AF_UNIX:
+        return False
+    poll = select.poll()
+    poll.register(sock.fileno(), 0)
+    return any(events & select.POLLHUP for _, events in poll.poll(0))

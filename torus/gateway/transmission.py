@@ -13,7 +13,7 @@ from torus._fast.frame import RUN_OTHER, RUN_READ, ReplyBuilder, RequestBatch, t
 from torus.errors import Fenced, RemoteProtocolError, TorusError
 from torus.gateway.commands import CommandServer, WaitingRequest
 from torus.gateway.export import Export
-from torus.gateway.membership import Gateway
+from torus.gateway.membership import Gateway, has_hung_up
 from torus.limits import (
     KIB,
     MIB,
@@ -129,8 +129,12 @@ class Transmission(asyncio.BufferedProtocol):
             self._serve()
 
     def eof_received(self) -> bool:
-        """Finish what is in flight, then close."""
-        self._end("the client closed its side")
+        """Finish what is in flight, then close; at once when nobody is left to read replies."""
+        if has_hung_up(self._transport):
+            self._ending = True
+            self._transport.abort()
+        else:
+            self._end("the client closed its side")
         return True
 
     def pause_writing(self) -> None:
