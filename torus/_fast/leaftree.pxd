@@ -95,5 +95,8 @@ cdef class LeafTree:
     cdef void mark_changed(self, Leaf* leaf) noexcept
     cdef void mark_clean(self, Leaf* leaf) noexcept
     cdef void drop_copy(self, Leaf* leaf) noexcept
-    cdef void forget_entries(self, Leaf* leaf, uint32_t first, uint32_t end) noexcept
+    cdef int prepare_run(self, uint64_t block, uint64_t count) except -1
+    cdef void put_entries(self, Leaf* leaf, uint32_t first, uint32_t count, uint32_t sequence,
+                          uint32_t offset, const uint32_t* crcs) noexcept
+    cdef void release_entries(self, Leaf* leaf, uint32_t first, uint32_t end) noexcept
     cdef uint64_t piece(self, uint64_t block, uint64_t end, bint* mapped) noexcept

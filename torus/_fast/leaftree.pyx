@@ -15,12 +15,30 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
 from libc.string cimport memcpy, memset
 
 from torus._fast.mappages cimport BLOCK_UNITS, CHUNK_UNITS
+from torus._fast.usage cimport add, is_open, subtract
 
 cdef enum:
     LEAF_SHIFT = 10
     DIRECTORY_SHIFT = 20
     COPY_BYTES = LEAF_ENTRIES * sizeof(Entry)
     SIZE_BLOCKS_BITS = 34        # 64 TiB
+
+
+cdef inline Leaf* leaf_in_memory(LeafTree tree, uint64_t block) noexcept:
+    """The leaf of a block inside the volume; NULL when it is absent or cold."""
+    cdef Directory* directory = tree.directories[block >> DIRECTORY_SHIFT]
+    if directory is NULL:
+        return NULL
+    return directory.slots[(block >> LEAF_SHIFT) % DIRECTORY_LEAVES].leaf
+
+
+cdef inline bint is_ready(LeafTree tree, uint64_t block, uint64_t count) noexcept:
+    """The common case of a write: one leaf, in memory, that no checkpoint waits for."""
+    cdef Leaf* leaf = NULL
+    if (tree.usable and block < tree.size_blocks and count <= tree.size_blocks - block
+            and block % LEAF_ENTRIES + count <= LEAF_ENTRIES):
+        leaf = leaf_in_memory(tree, block)
+    return leaf is not NULL and not leaf.frozen
 
 
 cdef class LeafTree:
@@ -76,32 +94,21 @@ cdef class LeafTree:
 
     cdef int set_run(self, uint64_t block, uint32_t count, uint32_t sequence,
                      uint32_t offset, const uint32_t* crcs) except -1:
-        cdef uint64_t index, first_index = block >> LEAF_SHIFT
-        cdef uint32_t i, place
-        cdef Entry* entry
-        cdef Leaf* leaf = NULL
-        self.require_resident(block, count)
-        if count == 0:
-            return 0
+        cdef uint32_t first, part
         if offset + <uint64_t>count * BLOCK_UNITS > CHUNK_UNITS:
             raise ValueError(f"{count} blocks do not fit into a chunk at unit {offset}")
-        if not self.usage.is_open(sequence):
+        if not is_open(self.usage, sequence):
             raise LookupError(f"chunk {sequence} is not open")
-        for index in range(first_index, ((block + count - 1) >> LEAF_SHIFT) + 1):
-            self.prepare(self.create_leaf(<uint32_t>index))
-        for i in range(count):
-            place = <uint32_t>(block + i) % LEAF_ENTRIES
-            if leaf is NULL or place == 0:
-                leaf = self.slot_of((block + i) >> LEAF_SHIFT).leaf
-                self.mark_changed(leaf)
-                self.forget_entries(leaf, place, min(<uint32_t>LEAF_ENTRIES, place + count - i))
-            entry = &leaf.entries[place]
-            entry.sequence = sequence
-            entry.offset = <uint16_t>(offset + i * BLOCK_UNITS)
-            entry.crc = crcs[i]
-            leaf.present += 1
-        self.mapped_blocks += count
-        self.usage.add(sequence, count * BLOCK_UNITS)
+        if not is_ready(self, block, count):
+            self.prepare_run(block, count)
+        while count > 0:
+            first = <uint32_t>(block % LEAF_ENTRIES)
+            part = min(LEAF_ENTRIES - first, count)
+            self.put_entries(leaf_in_memory(self, block), first, part, sequence, offset, crcs)
+            block += part
+            count -= part
+            offset += part * BLOCK_UNITS
+            crcs += part
         return 0
 
     cdef int clear_run(self, uint64_t block, uint64_t count) except -1:
@@ -121,7 +128,8 @@ cdef class LeafTree:
                 if self.piece(start + first, start + last, &mapped) < last - first or mapped:
                     if change:
                         self.mark_changed(leaf)
-                        self.forget_entries(leaf, first, last)
+                        self.release_entries(leaf, first, last)
+                        memset(leaf.entries + first, 0, (last - first) * sizeof(Entry))
                     else:
                         self.prepare(leaf)
                 index += 1
@@ -135,8 +143,36 @@ cdef class LeafTree:
 
     # --- entries ------------------------------------------------------------------------
 
-    cdef void forget_entries(self, Leaf* leaf, uint32_t first, uint32_t end) noexcept:
-        """Make entries absent and give their units back, one call per run of a chunk."""
+    cdef int prepare_run(self, uint64_t block, uint64_t count) except -1:
+        """Make the leaves of a range, and the copies that a checkpoint needs of them.
+
+        Raises: ValueError, LookupError, MemoryError; no entry has changed then.
+        """
+        cdef uint64_t index
+        self.require_resident(block, count)
+        if count:
+            for index in range(block >> LEAF_SHIFT, ((block + count - 1) >> LEAF_SHIFT) + 1):
+                self.prepare(self.create_leaf(<uint32_t>index))
+        return 0
+
+    cdef void put_entries(self, Leaf* leaf, uint32_t first, uint32_t count, uint32_t sequence,
+                          uint32_t offset, const uint32_t* crcs) noexcept:
+        """Write entries of one leaf, which is prepared."""
+        cdef uint32_t i
+        cdef Entry* entry = leaf.entries + first
+        self.mark_changed(leaf)
+        self.release_entries(leaf, first, first + count)
+        for i in range(count):
+            entry[i].sequence = sequence
+            entry[i].offset = <uint16_t>(offset + i * BLOCK_UNITS)
+            entry[i].base = 0
+            entry[i].crc = crcs[i]
+        leaf.present += <uint16_t>count
+        self.mapped_blocks += count
+        add(self.usage, sequence, count * BLOCK_UNITS)
+
+    cdef void release_entries(self, Leaf* leaf, uint32_t first, uint32_t end) noexcept:
+        """Take entries out of every count, before they are overwritten."""
         cdef uint32_t i, sequence = 0, units = 0, gone = 0
         if leaf.present == 0:
             return
@@ -146,14 +182,13 @@ cdef class LeafTree:
             gone += 1
             if leaf.entries[i].base != 0:
                 continue  # the chunk belongs to another volume, which counts for itself
-            if leaf.entries[i].sequence != sequence:
+            if leaf.entries[i].sequence != sequence:  # one call per run of a chunk
                 if units:
-                    self.usage.subtract(sequence, units)
+                    subtract(self.usage, sequence, units)
                 sequence, units = leaf.entries[i].sequence, 0
             units += BLOCK_UNITS
         if units:
-            self.usage.subtract(sequence, units)
-        memset(leaf.entries + first, 0, (end - first) * sizeof(Entry))
+            subtract(self.usage, sequence, units)
         leaf.present -= <uint16_t>gone
         self.mapped_blocks -= gone
 

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from torus._fast.mappages cimport PAGE_SEQUENCES, PageRef
+from torus._fast.mappages cimport CHUNK_UNITS, GONE, PAGE_SEQUENCES, PageRef
 
 cdef struct UsagePage:
     PageRef ref
@@ -21,14 +21,44 @@ cdef class Usage:
     cdef readonly uint64_t total_units
     cdef readonly uint64_t faults   # counts that went below 0 or above a whole chunk
 
-    cdef UsagePage* page_of(self, uint32_t sequence) noexcept
     cdef UsagePage* create_page(self, uint32_t index) except NULL
-    cdef bint is_open(self, uint32_t sequence) noexcept
-    cdef void add(self, uint32_t sequence, uint32_t units) noexcept
-    cdef void subtract(self, uint32_t sequence, uint32_t units) noexcept
     cdef void adjust_frozen(self, uint32_t sequence, int units) noexcept
     cdef int move_page(self, PageRef* old, PageRef* new) except -1
     cdef int freeze_page(self, UsagePage* page) noexcept
     cdef UsagePage* frozen_page(self, index) except NULL
     cdef int freeze(self) except -1
     cdef void thaw(self) noexcept
+
+
+# Once a write, so that they are worth inlining into the tree.
+
+cdef inline UsagePage* page_of(Usage usage, uint32_t sequence) noexcept:
+    cdef uint32_t place = sequence // PAGE_SEQUENCES - usage.first_page
+    return usage.pages[place] if place < usage.page_count else NULL
+
+
+cdef inline bint is_open(Usage usage, uint32_t sequence) noexcept:
+    cdef UsagePage* page = page_of(usage, sequence)
+    return page is not NULL and page.units[sequence % PAGE_SEQUENCES] != GONE
+
+
+cdef inline void add(Usage usage, uint32_t sequence, uint32_t units) noexcept:
+    cdef UsagePage* page = page_of(usage, sequence)
+    cdef uint32_t place = sequence % PAGE_SEQUENCES
+    if page is NULL or page.units[place] + units > CHUNK_UNITS:  # GONE is above it too
+        usage.faults += 1
+        return
+    page.units[place] += <uint16_t>units
+    page.dirty = True
+    usage.total_units += units
+
+
+cdef inline void subtract(Usage usage, uint32_t sequence, uint32_t units) noexcept:
+    cdef UsagePage* page = page_of(usage, sequence)
+    cdef uint32_t place = sequence % PAGE_SEQUENCES
+    if page is NULL or page.units[place] == GONE or page.units[place] < units:
+        usage.faults += 1
+        return
+    page.units[place] -= <uint16_t>units
+    page.dirty = True
+    usage.total_units -= units

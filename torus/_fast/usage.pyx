@@ -40,36 +40,8 @@ cdef class Usage:
 
     # --- counting -----------------------------------------------------------------------
 
-    cdef UsagePage* page_of(self, uint32_t sequence) noexcept:
-        cdef uint32_t place = sequence // PAGE_SEQUENCES - self.first_page
-        return self.pages[place] if place < self.page_count else NULL
-
-    cdef bint is_open(self, uint32_t sequence) noexcept:
-        cdef UsagePage* page = self.page_of(sequence)
-        return page is not NULL and page.units[sequence % PAGE_SEQUENCES] != GONE
-
-    cdef void add(self, uint32_t sequence, uint32_t units) noexcept:
-        cdef UsagePage* page = self.page_of(sequence)
-        cdef uint32_t place = sequence % PAGE_SEQUENCES
-        if page is NULL or page.units[place] + units > CHUNK_UNITS:  # GONE is above it too
-            self.faults += 1
-            return
-        page.units[place] += <uint16_t>units
-        page.dirty = True
-        self.total_units += units
-
-    cdef void subtract(self, uint32_t sequence, uint32_t units) noexcept:
-        cdef UsagePage* page = self.page_of(sequence)
-        cdef uint32_t place = sequence % PAGE_SEQUENCES
-        if page is NULL or page.units[place] == GONE or page.units[place] < units:
-            self.faults += 1
-            return
-        page.units[place] -= <uint16_t>units
-        page.dirty = True
-        self.total_units -= units
-
     cdef void adjust_frozen(self, uint32_t sequence, int units) noexcept:
-        cdef UsagePage* page = self.page_of(sequence)
+        cdef UsagePage* page = page_of(self, sequence)
         cdef uint32_t place = sequence % PAGE_SEQUENCES
         cdef int count = 0
         if page is not NULL:  # a chunk opened since the freeze holds only checkpoint pages
@@ -86,14 +58,14 @@ cdef class Usage:
         Raises: LookupError when the new chunk is not open; nothing is changed then.
         """
         cdef uint32_t old_units = units_of(old.size_bytes), new_units = units_of(new.size_bytes)
-        if new.sequence and not self.is_open(new.sequence):
+        if new.sequence and not is_open(self, new.sequence):
             raise LookupError(f"chunk {new.sequence} is not open for a map page")
         if new.sequence:
-            self.add(new.sequence, new_units)
+            add(self, new.sequence, new_units)
             if self.frozen:
                 self.adjust_frozen(new.sequence, <int>new_units)
         if old.sequence:
-            self.subtract(old.sequence, old_units)
+            subtract(self, old.sequence, old_units)
             if self.frozen:
                 self.adjust_frozen(old.sequence, -<int>old_units)
         return 0
@@ -171,7 +143,7 @@ cdef class Usage:
         """Raises: LookupError outside a checkpoint or when there is no such page."""
         cdef UsagePage* page = NULL
         if 0 <= index < PAGES_MAX:
-            page = self.page_of(<uint32_t>index * PAGE_SEQUENCES)
+            page = page_of(self, <uint32_t>index * PAGE_SEQUENCES)
         if page is NULL or not self.frozen:
             raise LookupError(f"no usage page {index} is being written")
         return page
@@ -187,7 +159,7 @@ cdef class Usage:
         cdef UsagePage* page = self.frozen_page(index)
         cdef PageRef ref
         set_ref(&ref, sequence, offset, size_bytes, crc)
-        if ref.sequence and not self.is_open(ref.sequence):
+        if ref.sequence and not is_open(self, ref.sequence):
             raise LookupError(f"chunk {sequence} is not open for a usage page")
         if page.ref.sequence:
             self.replaced.add(page.ref.sequence)
@@ -229,7 +201,7 @@ cdef class Usage:
     def drop_sequence(self, sequence):
         if self.live(sequence) is None:
             return
-        cdef UsagePage* page = self.page_of(sequence)
+        cdef UsagePage* page = page_of(self, sequence)
         cdef uint32_t place = sequence % PAGE_SEQUENCES
         if (self.faults or page.units[place] != 0 or sequence in self.pinned_sequences()
                 or self.frozen and page.frozen[place] not in (0, GONE)):
@@ -240,9 +212,9 @@ cdef class Usage:
 
     def live(self, sequence):
         cdef UsagePage* page
-        if not 0 <= sequence < SEQUENCES_MAX or not self.is_open(sequence):
+        if not 0 <= sequence < SEQUENCES_MAX or not is_open(self, sequence):
             return None
-        page = self.page_of(sequence)
+        page = page_of(self, sequence)
         return page.units[<uint32_t>sequence % PAGE_SEQUENCES]
 
     def dead(self, first, last):
@@ -252,7 +224,7 @@ cdef class Usage:
         cdef UsagePage* page
         found = []
         while not self.faults and sequence < end:
-            page = self.page_of(<uint32_t>sequence)
+            page = page_of(self, <uint32_t>sequence)
             if page is NULL:
                 sequence = (sequence // PAGE_SEQUENCES + 1) * PAGE_SEQUENCES
                 continue
