@@ -20,6 +20,7 @@ from torus.metadata.base import MetadataStore
 from torus.net.address import parse_address
 
 Value = TypeVar("Value")
+Choice = TypeVar("Choice", bound=str)
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -66,13 +67,14 @@ class Session:
         except UsageError as exc:
             raise self.blame(key, exc.message, exc.hint) from exc
 
-    def choice(self, key: str, allowed: tuple[str, ...]) -> str:
+    def choice(self, key: str, allowed: tuple[Choice, ...]) -> Choice:
         """Return an option that must be one of ``allowed``."""
 
-        def convert(text: str, what: str) -> str:
-            if text not in allowed:
-                raise UsageError(f"{what} {text!r} is not one of: {', '.join(allowed)}")
-            return text
+        def convert(text: str, what: str) -> Choice:
+            for one in allowed:
+                if one == text:
+                    return one
+            raise UsageError(f"{what} {text!r} is not one of: {', '.join(allowed)}")
 
         return self.value(key, convert) or allowed[0]
 

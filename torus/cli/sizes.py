@@ -10,7 +10,7 @@ import re
 
 from torus.errors import UsageError
 
-_FACTORS = {
+_FACTORS: dict[str, int] = {
     "": 1,
     "b": 1,
     **{unit: 1024**power for power, unit in enumerate("kmgtp", 1)},

@@ -37,6 +37,8 @@ class NbdSource:
         stats = self._stats
         yield Sample("torus_nbd_connections", stats.connections_open)
         yield Sample("torus_nbd_connections_total", stats.connections)
+        yield Sample("torus_nbd_connections_refused_total", stats.connections_refused)
+        yield Sample("torus_nbd_handshakes_failed_total", stats.handshakes_failed)
         yield Sample("torus_nbd_protocol_errors_total", stats.protocol_errors)
         yield from command_samples(stats.by_name())
 
@@ -60,6 +62,7 @@ class StoreSource:
         for state, slots in states.items():
             yield Sample("torus_store_slots", slots, (state,))
             yield Sample("torus_store_bytes", slots * usage.slot_bytes, (state,))
+        yield Sample("torus_store_sync_requests_total", self._store.commits.requests)
         yield Sample("torus_store_syncs_total", self._store.commits.syncs)
         yield histogram_sample("torus_store_sync_seconds", self._sync_times)
         yield Sample("torus_disk_failed", int(self._store.failure is not None))
@@ -78,6 +81,7 @@ class VolumesSource:
         cores = [volume.core for volume in attached]
         past = self._volumes.past
         yield Sample("torus_volumes_attached", len(attached))
+        yield Sample("torus_volumes_failed", sum(c.failure is not None for c in cores))
         yield Sample(
             "torus_log_records_total", past.records + sum(c.journal.records for c in cores)
         )
@@ -94,7 +98,7 @@ class VolumesSource:
         yield from self._each()
 
     def _each(self) -> Iterator[Sample]:
-        for attachment, _ in self._volumes.attachments():
+        for attachment, clients in self._volumes.attachments():
             core = attachment.volume.core
             labels = (core.spec.name,)
             yield Sample("torus_volume_size_bytes", core.spec.size_bytes, labels)
@@ -102,3 +106,4 @@ class VolumesSource:
                 "torus_volume_mapped_bytes", core.blocks.mapped_blocks * BLOCK_BYTES, labels
             )
             yield Sample("torus_volume_live_bytes", core.blocks.live_units() * 512, labels)
+            yield Sample("torus_volume_clients", clients, labels)
