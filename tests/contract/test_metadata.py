@@ -558,8 +558,9 @@ def test_a_reader_never_sees_half_a_commit(open_store: Callable[[], MetadataStor
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(write)
         while not writing.done():
-            values = {entry.value for entry in reader.list("p/").entries}
-            assert len(values) == 1
+            listing = reader.list("p/")
+            assert len({entry.value for entry in listing.entries}) == 1
+            assert {entry.revision for entry in listing.entries} == {listing.revision}
         writing.result()
 
 

@@ -144,12 +144,14 @@ class MemoryMetadata:
         self._history_bytes += _event_bytes(event)
 
     def _trim(self) -> None:
-        """Drop whole revisions, oldest first, until the history is within its bounds."""
+        """Drop the oldest changes until the history is within its bounds.
+
+        A revision that loses one change counts as lost: a watch gets all of it or an error.
+        """
         history = self._history
         while history and (
             len(history) > METADATA_HISTORY_CHANGES_MAX
             or self._history_bytes > METADATA_HISTORY_BYTES_MAX
-            or history[0].revision == self._trimmed
         ):
             event = history.popleft()
             self._history_bytes -= _event_bytes(event)

@@ -164,7 +164,7 @@ def _create(path: str) -> None:
         os.makedirs(directory, mode=0o700, exist_ok=True)
         os.close(os.open(new_path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         try:
-            with translated(new_path):
+            with translated(path):
                 _fill(new_path)
             with contextlib.suppress(FileExistsError):
                 os.link(new_path, path)

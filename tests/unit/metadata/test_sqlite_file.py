@@ -22,6 +22,7 @@ from torus.errors import (
     Unavailable,
     UnknownVersion,
 )
+from torus.limits import METADATA_HISTORY_CHANGES_MAX
 from torus.metadata import sqlite_file
 from torus.metadata.base import Put
 from torus.metadata.sqlite import SqliteMetadata
@@ -343,6 +344,16 @@ def test_an_exception_in_the_middle_leaves_no_transaction(
     assert entry.value == b"value 7"
     assert store.commit([], [Put("key", b"")]) == 201
     store.close()
+
+
+def test_the_history_takes_no_more_rows_than_its_bound(path: Path) -> None:
+    store = SqliteMetadata(str(path))
+    for _ in range(METADATA_HISTORY_CHANGES_MAX // 100 + 5):
+        store.commit([], [Put(f"a/{number}", b"") for number in range(100)])
+    (rows,) = store._connection.execute("SELECT count(*) FROM changes").fetchone()
+    store.close()
+
+    assert METADATA_HISTORY_CHANGES_MAX - 100 < rows <= METADATA_HISTORY_CHANGES_MAX
 
 
 def test_verify_accepts_a_good_store(made: Path) -> None:

@@ -374,6 +374,15 @@ def test_a_holder_cannot_undo_its_own_publication(catalog: Catalog) -> None:
     assert catalog.get("a").head == spans
 
 
+def test_a_process_that_takes_over_from_itself_fences_its_older_epoch(catalog: Catalog) -> None:
+    volume_id = catalog.create("a", MIB).volume
+    older = catalog.acquire(volume_id, LIVING)
+    catalog.acquire(volume_id, LIVING, takeover=True)
+
+    with pytest.raises(Fenced, match="held epoch 1, now epoch 2"):
+        catalog.publish(volume_id, older.head, older.head_revision)
+
+
 def test_releasing_clears_the_owner_and_keeps_the_rest(catalog: Catalog) -> None:
     volume_id = catalog.create("a", MIB).volume
     volume = catalog.acquire(volume_id, LIVING)
