@@ -135,9 +135,10 @@ cdef class Usage:
             self.page_count -= 1
         while skip < self.page_count and self.pages[skip] is NULL:
             skip += 1
-        self.page_count -= skip
-        self.first_page += skip
-        memmove(self.pages, self.pages + skip, self.page_count * sizeof(UsagePage*))
+        if skip:
+            self.page_count -= skip
+            self.first_page += skip
+            memmove(self.pages, self.pages + skip, self.page_count * sizeof(UsagePage*))
 
     cdef UsagePage* frozen_page(self, index) except NULL:
         """Raises: LookupError outside a checkpoint or when there is no such page."""
