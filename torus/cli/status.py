@@ -68,7 +68,7 @@ def _judge(views: tuple[NodeView, ...]) -> tuple[list[str], int]:
     problems: list[str] = []
     code = 0
     if not views:
-        return ["no node has ever run here"], Unavailable.exit_code
+        return ["no node is running"], Unavailable.exit_code
     for view in views:
         name = f"node {view.node.node_id}"
         if view.alive is False:
