@@ -5,7 +5,10 @@ import os
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-KERNELS = ("crc", "record", "mappages", "usage", "leaftree", "checkpoint", "blockmap", "blockio", "frame", "stats", "datapath")
+KERNELS = (
+    "crc", "record", "mappages", "usage", "leaftree", "checkpoint", "blockmap", "blockio",
+    "frame", "reply", "stats", "datapath",
+)  # fmt: skip
 TRACE = os.environ.get("TORUS_TRACE") == "1"  # line tracing and bounds checks: never shipped
 MACROS = [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")] if TRACE else []
 DIRECTIVES = {

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torus._fast import crc
-from torus._fast.frame import RUN_READ, ReplyBuilder, RequestBatch
+from torus._fast.frame import RUN_READ, RequestBatch
+from torus._fast.reply import ReplyBuilder
 from torus._fast.record import KIND_DATA, RecordBuilder, RecordReader
 
 REPEATS = 7

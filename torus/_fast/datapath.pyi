@@ -4,7 +4,8 @@ from typing_extensions import Buffer
 
 from torus._fast.blockio import BlockIo
 from torus._fast.blockmap import BlockMap
-from torus._fast.frame import ReplyBuilder, RequestBatch
+from torus._fast.frame import RequestBatch
+from torus._fast.reply import ReplyBuilder
 from torus._fast.record import RecordBuilder
 
 SERVED: int

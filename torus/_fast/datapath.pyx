@@ -14,7 +14,8 @@ from libc.string cimport memcpy, memset
 from torus._fast.blockio cimport BlockIo
 from torus._fast.blockmap cimport BlockMap, Entry
 from torus._fast.crc cimport crc32c
-from torus._fast.frame cimport ReplyBuilder, Request, RequestBatch
+from torus._fast.frame cimport Request, RequestBatch
+from torus._fast.reply cimport ReplyBuilder
 from torus._fast.record cimport RecordBuilder
 
 cdef enum:

@@ -1,12 +1,9 @@
-"""The compiled NBD frame: what other kernels may use of it.
+"""The requests of an NBD connection: what other kernels may use of them.
 
-A kernel that serves reads walks ``batch.items[first:stop]`` and asks the builder for room with
-``reserve``; the pointer stays valid for the whole ``Export.read_now`` call, because the gateway
-sizes the builder for the run before it calls.  A kernel that takes writes copies
-``items[i].length`` bytes from ``items[i].payload`` before it returns.
+A kernel that takes writes walks ``batch.items[first:stop]`` and copies ``items[i].length`` bytes
+from ``items[i].payload`` before it returns.
 """
 
-from cpython.object cimport PyObject
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 
@@ -50,28 +47,7 @@ cdef class RequestBatch:
     cdef int move_to(self, size_t room) except -1
 
 
-cdef class ReplyBuilder:
-    # Room for the payload of one successful READ; its header is written before it.
-    cdef unsigned char* reserve(
-        self, uint64_t cookie, uint64_t offset, size_t length
-    ) except NULL
-    # Take back the last reserve(), with its header.
-    cdef int cancel(self) except -1
-    # A READ of nothing but zeroes: one HOLE chunk when structured, zero bytes when simple.
-    cdef int hole(self, uint64_t cookie, uint64_t offset, uint64_t length) except -1
-    # private to frame.pyx
-    cdef PyObject* owner            # the bytes object being filled, NULL when empty
-    cdef unsigned char* start
-    cdef size_t room
-    cdef size_t used
-    cdef size_t last                # where the last reserve() began
-    cdef size_t hint                # bytes that the last take() handed out
-    cdef bint structured
-    cdef bint extended
-
-    cdef unsigned char* grow(self, size_t length) except NULL
-    cdef int begin(self, size_t room) except -1
-    cdef unsigned char* chunk(
-        self, uint16_t flags, uint16_t type, uint64_t cookie, uint64_t offset, size_t length
-    ) except NULL
-    cdef int simple(self, uint64_t cookie, uint32_t error) except -1
+# Raise unless [first, stop) are accepted requests of that command within `size_bytes`.
+cdef int check_span(
+    RequestBatch batch, Py_ssize_t first, Py_ssize_t stop, uint16_t command, uint64_t size_bytes
+) except -1

@@ -7,7 +7,7 @@ when everything is known, so an error never follows half an answer.
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from torus._fast.frame import ReplyBuilder
+from torus._fast.reply import ReplyBuilder
 from torus.errors import LocalProtocolError
 from torus.gateway.export import Export
 from torus.nbd import constants as nbd
@@ -28,7 +28,13 @@ class WaitingRequest:
     cookie: int
     offset: int
     length: int
+    began_ns: int
     payload: bytes = b""
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that the request holds: the payload of a WRITE, the coming reply of a READ."""
+        return self.length if self.command <= nbd.NBD_CMD_WRITE else 0
 
     @property
     def durable(self) -> bool:

@@ -6,7 +6,8 @@ Decides nothing; says who owns which buffer and which call may wait.
 from collections.abc import Sequence
 from typing import Protocol
 
-from torus._fast.frame import ReplyBuilder, RequestBatch
+from torus._fast.frame import RequestBatch
+from torus._fast.reply import ReplyBuilder
 
 
 class Export(Protocol):

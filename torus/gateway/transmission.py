@@ -7,9 +7,9 @@ each; the others become tasks (torus/gateway/commands.py).
 """
 
 import asyncio
-from dataclasses import dataclass
 
-from torus._fast.frame import RUN_OTHER, RUN_READ, ReplyBuilder, RequestBatch, trim_spares
+from torus._fast.frame import RUN_OTHER, RUN_READ, RequestBatch
+from torus._fast.reply import ReplyBuilder, trim_spares
 from torus.errors import Fenced, RemoteProtocolError, TorusError
 from torus.gateway.commands import CommandServer, WaitingRequest
 from torus.gateway.export import Export
@@ -34,15 +34,6 @@ UNSENT_BYTES_HIGH = 8 * MIB
 UNSENT_BYTES_LOW = 1 * MIB
 IDLE_S = 5.0  # after this the receive buffer shrinks
 IDLE_BUFFER_BYTES = 64 * KIB
-
-
-@dataclass(frozen=True, slots=True)
-class _InFlight:
-    """A waiting request: who is to be answered, and what memory it holds."""
-
-    request: WaitingRequest
-    held_bytes: int
-    began_ns: int
 
 
 class Transmission(asyncio.BufferedProtocol):
@@ -78,7 +69,7 @@ class Transmission(asyncio.BufferedProtocol):
         )
         self._first = 0  # of the requests in the batch, the next one to serve
         self._stop = 0
-        self._in_flight: dict[asyncio.Task[None], _InFlight] = {}
+        self._in_flight: dict[asyncio.Task[None], WaitingRequest] = {}
         self._held_bytes = 0  # payloads and expected replies of those in flight
         self._unsent = False  # the transport asked to stop writing
         self._reading = True
@@ -291,24 +282,23 @@ class Transmission(asyncio.BufferedProtocol):
         """Make a task of one request; return its length."""
         command, flags, cookie, offset, length, _ = self._batch.request(index)
         payload = self._batch.payload(index) if command == nbd.NBD_CMD_WRITE else b""
-        request = WaitingRequest(command, flags, cookie, offset, length, payload)
-        held = length if command <= nbd.NBD_CMD_WRITE else 0
-        self._held_bytes += held
+        began_ns = self._gateway.clock.monotonic_ns()
+        request = WaitingRequest(command, flags, cookie, offset, length, began_ns, payload)
+        self._held_bytes += request.held_bytes
         task = self._loop.create_task(self._commands.serve(request))
-        self._in_flight[task] = _InFlight(request, held, self._gateway.clock.monotonic_ns())
+        self._in_flight[task] = request
         task.add_done_callback(self._on_served)
         return length
 
     def _on_served(self, task: asyncio.Task[None]) -> None:
         """Account for a finished request, send its reply, go on with what waited."""
-        work = self._in_flight.pop(task)
-        self._held_bytes -= work.held_bytes
+        request = self._in_flight.pop(task)
+        self._held_bytes -= request.held_bytes
         if task.cancelled():
             return
-        request = work.request
         failure = task.exception()
         counter = self._gateway.stats.commands[request.command]
-        elapsed_ns = self._gateway.clock.monotonic_ns() - work.began_ns
+        elapsed_ns = self._gateway.clock.monotonic_ns() - request.began_ns
         if failure is None:
             counter.add(elapsed_ns, 1, request.length)
         else:

@@ -8,7 +8,8 @@ holds an error per call name, ``gate`` holds every waiting call until it is set.
 import asyncio
 from collections.abc import Sequence
 
-from torus._fast.frame import ReplyBuilder, RequestBatch
+from torus._fast.frame import RequestBatch
+from torus._fast.reply import ReplyBuilder
 from torus.errors import NotFound, TorusError
 from torus.limits import BLOCK_BYTES
 from torus.nbd.constants import NBD_STATE_HOLE, NBD_STATE_ZERO

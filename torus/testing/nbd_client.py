@@ -148,9 +148,14 @@ class BareClient:
             self._reads[cookie] = length
         self.writer.write(
             request_bytes(
-                command, offset, length or len(payload),
-                flags=flags, cookie=cookie, payload=payload, extended=self.extended,
-            )  # fmt: skip
+                command,
+                offset,
+                length or len(payload),
+                flags=flags,
+                cookie=cookie,
+                payload=payload,
+                extended=self.extended,
+            )
         )
 
     async def ask(

@@ -8,7 +8,8 @@ or the write queue.
 from collections.abc import Sequence
 
 from torus import limits
-from torus._fast.frame import ReplyBuilder, RequestBatch
+from torus._fast.frame import RequestBatch
+from torus._fast.reply import ReplyBuilder
 from torus._fast.record import KIND_DATA, RecordBuilder
 from torus.errors import TorusError
 from torus.volume.checkpoint import Checkpointer

@@ -19,7 +19,7 @@ MODES = [{}, {"structured": True}, {"extended": True}]
 
 async def settle(condition) -> None:
     """Let the loop run until ``condition()``; the scenario's time limit ends it otherwise."""
-    while not condition():
+    while not condition():  # noqa: ASYNC110
         await asyncio.sleep(0)
 
 

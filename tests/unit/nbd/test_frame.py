@@ -6,7 +6,8 @@ import struct
 
 import pytest
 
-from torus._fast.frame import RUN_OTHER, RUN_READ, RUN_WRITE, ReplyBuilder, RequestBatch
+from torus._fast.frame import RUN_OTHER, RUN_READ, RUN_WRITE, RequestBatch
+from torus._fast.reply import ReplyBuilder
 from torus.errors import LocalProtocolError, RemoteProtocolError
 from torus.limits import MIB, NBD_REQUEST_BYTES_MAX
 from torus.nbd import constants as nbd
