@@ -113,6 +113,9 @@ class Checkpointer:
             began = self._clock.monotonic_ns()
             core = self._core
             start, log_bytes = core.journal.position, core.journal.appended_bytes
+            # What dies while the checkpoint is written may still be named by it: its death is
+            # in records that a power cut can take.  It goes with the next checkpoint.
+            dead = self._dead(start.sequence)
             leaves = core.blocks.begin_checkpoint()
             try:
                 await self._write_pages(leaves)
@@ -147,7 +150,7 @@ class Checkpointer:
             core.log_bytes_at_checkpoint = log_bytes
             self.count += 1
             core.shrink_cache()
-            await self._free_dead(root)
+            await self._free(dead, root)
             elapsed = self._clock.monotonic_ns() - began
             self._observe(elapsed)
             log.debug(
@@ -231,22 +234,27 @@ class Checkpointer:
     def _is_gone(self, sequence: int) -> bool:
         return self._core.blocks.live(sequence) is None
 
-    async def _free_dead(self, root: RootRef) -> None:
-        """Delete the chunks that nothing refers to any more."""
+    def _dead(self, before: int) -> list[int]:
+        """Return the chunks older than ``before`` without a live block or page."""
+        dead: list[int] = []
+        for span in self._core.spans:
+            last = before - 1 if span.last is None else min(span.last, before - 1)
+            if span.first <= last:
+                dead += self._core.blocks.dead(span.first, last)
+        return dead
+
+    async def _free(self, dead: list[int], root: RootRef) -> None:
+        """Delete the chunks that neither the published checkpoint nor replay needs."""
         core = self._core
         keep = {root.sequence, *core.blocks.pinned_sequences()}
-        dead: list[int] = []
-        for span in core.spans:
-            last = core.journal.chunk.sequence if span.last is None else span.last
-            stop = min(last, root.replay_sequence - 1)
-            if span.first <= stop:
-                dead += [s for s in core.blocks.dead(span.first, stop) if s not in keep]
-        if not dead:
-            return
         chunks: list[ChunkId] = []
+        freed: list[int] = []
         for sequence in dead:
-            chunks.append(core.chunk(sequence))
-            core.places.pop(sequence, None)
-        await core.chunks.delete(core.spec.volume, core.epoch, chunks)
-        for sequence in dead:
-            core.blocks.drop_sequence(sequence)
+            if sequence not in keep and core.blocks.live(sequence) == 0:
+                freed.append(sequence)
+                chunks.append(core.chunk(sequence))
+                core.places.pop(sequence, None)
+        if chunks:
+            await core.chunks.delete(core.spec.volume, core.epoch, chunks)
+            for sequence in freed:
+                core.blocks.drop_sequence(sequence)

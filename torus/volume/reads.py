@@ -105,14 +105,12 @@ class Reads:
             extents, reached = core.blocks.extents(block, stop - block, limit + 1)
             for count, mapped in extents:
                 _merge(found, count * BLOCK, 0 if mapped else HOLE | ZERO)
-            if reached < stop:
+            block = reached
+            if block < stop and core.blocks.missing(block, 1):
                 if loads == 0 and found:
                     break
                 loads = max(loads - 1, 0)
-                await core.load(reached, min(stop - reached, LEAF_BLOCKS))
-            if reached == block and not extents and not core.blocks.missing(block, 1):
-                raise Corruption(f"map of volume {core.spec.name!r} does not advance at {block}")
-            block = reached
+                await core.load(block, min(stop - block, LEAF_BLOCKS))
         core.shrink_cache()
         return _clip(found, offset, length)[:limit]
 
