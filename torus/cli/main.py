@@ -46,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def torusd() -> int:
+    """Be the daemon: `torusd` is `torus node`."""
+    return main(["node", *sys.argv[1:]])
+
+
 def report_unexpected(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:

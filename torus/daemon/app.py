@@ -132,10 +132,3 @@ def _run_command(config: CommonConfig, work: Coroutine[Any, Any, Result]) -> Res
         return _run(work)
     except KeyboardInterrupt as exc:
         raise Interrupted("interrupted") from exc
-
-
-def main() -> int:
-    """Run `torusd`: the same as `torus node`."""
-    from torus.cli.main import main as torus_main
-
-    return torus_main(["node", *sys.argv[1:]])
