@@ -86,7 +86,7 @@ class AsyncMetadata:
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._store.close)
         finally:
-            self._thread.shutdown(wait=False)
+            self._thread.shutdown()  # idle by now: it ends at once
 
     async def _run(self, operation: Callable[[], _T]) -> _T:
         if self._closed:
@@ -142,7 +142,7 @@ class AsyncWatch:
         if looking is not None:
             await asyncio.wait([looking])
             _take_unseen(looking)
-        self._thread.shutdown(wait=False)
+        self._thread.shutdown()  # idle by now: it ends at once
 
     async def __aenter__(self) -> Self:
         """Return itself."""

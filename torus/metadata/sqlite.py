@@ -28,12 +28,14 @@ from torus.metadata.base import Delete, Entry, Event, Expect, Listing, Put
 from torus.metadata.sqlite_change import Change
 from torus.metadata.sqlite_file import (
     damaged,
+    meaning,
     open_database,
     read_state,
     row_crc,
     translated,
 )
 
+LOOKS_PER_NAME_CHECK = 8  # a waiting watch notices a replaced file after this many polls
 _NEVER_NS = 1 << 63
 
 
@@ -218,6 +220,7 @@ class SqliteWatch:
         self._end = end
         self._after = after_revision
         self._seen: tuple[int, int] | None = None
+        self._looks = 0
         self._closed = False
 
     def next(self, timeout_s: float) -> Sequence[Event]:
@@ -239,13 +242,10 @@ class SqliteWatch:
             self._store._changed.notify_all()
 
     def _take(self) -> Sequence[Event]:
-        """Return the changes since the last call; two cheap looks when there are none."""
+        """Return the changes since the last call."""
         store = self._store
-        store._check_usable()
-        with translated(store.path):
-            version = store._connection.execute("PRAGMA data_version").fetchone()[0]
-        due = store._next_expiry_ns <= store._clock.wall_ns()
-        if self._seen == (version, store._own_changes) and not due:
+        seen = self._look()
+        if seen is None:
             return ()
         with store._reading() as connection:
             revision, trimmed = store._position()
@@ -258,8 +258,26 @@ class SqliteWatch:
             for row in rows:
                 store._check_row(row)
         self._after = revision
-        self._seen = (version, store._own_changes)
+        self._seen = seen  # not before: what failed above is looked at again
         return [Event(key, value, at) for key, value, at, _ in rows]
+
+    def _look(self) -> tuple[int, int] | None:
+        """Return the store's present version if there may be something to take, else None.
+
+        An idle process does this four times a second; it takes about 65 us with cold caches,
+        and 40 more when the file's name is checked.
+        """
+        store = self._store
+        self._looks += 1
+        if store._closed or self._looks % LOOKS_PER_NAME_CHECK == 1:
+            store._check_usable()
+        try:
+            version = store._connection.execute("PRAGMA data_version").fetchone()[0]
+        except sqlite3.Error as exc:
+            raise meaning(exc, store.path) from exc
+        due = store._next_expiry_ns <= store._clock.wall_ns()
+        present = (version, store._own_changes)
+        return present if due or present != self._seen else None
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -109,18 +109,7 @@ def damaged(path: str, what: str) -> Corruption:
     return Corruption(f"metadata store {path} is damaged: {what}", hint=RECOVER_HINT)
 
 
-@contextlib.contextmanager
-def translated(path: str) -> Iterator[None]:
-    """Turn SQLite's errors about the file at ``path`` into torus's."""
-    try:
-        yield
-    except sqlite3.ProgrammingError:
-        raise  # a bug in torus
-    except sqlite3.Error as exc:
-        raise _meaning(exc, path) from exc
-
-
-def _meaning(exc: sqlite3.Error, path: str) -> TorusError:
+def meaning(exc: sqlite3.Error, path: str) -> TorusError:
     """Return the torus error that says what ``exc`` means for the store at ``path``."""
     code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -146,6 +135,17 @@ def _meaning(exc: sqlite3.Error, path: str) -> TorusError:
             hint="look for disk errors in the kernel's log: dmesg",
         )
     return damaged(path, str(exc))
+
+
+@contextlib.contextmanager
+def translated(path: str) -> Iterator[None]:
+    """Turn SQLite's errors about the file at ``path`` into torus's."""
+    try:
+        yield
+    except sqlite3.ProgrammingError:
+        raise  # a bug in torus
+    except sqlite3.Error as exc:
+        raise meaning(exc, path) from exc
 
 
 def _is_full(path: str) -> bool:

@@ -326,6 +326,34 @@ def test_a_lock_that_stays_is_said(made: Path, monkeypatch: pytest.MonkeyPatch) 
     store.close()
 
 
+def test_a_watch_that_failed_looks_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SqliteMetadata(str(made))
+    watch = store.watch("names/", 199)
+
+    def fail(*_: object) -> None:
+        raise Unavailable("a moment's trouble")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_position", fail)
+        with pytest.raises(Unavailable):
+            watch.next(0)
+
+    assert [event.revision for event in watch.next(0)] == [200]
+    store.close()
+
+
+@pytest.mark.slow
+def test_a_waiting_watch_notices_that_its_file_is_gone(made: Path) -> None:
+    store = SqliteMetadata(str(made))
+    watch = store.watch("names/", 200)
+    assert list(watch.next(0)) == []
+    made.unlink()
+
+    with pytest.raises(Unavailable, match="removed or replaced"):
+        watch.next(20.0)
+    store.close()
+
+
 def test_an_exception_in_the_middle_leaves_no_transaction(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
