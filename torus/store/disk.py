@@ -6,6 +6,7 @@ What an error means is decided in `torus.store.store`; here OSError passes throu
 Write order, and when data is durable: docs/format.md, "Durability".
 """
 
+import asyncio
 import errno
 import fcntl
 import os
@@ -16,6 +17,7 @@ from torus import limits
 from torus._fast.blockio import BlockIo, FileIo, fallocate
 from torus.errors import Busy, PermissionDenied
 from torus.format.segment import Geometry, segment_name
+from torus.store.syncing import Syncs
 
 Bytes = bytes | bytearray | memoryview
 _FALLOC_KEEP_SIZE_PUNCH = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
@@ -66,6 +68,9 @@ class Disk(Protocol):
     def sync(self, segment: int) -> None:
         """Make everything written to ``segment`` durable (fdatasync)."""
 
+    def sync_soon(self, segment: int) -> asyncio.Future[None] | None:
+        """Begin `sync` on a thread of the disk's own; None when it has none."""
+
     def allocate(self, address: int, size: int) -> None:
         """Reserve file-system space for a range that was punched."""
 
@@ -89,6 +94,7 @@ class PosixDisk:
         self._read_only = read_only
         self._files: dict[int, int] = {}
         self._append: dict[str, int] = {}
+        self._syncs = Syncs()
         if make:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -189,6 +195,9 @@ class PosixDisk:
     def sync(self, segment: int) -> None:
         os.fdatasync(self._files[segment])
 
+    def sync_soon(self, segment: int) -> asyncio.Future[None]:
+        return self._syncs.request(self._files[segment])
+
     def allocate(self, address: int, size: int) -> None:
         fd, offset = self._locate(address)
         os.posix_fallocate(fd, offset, size)
@@ -198,6 +207,7 @@ class PosixDisk:
         fallocate(fd, _FALLOC_KEEP_SIZE_PUNCH, offset, size)
 
     def close(self) -> None:
+        self._syncs.close()
         for segment in list(self._files):
             self.io.set_file(segment, -1)
             os.close(self._files.pop(segment))

@@ -8,16 +8,14 @@ import asyncio
 from collections.abc import Callable
 
 from torus.clock import Clock
-from torus.store.pool import Pool
 
 
 class GroupCommit:
     """The syncs of one disk, by segment."""
 
-    def __init__(self, sync: Callable[[int], None], pool: Pool, clock: Clock) -> None:
-        """``sync(segment)`` blocks until the segment's file is durable, or raises."""
-        self._sync = sync
-        self._pool = pool
+    def __init__(self, start: Callable[[int], asyncio.Future[None]], clock: Clock) -> None:
+        """``start(segment)`` begins a sync of the segment's file."""
+        self._begin = start
         self._clock = clock
         self._running: dict[int, asyncio.Future[None]] = {}
         self._waiting: dict[int, asyncio.Future[None]] = {}
@@ -43,7 +41,7 @@ class GroupCommit:
         waiting = self._waiting.pop(segment)
         self.syncs += 1
         began = self._clock.monotonic_ns()
-        running = self._pool.submit(self._sync, segment)
+        running = self._begin(segment)
         self._running[segment] = running
 
         def done(future: asyncio.Future[None]) -> None:

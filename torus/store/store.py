@@ -77,7 +77,7 @@ class Store:
         self._growing: asyncio.Future[None] | None = None
         self._disk_id = bytes.fromhex(identity.disk_id)
         self._cluster_id = bytes.fromhex(identity.cluster_id)
-        self.commits = GroupCommit(self._sync_segment, pool, clock)
+        self.commits = GroupCommit(self._start_sync, clock)
         self.damaged: list[str] = []
         self.space_freed = asyncio.Event()
 
@@ -290,8 +290,9 @@ class Store:
             except OSError as exc:
                 raise self.translate(exc, "prepare a slot") from exc
 
-    def _sync_segment(self, segment: int) -> None:
-        self.disk.sync(segment)
+    def _start_sync(self, segment: int) -> asyncio.Future[None]:
+        future = self.disk.sync_soon(segment)
+        return self._pool.submit(self.disk.sync, segment) if future is None else future
 
     # --- reading ------------------------------------------------------------------------
 
