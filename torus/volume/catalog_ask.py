@@ -58,11 +58,13 @@ Alive: TypeAlias = Callable[[Owner], bool | None]
 
 
 def read_entry(key: str) -> Steps[Entry | None]:
+    """Return the entry of one key."""
     entry: Entry | None = yield Get(key)
     return entry
 
 
 def find_volume(volume_id: int) -> Steps[Volume | None]:
+    """Return the volume with that id, or None."""
     entries: tuple[Entry, ...] = yield ListUnder(volume_prefix(volume_id))
     return read_volume({entry.key: entry for entry in entries}) if entries else None
 
@@ -104,6 +106,7 @@ def replace_volume(volume: Volume, spec: VolumeSpec, head: Head) -> Steps[Volume
 
 
 def too_many_races(what: str) -> Busy:
+    """Return the error for an operation that lost every race."""
     return Busy(
         f"{what} was changed by others {CATALOG_ATTEMPTS_MAX} times in a row",
         hint="try again",
@@ -128,6 +131,7 @@ def describe(owner: Owner) -> str:
 
 
 def refuse_deleting(volume: Volume) -> None:
+    """Raise Busy when the volume is being deleted."""
     if volume.spec.state == DELETING:
         raise Busy(
             f"volume {volume.spec.name!r} is being deleted",
@@ -136,6 +140,7 @@ def refuse_deleting(volume: Volume) -> None:
 
 
 def refuse_attached(volume: Volume, alive: Alive, hint: str) -> None:
+    """Raise Busy when the volume has an owner that is alive or may be."""
     owner = volume.head.owner
     living = False if owner is None else alive(owner)
     if owner is None or living is False:
