@@ -93,9 +93,7 @@ class MetadataStore(Protocol):
     def list(self, prefix: str) -> Listing:
         """Return all entries whose key begins with ``prefix``, which must end in '/'."""
 
-    def commit(
-        self, expect: Sequence[Expect], changes: Sequence[Put | Delete]
-    ) -> int | None:
+    def commit(self, expect: Sequence[Expect], changes: Sequence[Put | Delete]) -> int | None:
         """Apply all ``changes`` at once if every expectation holds.
 
         Returns: the revision of the change, or None when an expectation did not hold.
