@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from torus import limits
-from torus._fast.crc import checksum
+from torus._fast.crc import block_checksums, checksum
 from torus.daemon.reports import CopyReport, Progress
 from torus.errors import Corruption, PermissionDenied, TorusError, UsageError
 from torus.volume.volume import Volume
 
 _PIECE = limits.COPY_PIECE_BYTES
 _ZERO = bytes(_PIECE)
-_ZERO_CRC = checksum(_ZERO)
+_ZERO_BLOCK_CRC = block_checksums(bytes(limits.BLOCK_BYTES))
 
 
 class _Tally:
@@ -33,14 +33,14 @@ class _Tally:
         self.began = time.monotonic()
         self.done = 0
         self.copied = 0
-        self.checksums: dict[int, int] = {}
+        self.checksums: dict[int, tuple[int, int]] = {}  # offset: size, CRC-32C
 
     def note(self, offset: int, data: bytes | None, size: int) -> None:
         """Count a piece; ``data`` is None for a hole."""
         self.done += size
         if data is not None:
             self.copied += size
-            self.checksums[offset] = checksum(data)
+            self.checksums[offset] = size, checksum(data)
         self._progress(self.done, self._total)
 
     def report(self, volume: Volume, *, verified: bool) -> CopyReport:
@@ -110,8 +110,7 @@ async def _put(volume: Volume, tally: _Tally, offset: int, data: bytes | None, s
 
 
 async def _verify_volume(volume: Volume, tally: _Tally) -> None:
-    for offset, expected in sorted(tally.checksums.items()):
-        size = min(_PIECE, volume.size_bytes - offset)
+    for offset, (size, expected) in sorted(tally.checksums.items()):
         found = checksum(await volume.read(offset, size))
         if found != expected:
             raise Corruption(
@@ -153,7 +152,7 @@ def _pieces(file: BinaryIO, total: int | None) -> Iterator[tuple[int, bytes | No
                 break
             size = len(data)
             data += bytes(-size % limits.SECTOR_BYTES)
-            yield offset, (None if _is_zero(data) else data), len(data)
+            yield from _without_zeroes(offset, data)
             offset += len(data)
 
 
@@ -178,10 +177,25 @@ def _data_ranges(file: BinaryIO, total: int | None) -> Iterator[tuple[int, int |
         yield max(whole, reached), total
 
 
-def _is_zero(data: bytes) -> bool:
-    if len(data) == _PIECE:
-        return checksum(data) == _ZERO_CRC and data == _ZERO
-    return not any(data)
+def _without_zeroes(offset: int, data: bytes) -> Iterator[tuple[int, bytes | None, int]]:
+    """Yield ``data`` in runs, those of zero blocks as None: they will cost no space."""
+    whole = len(data) // limits.BLOCK_BYTES * limits.BLOCK_BYTES
+    crcs = block_checksums(memoryview(data)[:whole], limits.BLOCK_BYTES)
+    if _ZERO_BLOCK_CRC not in crcs:
+        yield offset, data, len(data)
+        return
+    start = 0
+    while start < len(data):
+        zero, end = _is_zero(data, start), start + limits.BLOCK_BYTES
+        while end < len(data) and _is_zero(data, end) == zero:
+            end += limits.BLOCK_BYTES
+        end = min(end, len(data))
+        yield offset + start, (None if zero else data[start:end]), end - start
+        start = end
+
+
+def _is_zero(data: bytes, start: int) -> bool:
+    return not data[start : start + limits.BLOCK_BYTES].strip(b"\0")
 
 
 # --- export -----------------------------------------------------------------------------
@@ -245,9 +259,8 @@ def _write(file: BinaryIO, offset: int | None, data: bytes) -> None:
 
 
 def _verify_file(file: BinaryIO, tally: _Tally) -> None:
-    size = os.fstat(file.fileno()).st_size
-    for offset, expected in sorted(tally.checksums.items()):
-        data = os.pread(file.fileno(), min(_PIECE, size - offset), offset)
+    for offset, (size, expected) in sorted(tally.checksums.items()):
+        data = os.pread(file.fileno(), size, offset)
         if checksum(data) != expected:
             raise Corruption(f"the exported file differs from the volume at byte {offset}")
 
