@@ -25,20 +25,20 @@ class StructuredLogger:
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
 
-    def debug(self, event: str, **fields: object) -> None:
+    def debug(self, event: str, /, **fields: object) -> None:
         """Log a detail, off by default."""
         self._emit(logging.DEBUG, event, fields)
 
-    def info(self, event: str, **fields: object) -> None:
+    def info(self, event: str, /, **fields: object) -> None:
         """Log a change of state."""
         self._emit(logging.INFO, event, fields)
 
-    def warning(self, event: str, **fields: object) -> None:
+    def warning(self, event: str, /, **fields: object) -> None:
         """Log what went wrong and was dealt with."""
         self._emit(logging.WARNING, event, fields)
 
     def error(
-        self, event: str, *, exception: BaseException | None = None, **fields: object
+        self, event: str, /, *, exception: BaseException | None = None, **fields: object
     ) -> None:
         """Log what somebody must act on; ``exception`` adds its traceback."""
         self._emit(logging.ERROR, event, fields, exception)

@@ -137,7 +137,7 @@ cdef class RequestBatch:
     def received(self, size_t nbytes):
         """Take ``nbytes`` that were written into the buffer; return how many requests follow.
 
-        At most 1024 at once: while that many come back, ``received(0)`` finds the next ones.
+        There may be more, or garbage: call ``received(0)`` until it returns 0.
 
         Raises: RemoteProtocolError when the stream cannot be followed any more.
         """
@@ -248,6 +248,8 @@ cdef class RequestBatch:
         if available < header:
             return False
         if load_be32(at) != <uint32_t>(EXTENDED_REQUEST_MAGIC if self.extended else REQUEST_MAGIC):
+            if self.count:
+                return False  # the requests before the garbage come first
             raise RemoteProtocolError(
                 f"request magic {load_be32(at):#010x} is wrong, expected "
                 f"{EXTENDED_REQUEST_MAGIC if self.extended else REQUEST_MAGIC:#010x}"
@@ -261,6 +263,8 @@ cdef class RequestBatch:
         if request.flags & FLAG_PAYLOAD_LEN if self.extended else request.type == CMD_WRITE:
             payload = request.length
         if payload > self.request_bytes_max * (1 if self.extended else 2):
+            if self.count:
+                return False
             raise RemoteProtocolError(
                 f"payload of {payload} bytes for command {request.type} is too large to skip, "
                 f"the largest request is {self.request_bytes_max} bytes"

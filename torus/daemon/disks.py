@@ -66,7 +66,10 @@ def open_store(
         PoolFull.
     """
     if not make and not data_dir.is_dir():
-        raise NotFound(f"data directory {data_dir} does not exist")
+        raise NotFound(
+            f"no node runs and data directory {data_dir} does not exist",
+            hint="make it by starting a node: torus node --size 20GiB; or name the right --data-dir",
+        )
     disk = None
     try:
         disk = PosixDisk(data_dir, make=make)

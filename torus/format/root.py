@@ -1,48 +1,67 @@
 """The payload of root and head records: a checkpoint's root with copies of spec and head.
 
-The copies are what `torus recover` rebuilds lost metadata from.  Implements docs/format.md,
-"Root and head records".
+The copies are what `torus recover` rebuilds lost metadata from; with the place where replay
+begins, a root record says all that the reference to it says.  Implements docs/format.md, "Root
+and head records".
 """
 
 import struct
 from dataclasses import dataclass
 
 from torus import limits
-from torus.errors import Corruption
+from torus.errors import Corruption, UnknownVersion
 
-_LENGTHS = struct.Struct("<4sIII")
-_MAGIC = b"TROO"
+FIXED = struct.Struct("<4sHHIIIQIII")
+MAGIC = b"TROO"
+VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
 class RootPayload:
-    """``root`` is the map's root page, empty in a head record; the others are JSON values."""
+    """``root`` is the map's root page, empty in a head record; spec and head are JSON values.
+
+    The numbers are those of `torus.metadata.schema.RootRef`: the last lsn that the map holds,
+    and the place of the record after it.  They are 0 in a head record.
+    """
 
     root: bytes
     spec: bytes
     head: bytes
+    lsn: int = 0
+    replay_sequence: int = 0
+    replay_offset: int = 0
+    replay_index: int = 0
 
     def pack(self) -> bytes:
         """Return the payload, a multiple of 512 bytes."""
-        lengths = _LENGTHS.pack(_MAGIC, len(self.root), len(self.spec), len(self.head))
-        body = lengths + self.root + self.spec + self.head
+        fixed = FIXED.pack(
+            MAGIC, VERSION, 0, len(self.root), len(self.spec), len(self.head),
+            self.lsn, self.replay_sequence, self.replay_offset, self.replay_index,
+        )  # fmt: skip
+        body = fixed + self.root + self.spec + self.head
         return body + bytes(-len(body) % limits.RECORD_ALIGN_BYTES)
 
     @classmethod
     def unpack(cls, data: bytes, where: str) -> "RootPayload":
         """Read a payload; its bytes were checked by the record's checksums.
 
-        Raises: Corruption.
+        Raises: Corruption, UnknownVersion.
         """
-        if len(data) < _LENGTHS.size:
+        if len(data) < FIXED.size:
             raise Corruption(f"{where}: root record of {len(data)} bytes is too short")
-        magic, root, spec, head = _LENGTHS.unpack_from(data)
-        end = _LENGTHS.size + root + spec + head
-        if magic != _MAGIC or end > len(data):
+        magic, version, _, root, spec, head, *replay = FIXED.unpack_from(data)
+        end = FIXED.size + root + spec + head
+        if magic != MAGIC or end > len(data):
             raise Corruption(f"{where}: not a root record (magic {magic!r}, {end} bytes named)")
-        start = _LENGTHS.size
+        if version != VERSION:
+            raise UnknownVersion(
+                f"{where}: root record format {version}, this torus knows {VERSION}",
+                hint="use the torus release that wrote it, or a newer one",
+            )
+        start = FIXED.size
         return cls(
             data[start : start + root],
             data[start + root : start + root + spec],
             data[start + root + spec : end],
+            *replay,
         )

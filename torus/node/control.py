@@ -5,6 +5,7 @@ asyncio, so that a command which asks starts quickly; the answering side is
 `torus.node.control_server`.  Implements docs/protocol.md, "Control".
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -67,7 +68,8 @@ def ask(
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(timeout_s)
             sock.connect(path)
-            sock.sendall(json.dumps(request).encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError):  # a refusal may be there already
+                sock.sendall(json.dumps(request).encode() + b"\n")
             line = _receive_line(sock, path, deadline_s)
     except TimeoutError as exc:
         raise TimedOut(f"the node at {path} did not answer in {timeout_s:g} s") from exc

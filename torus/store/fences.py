@@ -30,20 +30,8 @@ class Fences:
         Raises: Corruption when an entry before the last is damaged, OSError.
         """
         data = self._disk.read_file(FENCES_FILE) or b""
-        whole = len(data) - len(data) % _FENCE.size
-        torn = whole != len(data)
-        for at in range(0, whole, _FENCE.size):
-            volume, epoch, crc = _FENCE.unpack_from(data, at)
-            if checksum(data[at : at + _FENCE.size - 4]) != crc:
-                if at + _FENCE.size < whole:
-                    raise Corruption(
-                        f"file {FENCES_FILE!r} is damaged at byte {at} of {len(data)}",
-                        hint="run 'torus check', then 'torus recover'",
-                    )
-                torn = True
-                break
-            self._epochs[volume] = max(epoch, self._epochs.get(volume, 0))
-        self._written = whole // _FENCE.size
+        self._epochs, torn = parse_fences(data)
+        self._written = len(data) // _FENCE.size
         if torn or self._written > max(_REWRITE_MIN, _REWRITE_RATIO * len(self._epochs)):
             self.rewrite()
 
@@ -77,6 +65,26 @@ class Fences:
         entries = [_entry(volume, epoch) for volume, epoch in sorted(self._epochs.items())]
         self._disk.replace_file(FENCES_FILE, b"".join(entries))
         self._written = len(entries)
+
+
+def parse_fences(data: bytes) -> tuple[dict[int, int], bool]:
+    """Return the epochs by volume, and whether the last entry is torn.
+
+    Raises: Corruption when an entry before the last is damaged.
+    """
+    epochs: dict[int, int] = {}
+    whole = len(data) - len(data) % _FENCE.size
+    for at in range(0, whole, _FENCE.size):
+        volume, epoch, crc = _FENCE.unpack_from(data, at)
+        if checksum(data[at : at + _FENCE.size - 4]) != crc:
+            if at + _FENCE.size < whole:
+                raise Corruption(
+                    f"file {FENCES_FILE!r} is damaged at byte {at} of {len(data)}",
+                    hint="run 'torus check', then 'torus recover'",
+                )
+            return epochs, True
+        epochs[volume] = max(epoch, epochs.get(volume, 0))
+    return epochs, whole != len(data)
 
 
 def _entry(volume: int, epoch: int) -> bytes:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torus import limits
+from torus._fast.blockmap import BlockMap
 from torus.clock import Clock
 from torus.cluster.chunks import Chunks
-from torus.errors import TorusError
+from torus.errors import Corruption, TorusError
 from torus.log import get_logger
 from torus.metadata.schema import Head, Owner
 from torus.volume.catalog_ask import Volume as Found
@@ -20,6 +21,7 @@ from torus.volume.core import Core
 from torus.volume.log import Log, Position, head_payload
 from torus.volume.reads import Reads
 from torus.volume.recovery import Recovered, Recovery
+from torus.volume.spans import Spans
 from torus.volume.volume import Volume
 from torus.volume.writes import WriteQueue
 
@@ -146,7 +148,7 @@ async def attach(
         spans = recovered.spans.open(epoch, recovered.spans.last_sequence + 1)
         head = replace(held.head, spans=spans.to_tuple())
         await holder.publish(head)
-        await _delete_strays(chunks, spans, spec.volume, epoch)
+        await _count_chunks(chunks, spans, recovered.blocks, spec.volume, epoch)
     except TorusError:
         await _give_back(catalog, held)
         raise
@@ -210,11 +212,15 @@ async def _give_back(catalog: AsyncCatalog, held: Found) -> None:
         log.warning("volume.not_given_back", volume=held.spec.name, error=str(exc))
 
 
-async def _delete_strays(chunks: Chunks, spans, volume: int, epoch: int) -> None:  # type: ignore[no-untyped-def]
-    """Free chunks that a superseded writer left behind the point where its log was cut.
+async def _count_chunks(
+    chunks: Chunks, spans: Spans, blocks: BlockMap, volume: int, epoch: int
+) -> None:
+    """Count every chunk that is there, and free those of the log's cut-off ends.
 
-    This is positive knowledge, not absence: the caller holds the newest epoch, the head it
-    published names every chunk of the log, and older epochs are fenced.
+    A chunk that holds nothing but a checkpoint's root is in no checkpoint's counts; uncounted it
+    would never be freed.  A chunk that a superseded writer left behind the point where its log
+    was cut is known to be garbage: the caller holds the newest epoch, the head it published
+    names every chunk of the log, and older epochs are fenced.
     """
     strays = []
     for chunk in await chunks.list(volume):
@@ -222,16 +228,18 @@ async def _delete_strays(chunks: Chunks, spans, volume: int, epoch: int) -> None
             continue
         try:
             known = spans.chunk(chunk.sequence)
-        except TorusError:
+        except Corruption:
             known = None
-        if known != chunk and not _before_first(spans, chunk.sequence):
+        if known == chunk:
+            blocks.open_sequence(chunk.sequence)
+        elif not _before_first(spans, chunk.sequence):
             strays.append(chunk)
     if strays:
         count = await chunks.delete(volume, epoch, strays)
         log.info("volume.strays_freed", volume=volume, chunks=count)
 
 
-def _before_first(spans, sequence: int) -> bool:  # type: ignore[no-untyped-def]
+def _before_first(spans: Spans, sequence: int) -> bool:
     """True for chunks older than everything in the head: trimmed there, deleted already or
     about to be; never decided here."""
     first = next(iter(spans), None)

@@ -216,8 +216,9 @@ class Checkpointer:
     async def _write_root(self, start) -> RootRef:  # type: ignore[no-untyped-def]
         core = self._core
         payload = RootPayload(
-            core.blocks.encode_root(), core.spec.to_bytes(), self.head.to_bytes()
-        ).pack()
+            core.blocks.encode_root(), core.spec.to_bytes(), self.head.to_bytes(),
+            start.lsn, start.sequence, start.offset, start.index,
+        ).pack()  # fmt: skip
         sequence, offset, header_bytes = await self._append(KIND_ROOT, payload)
         return RootRef(
             sequence, offset, header_bytes + len(payload), start.lsn,

@@ -67,6 +67,6 @@ def serving(tmp_path: Path) -> Callable[..., object]:
             await server.close()
         assert not any(directory.open_counts.values()), directory.open_counts
         assert server.stats.connections_open == 0
-        assert not tmp_path.joinpath("nbd.sock").exists()  # noqa: ASYNC240
+        assert not tmp_path.joinpath("nbd.sock").exists()
 
     return serve

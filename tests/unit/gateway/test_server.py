@@ -332,7 +332,7 @@ def test_waiting_writes_hold_bounded_memory(run, serving):
             for cookie in range(count):
                 client.say(1, 0, cookie=cookie, payload=bytes(MIB))
             (member,) = served.server._gateway.members
-            await settle(lambda: not member._reading)
+            await settle(lambda: not member._reading and member._turn is None)
             assert member._held_bytes <= NBD_IN_FLIGHT_BYTES_MAX
             served.disk.gate.set()
             found = sorted([(await client.reply()).cookie for _ in range(count)])
