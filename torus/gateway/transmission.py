@@ -271,7 +271,7 @@ class Transmission(asyncio.BufferedProtocol):
             log.debug("nbd.request.refused", peer=self._peer, nbd_error=error, reason=reason)
         elif command != nbd.NBD_CMD_DISC:
             held = length if command <= nbd.NBD_CMD_WRITE else 0
-            full = False; room = NBD_IN_FLIGHT_BYTES_MAX
+            full = len(self._in_flight) >= NBD_IN_FLIGHT_REQUESTS_MAX
             if self._unsent or full or (held > room and room < NBD_IN_FLIGHT_BYTES_MAX):
                 return False
             self._start(self._first)
