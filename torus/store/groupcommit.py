@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 
 from torus.clock import Clock
+from torus.errors import ShuttingDown
 
 
 class GroupCommit:
@@ -18,7 +19,7 @@ class GroupCommit:
         self._begin = start
         self._clock = clock
         self._running: dict[int, asyncio.Future[None]] = {}
-        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._waiting: dict[int, list[asyncio.Future[None]]] = {}
         self.syncs = 0
         self.requests = 0
         self.observe: Callable[[int], None] = lambda _ns: None
@@ -26,16 +27,18 @@ class GroupCommit:
     def request(self, segment: int) -> asyncio.Future[None]:
         """Return a future that resolves once a sync that begins after now has ended.
 
-        The future is shared: shield it before cancelling.
+        The future is the caller's own: cancelling it stops nothing.
         """
         self.requests += 1
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.get(segment)
-        if waiting is None:
-            waiting = asyncio.get_running_loop().create_future()
-            self._waiting[segment] = waiting
-            if segment not in self._running:
-                self._start(segment)
-        return waiting
+        if waiting is not None:
+            waiting.append(future)
+            return future
+        self._waiting[segment] = [future]
+        if segment not in self._running:
+            self._start(segment)
+        return future
 
     def _start(self, segment: int) -> None:
         waiting = self._waiting.pop(segment)
@@ -44,15 +47,17 @@ class GroupCommit:
         running = self._begin(segment)
         self._running[segment] = running
 
-        def done(future: asyncio.Future[None]) -> None:
+        def done(ended: asyncio.Future[None]) -> None:
             del self._running[segment]
             self.observe(self._clock.monotonic_ns() - began)
-            if not waiting.done():
-                error = future.exception()
+            error = ShuttingDown("the disk was closed") if ended.cancelled() else ended.exception()
+            for future in waiting:
+                if future.done():
+                    continue
                 if error is None:
-                    waiting.set_result(None)
+                    future.set_result(None)
                 else:
-                    waiting.set_exception(error)
+                    future.set_exception(error)
             if segment in self._waiting:
                 self._start(segment)
 

@@ -265,7 +265,7 @@ class Store:
 
         Raises: DiskFailed.
         """
-        waits = [asyncio.shield(self.commits.request(segment)) for segment in segments]
+        waits = [self.commits.request(segment) for segment in segments]
         try:
             if len(waits) == 1:
                 await waits[0]
