@@ -66,6 +66,8 @@ class Attachment:
                 await self.volume.trim(size_bytes, min(edge, old) - size_bytes, durable=False)
             if edge < old:
                 await self.volume.trim(edge, old - edge, durable=False)
+            # A later growth is durable at once: what was cut off must not come back then.
+            await self.volume.flush()
         else:
             blocks = -(-size_bytes // limits.BLOCK_BYTES)
             if blocks > core.blocks.size_blocks:
@@ -153,6 +155,14 @@ async def attach(
         await _give_back(catalog, held)
         raise
     volume = _assemble(held, head, recovered, chunks, options, holder, clock)
+    attachment = Attachment(volume, holder)
+    try:
+        await _finish_shrink(volume, recovered)
+    except TorusError as exc:
+        volume.core.fail(exc)
+        await attachment.detach()
+        await _give_back(catalog, held)
+        raise
     log.info(
         "volume.attached",
         volume=spec.name,
@@ -161,7 +171,7 @@ async def attach(
         damaged=len(recovered.damaged),
         milliseconds=(clock.monotonic_ns() - began) // 1_000_000,
     )
-    return Attachment(volume, holder)
+    return attachment
 
 
 def _assemble(
@@ -200,6 +210,24 @@ def _assemble(
     )  # fmt: skip
     checkpointers.append(checkpointer)
     return Volume(core, reads, queue, checkpointer)
+
+
+async def _finish_shrink(volume: Volume, recovered: Recovered) -> None:
+    """Make a shrink durable that happened while nobody, or nobody who lived, had the volume.
+
+    Otherwise what was cut off could come back in a volume that grows again.
+    """
+    size = volume.size_bytes
+    if size % limits.BLOCK_BYTES:
+        rest = limits.BLOCK_BYTES - size % limits.BLOCK_BYTES
+        try:
+            clean = not any(await volume.read(size, rest))
+        except Corruption:
+            clean = True  # nobody can read it later either
+        if not clean:
+            await volume.trim(size, rest, durable=True)
+    if recovered.cut:
+        await volume.checkpointer.write()
 
 
 async def _give_back(catalog: AsyncCatalog, held: Found) -> None:

@@ -37,6 +37,7 @@ class Recovered:
     records: int = 0
     damaged: list[str] = field(default_factory=list)  # durable records with rotten payloads
     unsettled: list[ChunkId] = field(default_factory=list)  # may not be durable yet
+    cut: bool = False  # the map was larger than the volume is now
 
 
 class Recovery:
@@ -66,11 +67,11 @@ class Recovery:
             blocks.resize(size)
         found = Recovered(blocks, self._spans, self._start(root))
         if root is not None:
-            self._committed = root.lsn
+            self._committed = max(self._committed, root.lsn)
         for span in self._head.spans:
             await self._replay_span(span, found)
         found.spans = self._spans.close(*self._tail(found))
-        await self._shrink(blocks, size)
+        await self._shrink(found, size)
         return found
 
     def _empty(self) -> BlockMap:
@@ -91,12 +92,13 @@ class Recovery:
             return (previous, None) if previous >= last.first else (None, None)
         return found.end.sequence, found.end.offset
 
-    async def _shrink(self, blocks: BlockMap, size: int) -> None:
+    async def _shrink(self, found: Recovered, size: int) -> None:
         """Apply a shrink that the last owner did not live to apply."""
-        if size >= blocks.size_blocks:
-            return
-        await load_leaves(blocks, self._spans, self._chunks, size, blocks.size_blocks - size)
-        blocks.resize(size)
+        blocks = found.blocks
+        found.cut = size < blocks.size_blocks
+        if found.cut:
+            await load_leaves(blocks, self._spans, self._chunks, size, blocks.size_blocks - size)
+            blocks.resize(size)
 
     # --- the checkpoint -----------------------------------------------------------------
 
@@ -110,6 +112,8 @@ class Recovery:
                 f"{where} is damaged: {reader.problem or 'its payload is'}",
                 hint="run 'torus check'; the log before it may still be whole",
             )
+        # The root was published after a flush: everything up to its own record was durable.
+        self._committed = reader.lsn
         payload = RootPayload.unpack(reader.payload(), where)
         blocks = BlockMap.from_root(payload.root, self._cache_bytes)
         for level, index, sequence, offset, size, crc in blocks.unloaded():
@@ -202,10 +206,18 @@ class Recovery:
         return end >= stop
 
     async def _apply(self, reader: RecordReader, blocks: BlockMap) -> None:
+        extents = reader.extent_list()
+        end = max((block + count for block, count, _ in extents), default=0)
+        if end > blocks.size_blocks:
+            blocks.resize(end)  # written before the volume shrank
         if not reader.ready(blocks):
-            for block, count, _ in reader.extent_list():
+            for block, count, _ in extents:
                 await load_leaves(blocks, self._spans, self._chunks, block, count)
-        reader.apply(blocks)
+        try:
+            reader.apply(blocks)
+        except ValueError:  # written before a shrink; `_shrink` cuts it off again
+            blocks.resize(max(block + count for block, count, _ in reader.extent_list()))
+            reader.apply(blocks)
         if blocks.resident_bytes > 2 * self._cache_bytes:
             blocks.evict(self._cache_bytes)
 
