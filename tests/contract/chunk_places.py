@@ -61,6 +61,9 @@ class FaultyDisk(PosixDisk):
         self._fail("write")
         super().write(address, data)
 
+    def sync_soon(self, segment: int) -> None:
+        """Let the pool call `sync`, which may be broken."""
+
     def sync(self, segment: int) -> None:
         self._fail("sync")
         super().sync(segment)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from torus._fast.record import RecordBuilder
 from torus.errors import Corruption
 from torus.ids import ChunkId
-from torus.store.store import Appender, Store
+from torus.store.appender import Appender
+from torus.store.store import Store
 
 _SPACE_WAIT_S = 1.0
 

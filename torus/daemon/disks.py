@@ -54,7 +54,7 @@ def open_store(
     clock: Clock,
     *,
     size_bytes: int | None,
-    punch: bool = True,
+    punch_delay_s: float | None = limits.PUNCH_DELAY_S,
     make: bool = True,
 ) -> Store:
     """Open a data directory as a store, made first when it is empty and ``make`` is set.
@@ -77,7 +77,7 @@ def open_store(
         disk.use_geometry(identity.geometry)
         store = Store(
             disk, identity, ThreadPool(limits.POOL_THREADS, "disk"), clock,
-            secrets.randbits(64), size_bytes=identity.size_bytes, punch=punch,
+            secrets.randbits(64), size_bytes=identity.size_bytes, punch_delay_s=punch_delay_s,
         )  # fmt: skip
         store.open()
     except OSError as exc:

@@ -21,7 +21,7 @@ from torus.daemon.sources import NbdSource, ProcessSource, StoreSource, VolumesS
 from torus.daemon.status import StatusServer
 from torus.errors import Busy, NotFound, TorusError
 from torus.gateway.server import NbdServer
-from torus.limits import BLOCK_BYTES
+from torus.limits import BLOCK_BYTES, PUNCH_DELAY_S
 from torus.log import get_logger
 from torus.metadata.base import Delete, Expect, Put
 from torus.metadata.loop import AsyncMetadata
@@ -82,7 +82,7 @@ class RunningNode:
         cluster_id = await self._join(catalog)
         self.store = open_store(
             common.data_dir, cluster_id, self._clock,
-            size_bytes=config.size_bytes, punch=config.punch,
+            size_bytes=config.size_bytes, punch_delay_s=PUNCH_DELAY_S if config.punch else None,
         )  # fmt: skip
         stack.push_async_callback(self.store.close)
         self.store.commits.observe = self.sync_times.observe

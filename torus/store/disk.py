@@ -27,7 +27,7 @@ class Disk(Protocol):
     """One directory of segment files and a few small files.
 
     Addresses count slot bytes only (`Geometry.address`).  Every method may block and may
-    raise OSError.  
+    raise OSError.
     """
 
     @property

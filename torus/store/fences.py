@@ -12,6 +12,7 @@ from torus.store.disk import Disk
 
 FENCES_FILE = "fences"
 _FENCE = struct.Struct("<QII")
+FENCE_BYTES = _FENCE.size
 _REWRITE_RATIO = 4  # rewrite the file when it has this many entries for each volume
 _REWRITE_MIN = 1024
 

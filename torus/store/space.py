@@ -35,6 +35,8 @@ class Space:
         self.slot_bytes = slot_bytes
         self.reserve = max(limits.RESERVE_SLOTS_MIN, limit * limits.RESERVE_PERCENT // 100)
         self._free: deque[int] = deque()
+        self._warm: deque[tuple[int, int]] = deque()  # (freed at, address), oldest first
+        self._cooling = 0
         self._used = 0
         self._quarantined = 0
 
@@ -51,12 +53,32 @@ class Space:
         self._quarantined += 1
 
     def release(self, address: int) -> None:
-        """Give back a used slot."""
+        """Give back a used slot that is to be treated as new."""
         self._used -= 1
         self._free.append(address)
 
-    def take(self, *, from_reserve: bool) -> int | None:
-        """Take a slot; None when more must be preallocated first.
+    def release_warm(self, address: int, now_ns: int) -> None:
+        """Give back a used slot as it is: its blocks are allocated, written and cached."""
+        self._used -= 1
+        self._warm.append((now_ns, address))
+
+    def cool(self, before_ns: int) -> list[int]:
+        """Take out the warm slots that were freed before a moment; `add_cooled` returns them."""
+        cooled = []
+        while self._warm and self._warm[0][0] <= before_ns:
+            cooled.append(self._warm.popleft()[1])
+        self._cooling += len(cooled)
+        return cooled
+
+    def add_cooled(self, address: int) -> None:
+        """Make a slot that `cool` took out available as a new one."""
+        self._cooling -= 1
+        self._free.append(address)
+
+    def take(self, *, from_reserve: bool) -> tuple[int, bool] | None:
+        """Take a slot, as (address, warm); None when more must be preallocated first.
+
+        The slot freed last comes first: the page cache still knows it.
 
         Raises: PoolFull when the limit, or what ordinary writes may use of it, is reached.
         """
@@ -67,20 +89,28 @@ class Space:
                 f"{self.slot_bytes >> 20} MiB are in use, {self.reserve} are kept for collection",
                 hint="delete or trim volumes, or start the node with a larger --size",
             )
+        if self._warm:
+            self._used += 1
+            return self._warm.pop()[1], True
         if not self._free:
             return None
         self._used += 1
-        return self._free.popleft()
+        return self._free.popleft(), False
 
     @property
     def ready(self) -> int:
         """Slots that are preallocated and free."""
-        return len(self._free)
+        return len(self._free) + len(self._warm) + self._cooling
+
+    @property
+    def warm(self) -> int:
+        """Slots that are free and not yet given back to the file system."""
+        return len(self._warm)
 
     @property
     def known(self) -> int:
         """Slots that exist in segment files."""
-        return len(self._free) + self._used + self._quarantined
+        return self.ready + self._used + self._quarantined
 
     @property
     def usage(self) -> Usage:

@@ -10,7 +10,6 @@ import errno
 from collections.abc import Iterable, Sequence
 
 from torus import limits
-from torus._fast.record import RecordBuilder
 from torus.clock import Clock
 from torus.errors import (
     Corruption,
@@ -24,27 +23,15 @@ from torus.format.identity import DiskIdentity
 from torus.format.segment import FREE_SLOT, SegmentHeader, SlotHeader, parse_segment_name
 from torus.ids import ChunkId
 from torus.log import get_logger
-from torus.store.disk import Bytes, Disk
+from torus.store.appender import Appender, Slot
+from torus.store.cooling import Cooling
+from torus.store.disk import Disk
 from torus.store.fences import Fences
 from torus.store.groupcommit import GroupCommit
 from torus.store.pool import Pool
 from torus.store.space import Space, Usage
 
 log = get_logger("torus.store")
-
-
-class Slot:
-    """A used slot.  ``end`` is None for a chunk that was there when the disk was opened."""
-
-    __slots__ = ("address", "chunk", "end", "next_index", "prepared", "segment")
-
-    def __init__(self, chunk: ChunkId, address: int, segment: int) -> None:
-        self.chunk = chunk
-        self.address = address
-        self.segment = segment
-        self.end: int | None = None
-        self.next_index = 0
-        self.prepared = False
 
 
 class Store:
@@ -59,10 +46,11 @@ class Store:
         boot_id: int,
         *,
         size_bytes: int,
-        punch: bool = True,
+        punch_delay_s: float | None = 0.0,
     ) -> None:
         """``boot_id`` names this opening of the disk: a writer that sees another one knows
-        that unflushed data may be gone."""
+        that unflushed data may be gone.  A slot that stays free for ``punch_delay_s`` is given
+        back to the file system; None: never."""
         self.disk = disk
         self.identity = identity
         self.boot_id = boot_id
@@ -70,8 +58,8 @@ class Store:
         self.fences = Fences(disk)
         self.failure: DiskFailed | None = None
         self._pool = pool
-        self._punch = punch
         self._space = Space(size_bytes // self.geometry.slot_bytes, self.geometry.slot_bytes)
+        self._cooling = Cooling(self._space, disk, pool, clock, punch_delay_s, self._punch_failed)
         self._slots: dict[ChunkId, Slot] = {}
         self._segments: set[int] = set()
         self._growing: asyncio.Future[None] | None = None
@@ -141,7 +129,7 @@ class Store:
 
     # --- appending ----------------------------------------------------------------------
 
-    def appender(self, chunk: ChunkId) -> "Appender":
+    def appender(self, chunk: ChunkId) -> Appender:
         """Return the door through which records get into ``chunk``."""
         return Appender(self, chunk)
 
@@ -151,19 +139,21 @@ class Store:
         Raises: PoolFull, DiskFailed.
         """
         self.check_disk()
-        address = self._space.take(from_reserve=from_reserve)
-        if address is None:
+        taken = self._space.take(from_reserve=from_reserve)
+        if taken is None:
             self._grow_now()
-            address = self._space.take(from_reserve=from_reserve)
-            assert address is not None
+            taken = self._space.take(from_reserve=from_reserve)
+            assert taken is not None
+        address, warm = taken
+        slot = Slot(chunk, address, self.geometry.segment_of(address))
+        slot.end = 0
+        slot.prepared = warm
         try:
-            if self._punch:
+            if not warm:
                 self.disk.allocate(address, self.geometry.slot_bytes)
         except OSError as exc:
             self._space.release(address)
             raise self.translate(exc, "allocate a slot") from exc
-        slot = Slot(chunk, address, self.geometry.segment_of(address))
-        slot.end = 0
         self._slots[chunk] = slot
         self._grow_ahead()
         return slot
@@ -255,8 +245,9 @@ class Store:
             slot = self._slots.get(chunk)
             if slot is None:
                 raise Corruption(f"chunk {chunk} is not on disk {self.identity.disk_id}")
-            if not slot.prepared and slot.end is not None:
+            if slot.flushed and not slot.prepared and slot.end is not None:
                 self._prepare(slot)
+            slot.flushed = True
             segments.add(slot.segment)
         await self.sync_segments(segments)
 
@@ -276,10 +267,10 @@ class Store:
         self.check_disk()
 
     def _prepare(self, slot: Slot) -> None:
-        """Write zeroes over the rest of a slot, once, before its first flush.
+        """Write zeroes over the rest of a slot, once, before its second flush.
 
         Then later flushes in this slot change no file-system metadata: the extents are
-        written already.  A slot that fills without a flush never pays for it.
+        written already.  A slot that fills with at most one flush never pays for it.
         """
         assert slot.end is not None
         slot.prepared = True
@@ -331,30 +322,16 @@ class Store:
         try:
             await self._pool.submit(self._wipe_headers, slots)
             await self.sync_segments({slot.segment for slot in slots})
-            if self._punch:
-                await self._pool.submit(self._punch_all, slots)
         except OSError as exc:
             raise self.translate(exc, "delete chunks") from exc
-        for slot in slots:
-            self._space.release(slot.address)
         if slots:
+            self._cooling.add([slot.address for slot in slots])
             self.space_freed.set()
         return len(slots)
 
     def _wipe_headers(self, slots: Sequence[Slot]) -> None:
         for slot in slots:
             self.disk.write(slot.address, FREE_SLOT)
-
-    def _punch_all(self, slots: Sequence[Slot]) -> None:
-        for slot in slots:
-            try:
-                self.disk.punch(slot.address, self.geometry.slot_bytes)
-            except OSError as exc:
-                if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
-                    raise
-                self._punch = False
-                log.info("store.punch.unsupported")
-                return
 
     def chunks_of(self, volume: int) -> list[ChunkId]:
         """Return the chunks of a volume that are here."""
@@ -394,115 +371,12 @@ class Store:
             log.error("store.disk.failed", disk=self.identity.disk_id, doing=doing, error=str(exc))
         return self.failure
 
+    def _punch_failed(self, exc: OSError) -> None:
+        self.translate(exc, "punch a slot")
+
     async def close(self) -> None:
         """Wait for what is under way and close the disk; idempotent."""
         if self._growing is not None:
             await asyncio.wait([self._growing])
+        await self._cooling.close(punch=self.failure is None)
         self.disk.close()
-
-
-class Appender:
-    """Appends records to one chunk, idempotent by (chunk, index)."""
-
-    __slots__ = ("_chunk", "_fences", "_io", "_slot", "_store")
-
-    def __init__(self, store: Store, chunk: ChunkId) -> None:
-        self._store = store
-        self._chunk = chunk
-        self._fences = store.fences
-        self._io = store.disk.io
-        self._slot = store.find(chunk)
-
-    def open(self, *, from_reserve: bool) -> None:
-        """Take a slot for the chunk.
-
-        Raises: PoolFull, DiskFailed, Fenced.
-        """
-        if self._slot is None:
-            self._fences.check(self._chunk.volume, self._chunk.epoch)
-            self._slot = self._store.create(self._chunk, from_reserve=from_reserve)
-
-    @property
-    def address(self) -> int:
-        """Disk address of the chunk's slot."""
-        assert self._slot is not None
-        return self._slot.address
-
-    def append(self, index: int, offset: int, record: RecordBuilder) -> None:
-        """Write a finished record as number ``index`` at ``offset``; in the page cache on return.
-
-        The same record again is no error; one that differs, or leaves a gap, is.
-
-        Raises: Fenced, PoolFull, DiskFailed, LocalProtocolError.
-        """
-        slot = self._due(index, offset, record.size)
-        if slot is None:
-            self._check_again(index, offset, record.tobytes())
-            return
-        try:
-            if index == 0:
-                self._store.disk.write(slot.address, self._store.slot_header(slot))
-            self._io.write(slot.address + offset, record)
-        except OSError as exc:
-            raise self._store.translate(exc, "write a record") from exc
-        slot.end = offset + record.size
-        slot.next_index = index + 1
-
-    def append_bytes(self, index: int, offset: int, record: Bytes) -> None:
-        """Like `append`, for a finished record's bytes, which the caller has verified.
-
-        Raises: as `append`.
-        """
-        slot = self._due(index, offset, len(record))
-        if slot is None:
-            self._check_again(index, offset, record)
-            return
-        try:
-            if index == 0:
-                self._store.disk.write(slot.address, self._store.slot_header(slot))
-            self._store.disk.write(slot.address + offset, record)
-        except OSError as exc:
-            raise self._store.translate(exc, "write a record") from exc
-        slot.end = offset + len(record)
-        slot.next_index = index + 1
-
-    def _due(self, index: int, offset: int, size: int) -> Slot | None:
-        """Return the slot when record ``index`` is the next; None when it is not.
-
-        Raises: Fenced, DiskFailed, LocalProtocolError.
-        """
-        slot, store = self._slot, self._store
-        if slot is None or slot.end is None:
-            raise LocalProtocolError(f"chunk {self._chunk} is not open for appending")
-        if store.failure is not None:
-            raise store.failure
-        self._fences.check(slot.chunk.volume, slot.chunk.epoch)
-        if index != slot.next_index:
-            return None
-        start = slot.end or limits.SLOT_HEADER_BYTES
-        if offset != start or offset + size > store.geometry.slot_bytes:
-            raise LocalProtocolError(
-                f"record of {size} bytes for offset {offset} of chunk {self._chunk}, "
-                f"whose end is {start} of {store.geometry.slot_bytes}"
-            )
-        return slot
-
-    def _check_again(self, index: int, offset: int, record: Bytes) -> None:
-        slot = self._slot
-        assert slot is not None and slot.end is not None
-        if index > slot.next_index:
-            raise LocalProtocolError(
-                f"record {index} of chunk {self._chunk} leaves a gap: {slot.next_index} is due"
-            )
-        if offset + len(record) > slot.end:
-            raise LocalProtocolError(
-                f"record {index} of chunk {self._chunk} was written before with other bytes"
-            )
-        try:
-            found = self._store.disk.read(slot.address + offset, len(record))
-        except OSError as exc:
-            raise Corruption(f"chunk {self._chunk} cannot be read at {offset}: {exc}") from exc
-        if found != record:
-            raise LocalProtocolError(
-                f"record {index} of chunk {self._chunk} was written before with other bytes"
-            )

@@ -60,7 +60,7 @@ class World:
             self.clock,
             boot_id=rng.getrandbits(60),
             size_bytes=slots * self.disk.geometry.slot_bytes,
-            punch=punch,
+            punch_delay_s=0.0 if punch else None,
         )
         self.catalog = AsyncCatalog(self.metadata, self.clock)  # type: ignore[arg-type]
         self.attachments: list[Attachment] = []
