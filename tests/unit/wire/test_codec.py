@@ -88,6 +88,34 @@ def test_reserved_bytes_must_be_zero() -> None:
                 frames.parse_header(data)
 
 
+@pytest.mark.parametrize(
+    ("message", "at", "value"),
+    [
+        (m.Open(CHUNK, False), 18, 2),  # a flag that is neither yes nor no
+        (m.Open(CHUNK, False), 19, 1),
+        (m.Append(CHUNK, 0, 512, b"x"), 18, 1),
+        (m.Append(CHUNK, 0, 512, b"x"), 28, 1),
+        (m.Scan(CHUNK, 2, 0), 19, 1),
+        (m.List(5, CHUNK, 9), 4, 2),
+        (m.List(5, CHUNK, 9), 26, 1),
+        (m.List(5, None, 9), 8, 1),  # a place to go on from that does not count
+        (m.List(5, None, 9), 0, 0),  # a page of nothing
+        (m.Scanned(b"x"), 0, 2),
+        (m.Scanned(b"x"), 0, 0),  # bytes of what was not found
+        (m.Scanned(b"x"), 4, 1),
+        (m.Listed((CHUNK,), True), 4, 2),
+        (m.Listed((), False), 4, 1),  # more, behind nothing
+    ],
+)
+def test_body_fields_hold_what_they_may(message: m.Message, at: int, value: int) -> None:
+    """Reserved bytes, yes and no, and what contradicts itself, under right checksums."""
+    header, *pieces = codec.encode(message, 7)
+    body = bytearray(b"".join(pieces))
+    body[at] = value
+    with pytest.raises(RemoteProtocolError, match="malformed"):
+        codec.decode(header_of(header, bytes(body)), bytes(body))
+
+
 def test_other_version_is_told_from_damage() -> None:
     """Only a whole header of another version is one; the rest is damage."""
     data = bytearray(codec.encode(m.Space(), 1)[0])
