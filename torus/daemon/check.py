@@ -1,0 +1,233 @@
+"""`check_store`: read all of a stopped node's data and say what is wrong with it.
+
+Decides the order: the headers of all slots, every record of every chunk, then for each volume
+its map as an attach would rebuild it, and every block that the map names.  Nothing is written,
+no fence is raised.  Memory is bounded by the number of chunks and the map's cache.
+"""
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+from torus import limits
+from torus.daemon.check_log import LogCheck, sort_chunks
+from torus.daemon.check_map import MapCheck
+from torus.daemon.findings import Findings
+from torus.daemon.known import Known, read_known
+from torus.daemon.reports import CheckReport, Progress, VolumeCheck
+from torus.daemon.slotwalk import ChunkSeen, walk
+from torus.daemon.stopped import StoppedChunks, StoppedDisk
+from torus.errors import Corruption, TorusError
+from torus.ids import ChunkId
+from torus.metadata.schema import Head, VolumeSpec
+from torus.volume.catalog_ask import DELETING
+from torus.volume.recovery import Recovered, Recovery
+
+_CACHE_BYTES = 64 * limits.MIB
+
+ByVolume = dict[int, dict[ChunkId, ChunkSeen]]
+
+
+def check_store(data_dir: Path, meta_url: str, progress: Progress) -> CheckReport:
+    """Verify the data directory of a stopped node against itself and its metadata.
+
+    Raises: Busy while a node runs on it, NotFound, UsageError, PermissionDenied, ConfigError,
+        Unavailable; Corruption or UnknownVersion when the directory's identity is damaged.
+    """
+    findings = Findings()
+    disk = StoppedDisk(data_dir, findings)
+    with contextlib.closing(disk):
+        return asyncio.run(_Check(disk, read_known(meta_url), progress).run())
+
+
+def scan_chunks(disk: StoppedDisk, progress: Progress, more: int = 0) -> ByVolume:
+    """Walk the records of every chunk; what cannot be read becomes a finding.
+
+    ``more``: bytes that the caller will read afterwards, for the progress.
+    """
+    seen: ByVolume = {}
+    slot_bytes = disk.geometry.slot_bytes
+    total = len(disk.chunks) * slot_bytes + more
+    for count, (chunk, address) in enumerate(sorted(disk.chunks.items(), key=_by_address)):
+        progress(count * slot_bytes, total)
+        try:
+            one = walk(disk.read(address, slot_bytes), chunk, address)
+        except Corruption as exc:
+            disk.findings.error("unreadable", disk.where(address), exc.message)
+            continue
+        seen.setdefault(chunk.volume, {})[chunk] = one
+    return seen
+
+
+def _by_address(item: tuple[ChunkId, int]) -> int:
+    return item[1]
+
+
+class _Check:
+    """One check."""
+
+    def __init__(self, disk: StoppedDisk, known: Known, progress: Progress) -> None:
+        self._disk = disk
+        self._known = known
+        self._progress = progress
+        self._findings = disk.findings
+        self._chunks = StoppedChunks(disk)
+        self._torn_tails = 0
+        self._volumes: list[VolumeCheck] = []
+
+    async def run(self) -> CheckReport:
+        disk, known = self._disk, self._known
+        self._check_metadata()
+        mapped = sum(head.mapped_blocks for head in known.heads.values()) * limits.BLOCK_BYTES
+        seen = scan_chunks(disk, self._progress, mapped)
+        total = len(disk.chunks) * disk.geometry.slot_bytes + mapped
+        for volume in sorted(known.specs.keys() & known.heads.keys()):
+            before = self._findings.count
+            one = await self._check_volume(volume, seen.get(volume, {}), before)
+            self._volumes.append(one)
+            self._progress(min(disk.bytes_read, total), total)
+        if known.usable:
+            for volume in sorted(seen.keys() - known.specs.keys()):
+                self._report_unknown(volume, list(seen[volume].values()))
+        self._progress(total, total)
+        return CheckReport(
+            data_dir=disk.path,
+            segments=disk.segments,
+            slots=disk.slots,
+            slots_free=disk.slots_free,
+            chunks=len(disk.chunks),
+            records=sum(one.records for chunks in seen.values() for one in chunks.values()),
+            bytes_read=disk.bytes_read,
+            torn_tails=self._torn_tails,
+            volumes=tuple(self._volumes),
+            findings=self._findings.to_tuple(),
+        )
+
+    # --- the metadata -------------------------------------------------------------------
+
+    def _check_metadata(self) -> None:
+        known, identity = self._known, self._disk.identity
+        for where, message in known.problems:
+            kind = "no-metadata" if known.missing else "bad-metadata"
+            self._findings.error(kind, where, f"{message}; 'torus recover' rebuilds it")
+        if known.cluster is not None and known.cluster.cluster_id != identity.cluster_id:
+            self._findings.error(
+                "foreign-metadata",
+                "metadata",
+                f"it belongs to cluster {known.cluster.cluster_id}, this disk to cluster "
+                f"{identity.cluster_id}",
+            )
+            known.specs.clear()
+            known.heads.clear()
+        used = {*self._disk.fences, *(chunk.volume for chunk in self._disk.chunks)}
+        if known.usable and max(used, default=0) >= known.next_volume:
+            self._findings.error(
+                "stale-metadata",
+                "metadata next-volume",
+                f"the next volume would get id {known.next_volume}, but the disk knows volume "
+                f"{max(used)}: the metadata is older than the data",
+            )
+
+    def _report_unknown(self, volume: int, chunks: list[ChunkSeen]) -> None:
+        records = sum(one.records for one in chunks)
+        self._findings.error(
+            "unknown-volume",
+            f"volume {volume}",
+            f"{len(chunks)} chunks with {records} records, the first in "
+            f"{self._disk.where(chunks[0].address)}, are of a volume that the metadata does not "
+            "know; 'torus recover' brings it back",
+        )
+
+    # --- one volume ---------------------------------------------------------------------
+
+    async def _check_volume(
+        self, volume: int, seen: dict[ChunkId, ChunkSeen], before: int
+    ) -> VolumeCheck:
+        spec, head = self._known.specs[volume], self._known.heads[volume]
+        mapped = verified = 0
+        recovered = None
+        if spec.state == DELETING:
+            self._findings.warning(
+                "deleting", f"volume {spec.name}", "its deletion is not finished; a node does it"
+            )
+        else:
+            self._check_epochs(spec, head, seen)
+            recovered = await self._recover(spec, head)
+            self._check_log(spec, head, seen, recovered)
+        if recovered is not None:
+            self._check_places(spec, head, recovered)
+            check = MapCheck(
+                self._disk, repr(spec.name), recovered.blocks, recovered.spans, _CACHE_BYTES
+            )
+            check.run()
+            mapped = recovered.blocks.mapped_blocks * limits.BLOCK_BYTES
+            verified = check.verified_bytes
+        return VolumeCheck(
+            name=spec.name,
+            volume=volume,
+            size_bytes=spec.size_bytes,
+            mapped_bytes=mapped,
+            verified_bytes=verified,
+            findings=self._findings.count - before,
+            recovered_lsn=None if recovered is None else recovered.end.lsn,
+        )
+
+    def _check_epochs(self, spec: VolumeSpec, head: Head, seen: dict[ChunkId, ChunkSeen]) -> None:
+        newest = max((chunk.epoch for chunk in seen), default=0)
+        newest = max(newest, self._disk.fences.get(spec.volume, 0))
+        if newest > head.epoch:
+            self._findings.error(
+                "stale-metadata",
+                f"volume {spec.name!r} epoch",
+                f"the disk knows epoch {newest}, the metadata only {head.epoch}: it is older "
+                "than the data; 'torus recover' brings it up to date",
+            )
+
+    async def _recover(self, spec: VolumeSpec, head: Head) -> Recovered | None:
+        try:
+            recovery = Recovery(self._chunks, spec, head, head.epoch, _CACHE_BYTES)
+            return await recovery.run()
+        except TorusError as exc:
+            self._findings.error("bad-log", f"volume {spec.name!r}", exc.message)
+            return None
+
+    def _check_log(
+        self,
+        spec: VolumeSpec,
+        head: Head,
+        seen: dict[ChunkId, ChunkSeen],
+        recovered: Recovered | None,
+    ) -> None:
+        try:
+            log_check: LogCheck = sort_chunks(self._disk, repr(spec.name), spec.volume, head, seen)
+        except Corruption as exc:
+            self._findings.error("bad-head", f"volume {spec.name!r} head", exc.message)
+            return
+        log_check.run(None if recovered is None else recovered.end)
+        self._torn_tails += log_check.torn_tails
+
+    def _check_places(self, spec: VolumeSpec, head: Head, recovered: Recovered) -> None:
+        """Every chunk that still has something living in it is there."""
+        blocks = recovered.blocks
+        needed = set(blocks.pinned_sequences())
+        if head.root is not None:
+            needed.add(head.root.sequence)
+        for span in recovered.spans:
+            assert span.last is not None, "recovery closes the open span"
+            needed.update(
+                sequence for sequence in range(span.first, span.last + 1) if blocks.live(sequence)
+            )
+        for sequence in sorted(needed):
+            try:
+                chunk = recovered.spans.chunk(sequence)
+            except Corruption as exc:
+                self._findings.error(
+                    "missing-chunk", f"volume {spec.name!r} chunk number {sequence}", exc.message
+                )
+                continue
+            if chunk not in self._disk.chunks:
+                self._findings.error(
+                    "missing-chunk",
+                    f"volume {spec.name!r} chunk {chunk}",
+                    "it is not there, and the map needs it",
+                )
