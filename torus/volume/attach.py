@@ -18,6 +18,7 @@ from torus.volume.catalog_ask import Volume as Found
 from torus.volume.catalog_async import AsyncCatalog
 from torus.volume.checkpoint import Checkpointer
 from torus.volume.core import Core
+from torus.volume.earlyflush import EarlyFlush
 from torus.volume.log import Log, Position, head_payload
 from torus.volume.reads import Reads
 from torus.volume.recovery import Recovered, Recovery
@@ -105,6 +106,7 @@ class _Holder:
         try:
             await volume.queue.drain()
             await volume.checkpointer.stop()
+            await volume.early_flush.stop()
             if core.failure is None:
                 if core.dirty:
                     await volume.checkpointer.write()
@@ -192,9 +194,11 @@ def _assemble(
     if recovered.records:
         core.checkpoint_lsn = -1  # what was replayed wants a checkpoint of its own
     reads = Reads(core)
+    early_flush = EarlyFlush(core)
     checkpointers: list[Checkpointer] = []
 
     def progress() -> None:
+        early_flush.consider()
         checkpointers[0].consider()
 
     def full() -> None:
@@ -209,7 +213,7 @@ def _assemble(
         options.checkpoint_interval_s, options.observe_checkpoint,
     )  # fmt: skip
     checkpointers.append(checkpointer)
-    return Volume(core, reads, queue, checkpointer)
+    return Volume(core, reads, queue, checkpointer, early_flush)
 
 
 async def _finish_shrink(volume: Volume, recovered: Recovered) -> None:

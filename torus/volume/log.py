@@ -48,6 +48,7 @@ class Log:
         self.head_payload: bytes | None = None  # first record of the span; set by the owner
         self.records = 0
         self.appended_bytes = 0
+        self.sync_begun_bytes = 0  # of appended_bytes, what the newest sync covers
 
     @property
     def position(self) -> Position:
@@ -136,6 +137,7 @@ class Log:
         Raises: DiskFailed, Unavailable, Corruption.
         """
         lsn, dirty = self.lsn, dict(self._dirty)
+        self.sync_begun_bytes = self.appended_bytes
         if not dirty:
             return
         await self._chunks.sync(dirty)

@@ -14,6 +14,7 @@ from torus._fast.record import KIND_DATA, RecordBuilder
 from torus.errors import TorusError
 from torus.volume.checkpoint import Checkpointer
 from torus.volume.core import Core
+from torus.volume.earlyflush import EarlyFlush
 from torus.volume.reads import Reads
 from torus.volume.writes import Item, WriteQueue
 
@@ -22,11 +23,17 @@ class Volume:
     """One volume attached for writing; made by `torus.volume.attach.attach`."""
 
     def __init__(
-        self, core: Core, reads: Reads, queue: WriteQueue, checkpointer: Checkpointer
+        self,
+        core: Core,
+        reads: Reads,
+        queue: WriteQueue,
+        checkpointer: Checkpointer,
+        early_flush: EarlyFlush,
     ) -> None:
         self.core = core
         self.queue = queue
         self.checkpointer = checkpointer
+        self.early_flush = early_flush
         self.read_only = False
         self.description = ""
         self._reads = reads
@@ -74,6 +81,7 @@ class Volume:
             return index
         finally:
             self._record.clear()
+            self.early_flush.consider()
             self.checkpointer.consider()
         return index
 
