@@ -25,7 +25,8 @@ class ChunkWriter(Protocol):
     async def append(self, index: int, offset: int, record: RecordBuilder) -> None:
         """Append a finished record; it is in the page cache of its node on return.
 
-        Raises: Fenced, PoolFull, DiskFailed, Unavailable, LocalProtocolError.
+        Raises: Fenced, PoolFull, DiskFailed, Unavailable, LocalProtocolError; Corruption when its
+        node restarted since the chunk was opened.
         """
 
 
