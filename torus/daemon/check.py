@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torus import limits
 from torus.daemon.check_log import LogCheck, sort_chunks
-from torus.daemon.check_map import MapCheck
+from torus.daemon.check_map import MapCheck, missing_chunks
 from torus.daemon.findings import Findings
 from torus.daemon.known import Known, read_known
 from torus.daemon.reports import CheckReport, Progress, VolumeCheck
@@ -23,7 +23,7 @@ from torus.metadata.schema import Head, VolumeSpec
 from torus.volume.catalog_ask import DELETING
 from torus.volume.recovery import Recovered, Recovery
 
-_CACHE_BYTES = 64 * limits.MIB
+CACHE_BYTES = 64 * limits.MIB
 
 ByVolume = dict[int, dict[ChunkId, ChunkSeen]]
 
@@ -155,9 +155,15 @@ class _Check:
             recovered = await self._recover(spec, head)
             self._check_log(spec, head, seen, recovered)
         if recovered is not None:
-            self._check_places(spec, head, recovered)
+            blocks, spans = recovered.blocks, recovered.spans
+            for chunk in missing_chunks(self._disk, blocks, spans, head.root):
+                self._findings.error(
+                    "missing-chunk",
+                    f"volume {spec.name!r} {chunk}",
+                    "it is not there, and the map needs it",
+                )
             check = MapCheck(
-                self._disk, repr(spec.name), recovered.blocks, recovered.spans, _CACHE_BYTES
+                self._disk, self._findings, repr(spec.name), blocks, spans, CACHE_BYTES
             )
             check.run()
             mapped = recovered.blocks.mapped_blocks * limits.BLOCK_BYTES
@@ -185,7 +191,7 @@ class _Check:
 
     async def _recover(self, spec: VolumeSpec, head: Head) -> Recovered | None:
         try:
-            recovery = Recovery(self._chunks, spec, head, head.epoch, _CACHE_BYTES)
+            recovery = Recovery(self._chunks, spec, head, head.epoch, CACHE_BYTES)
             return await recovery.run()
         except TorusError as exc:
             self._findings.error("bad-log", f"volume {spec.name!r}", exc.message)
@@ -205,29 +211,3 @@ class _Check:
             return
         log_check.run(None if recovered is None else recovered.end)
         self._torn_tails += log_check.torn_tails
-
-    def _check_places(self, spec: VolumeSpec, head: Head, recovered: Recovered) -> None:
-        """Every chunk that still has something living in it is there."""
-        blocks = recovered.blocks
-        needed = set(blocks.pinned_sequences())
-        if head.root is not None:
-            needed.add(head.root.sequence)
-        for span in recovered.spans:
-            assert span.last is not None, "recovery closes the open span"
-            needed.update(
-                sequence for sequence in range(span.first, span.last + 1) if blocks.live(sequence)
-            )
-        for sequence in sorted(needed):
-            try:
-                chunk = recovered.spans.chunk(sequence)
-            except Corruption as exc:
-                self._findings.error(
-                    "missing-chunk", f"volume {spec.name!r} chunk number {sequence}", exc.message
-                )
-                continue
-            if chunk not in self._disk.chunks:
-                self._findings.error(
-                    "missing-chunk",
-                    f"volume {spec.name!r} chunk {chunk}",
-                    "it is not there, and the map needs it",
-                )

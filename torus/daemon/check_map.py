@@ -7,9 +7,11 @@ was written.  Memory is bounded by the map's cache and one window of the volume.
 from torus import limits
 from torus._fast.blockmap import BlockMap
 from torus._fast.crc import block_checksums, checksum
+from torus.daemon.findings import Findings
 from torus.daemon.stopped import StoppedDisk
 from torus.errors import Corruption, TorusError
 from torus.ids import ChunkId
+from torus.metadata.schema import RootRef
 from torus.volume.leaves import LEAF_BLOCKS, UNIT
 from torus.volume.spans import Spans
 
@@ -21,14 +23,42 @@ _LEAVES = 64
 Run = tuple[int, int, int, bytes]  # offset in the chunk, blocks, first block, their CRCs
 
 
+def missing_chunks(
+    disk: StoppedDisk, blocks: BlockMap, spans: Spans, root: RootRef | None
+) -> list[str]:
+    """Return the names of the chunks that the map needs and the disk does not have."""
+    needed = set(blocks.pinned_sequences())
+    if root is not None:
+        needed.add(root.sequence)
+    for span in spans:
+        assert span.last is not None, "recovery closes the open span"
+        needed.update(s for s in range(span.first, span.last + 1) if blocks.live(s))
+    missing = []
+    for sequence in sorted(needed):
+        try:
+            chunk = spans.chunk(sequence)
+        except Corruption:
+            missing.append(f"chunk number {sequence}, of no span,")
+            continue
+        if chunk not in disk.chunks:
+            missing.append(f"chunk {chunk}")
+    return missing
+
+
 class MapCheck:
     """One pass over one volume's map."""
 
     def __init__(
-        self, disk: StoppedDisk, name: str, blocks: BlockMap, spans: Spans, cache_bytes: int
+        self,
+        disk: StoppedDisk,
+        findings: Findings,
+        name: str,
+        blocks: BlockMap,
+        spans: Spans,
+        cache_bytes: int,
     ) -> None:
         self._disk = disk
-        self._findings = disk.findings
+        self._findings = findings
         self._name = name
         self._blocks = blocks
         self._spans = spans

@@ -1,0 +1,163 @@
+"""One volume's metadata, made anew from the copies of its head in its log.
+
+Decides which copy to go on from: the newest from which recovery reaches the end of the log with
+every mapped block in place.  A copy that a checkpoint wrote serves also when the checkpoint was
+never published: its map is that of a moment of the log, and proves itself.
+
+Implements docs/format.md, "Rebuilding lost metadata".
+"""
+
+from dataclasses import dataclass, replace
+
+from torus import limits
+from torus._fast.record import KIND_ROOT, RecordReader
+from torus.daemon.check import CACHE_BYTES
+from torus.daemon.check_map import MapCheck, missing_chunks
+from torus.daemon.findings import Findings
+from torus.daemon.slotwalk import ChunkSeen, HeadCopy, walk
+from torus.daemon.stopped import StoppedChunks, StoppedDisk
+from torus.errors import Corruption, TorusError
+from torus.format.root import RootPayload
+from torus.ids import ChunkId
+from torus.metadata.schema import Head, RootRef, VolumeSpec
+from torus.volume.catalog_ask import READY
+from torus.volume.recovery import Recovered, Recovery
+
+_COPIES_MAX = 8  # tried of one volume, newest first; each costs reading its mapped data
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What came out for one volume.  ``spec`` and ``head`` are None when nothing did."""
+
+    spec: VolumeSpec | None
+    head: Head | None
+    problem: str  # "" when every block is in place
+
+
+class VolumeRecovery:
+    """The recovery of one volume."""
+
+    def __init__(self, disk: StoppedDisk, volume: int, seen: dict[ChunkId, ChunkSeen]) -> None:
+        self._disk = disk
+        self._chunks = StoppedChunks(disk)
+        self._volume = volume
+        self._seen = seen
+        self._epoch = max([disk.fences.get(volume, 0), *(chunk.epoch for chunk in seen)])
+
+    async def run(self) -> Rebuilt:
+        """Try the copies, newest first; take the first good one, else the least bad."""
+        best: Rebuilt | None = None
+        newest: VolumeSpec | None = None
+        problems: list[str] = []
+        for chunk, copy in self._copies():
+            try:
+                spec, head = self._read_copy(chunk, copy)
+                newest = newest or spec
+                rebuilt = await self._try(spec, head)
+            except TorusError as exc:
+                problems.append(exc.message)
+                continue
+            if not rebuilt.problem:
+                return rebuilt
+            best = best or rebuilt
+        if best is None and not problems:
+            problems.append("no copy of its head is left in its chunks")
+        return best or Rebuilt(newest, None, problems[0])
+
+    def _copies(self) -> list[tuple[ChunkId, HeadCopy]]:
+        found = [(chunk, copy) for chunk, seen in self._seen.items() for copy in seen.heads]
+        found.sort(key=lambda one: (one[0].epoch, one[1].lsn), reverse=True)
+        return found[:_COPIES_MAX]
+
+    def _read_copy(self, chunk: ChunkId, copy: HeadCopy) -> tuple[VolumeSpec, Head]:
+        """Return the specification and the head that a record holds.
+
+        Raises: Corruption, UnknownVersion.
+        """
+        where = self._disk.where(self._disk.chunks[chunk], copy.offset)
+        data = self._disk.read(self._disk.chunks[chunk] + copy.offset, copy.size)
+        reader = RecordReader(data, chunk, copy.offset, copy.index)
+        if not reader.advance() or not reader.payload_ok:
+            raise Corruption(f"{where}: the copy of the head changed while it was read")
+        payload = RootPayload.unpack(reader.payload(), where)
+        spec = VolumeSpec.from_bytes(payload.spec, where)
+        head = Head.from_bytes(payload.head, where)
+        last = head.spans[-1] if head.spans else None
+        if spec.volume != self._volume or last is None or last.epoch != chunk.epoch:
+            raise Corruption(f"{where}: the copy of the head is not of this log")
+        if copy.kind == KIND_ROOT:
+            root = RootRef(
+                chunk.sequence, copy.offset, copy.size, payload.lsn,
+                payload.replay_sequence, payload.replay_offset, payload.replay_index,
+            )  # fmt: skip
+            head = replace(head, root=root)
+        head = replace(head, epoch=max(self._epoch, head.epoch), owner=None)
+        size = max(spec.size_bytes, self._written_bytes(head, spec.size_bytes))
+        return replace(spec, size_bytes=size, state=READY), head
+
+    def _written_bytes(self, head: Head, size_bytes: int) -> int:
+        """Return how far the records reach that the copy is older than: the volume may have
+        grown since."""
+        root = head.root
+        top = 0
+        for chunk, seen in self._seen.items():
+            if chunk.epoch < head.spans[-1].epoch and root is not None:
+                if chunk.sequence < root.replay_sequence:
+                    continue
+            if seen.top_block * limits.BLOCK_BYTES >= size_bytes + limits.BLOCK_BYTES:
+                top = max(top, self._top_after(chunk, 0 if root is None else root.lsn))
+        return top * limits.BLOCK_BYTES if top > -(-size_bytes // limits.BLOCK_BYTES) else 0
+
+    def _top_after(self, chunk: ChunkId, lsn: int) -> int:
+        tops = [0]
+
+        def visit(reader: RecordReader) -> None:
+            if reader.lsn > lsn and reader.payload_ok:
+                tops.extend(b + count for b, count, zero in reader.extent_list() if not zero)
+
+        walk(self._disk.read_chunk(chunk), chunk, 0, visit)
+        return max(tops)
+
+    # --- a copy on trial ----------------------------------------------------------------
+
+    async def _try(self, spec: VolumeSpec, head: Head) -> Rebuilt:
+        """Recover as the next attach would, and compare every block.
+
+        Raises: Corruption when that cannot work.
+        """
+        recovery = Recovery(self._chunks, spec, head, head.epoch, CACHE_BYTES)
+        recovered = await recovery.run()
+        missing = missing_chunks(self._disk, recovered.blocks, recovered.spans, head.root)
+        if missing:
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise Corruption(f"{missing[0]} is not there, and its map needs it{more}")
+        proven = max(seen.committed for seen in self._seen.values())
+        if proven > recovered.end.lsn:
+            raise Corruption(
+                f"its log ends at lsn {recovered.end.lsn}, but all up to {proven} was flushed"
+            )
+        findings = Findings()
+        check = MapCheck(
+            self._disk, findings, repr(spec.name), recovered.blocks, recovered.spans, CACHE_BYTES
+        )
+        check.run()
+        head = replace(head, mapped_blocks=recovered.blocks.mapped_blocks)
+        return Rebuilt(spec, head, self._problem(head, recovered, findings))
+
+    def _problem(self, head: Head, recovered: Recovered, findings: Findings) -> str:
+        """Return what is lost, for people."""
+        problems = []
+        if findings.count:
+            problems.append(f"{findings.count} damaged places, {findings.to_tuple()[0].message}")
+        problems += recovered.damaged[:1]
+        later = [
+            chunk
+            for chunk, seen in self._seen.items()
+            if chunk.epoch > head.spans[-1].epoch and seen.records
+        ]
+        if later:
+            problems.append(
+                f"{len(later)} chunks of later epochs, from {min(later)} on, do not continue it"
+            )
+        return "; ".join(problems)
