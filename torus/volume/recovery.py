@@ -16,6 +16,7 @@ from torus._fast.crc import checksum
 from torus._fast.record import KIND_DATA, KIND_ROOT, RecordReader, find_header
 from torus.cluster.chunks import Chunks
 from torus.errors import Corruption
+from torus.format.record import RecordHeader
 from torus.format.root import RootPayload
 from torus.ids import ChunkId
 from torus.log import get_logger
@@ -213,11 +214,7 @@ class Recovery:
         if not reader.ready(blocks):
             for block, count, _ in extents:
                 await load_leaves(blocks, self._spans, self._chunks, block, count)
-        try:
-            reader.apply(blocks)
-        except ValueError:  # written before a shrink; `_shrink` cuts it off again
-            blocks.resize(max(block + count for block, count, _ in reader.extent_list()))
-            reader.apply(blocks)
+        reader.apply(blocks)
         if blocks.resident_bytes > 2 * self._cache_bytes:
             blocks.evict(self._cache_bytes)
 
@@ -269,11 +266,17 @@ class Recovery:
         return True
 
     def _committed_after(self, chunk: ChunkId, data: bytes, start: int) -> int:
-        """Return the highest committed lsn that any later record of ``chunk`` names."""
+        """Return the highest committed lsn that any later record of ``chunk`` names.
+
+        A header that stands elsewhere than it was written for is a copy in some payload: what
+        a guest stores proves nothing.
+        """
         committed, at = 0, start
+        shift = self._chunks.slot_bytes - len(data)
         while (hit := find_header(data, at)) is not None:
             at, (volume, epoch, tag, sequence, _, says) = hit
-            if (volume, epoch, tag, sequence) == chunk:
+            written_for = RecordHeader.unpack(data, at).offset
+            if (volume, epoch, tag, sequence) == chunk and written_for == at + shift:
                 committed = max(committed, says)
             at += UNIT
         return committed
