@@ -129,13 +129,21 @@ class _Check:
             )
 
     def _report_unknown(self, volume: int, chunks: list[ChunkSeen]) -> None:
-        records = sum(one.records for one in chunks)
+        records = sum(one.records + one.beyond for one in chunks)
+        where, place = f"volume {volume}", self._disk.where(chunks[0].address)
+        if not records:
+            self._findings.warning(
+                "unknown-volume",
+                where,
+                f"{len(chunks)} chunks without a whole record, the first in {place}, are of a "
+                "volume that the metadata does not know",
+            )
+            return
         self._findings.error(
             "unknown-volume",
-            f"volume {volume}",
-            f"{len(chunks)} chunks with {records} records, the first in "
-            f"{self._disk.where(chunks[0].address)}, are of a volume that the metadata does not "
-            "know; 'torus recover' brings it back",
+            where,
+            f"{len(chunks)} chunks with {records} records, the first in {place}, are of a volume "
+            "that the metadata does not know; 'torus recover' brings it back",
         )
 
     # --- one volume ---------------------------------------------------------------------

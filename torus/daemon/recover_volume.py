@@ -154,7 +154,8 @@ class VolumeRecovery:
         later = [
             chunk
             for chunk, seen in self._seen.items()
-            if chunk.epoch > head.spans[-1].epoch and seen.records
+            if chunk.epoch > head.spans[-1].epoch
+            and (seen.beyond or seen.records > len(seen.rotten))
         ]
         if later:
             problems.append(
