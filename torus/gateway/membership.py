@@ -15,6 +15,7 @@ from torus.clock import Clock
 from torus.errors import TorusError
 from torus.gateway.counters import GatewayStats
 from torus.gateway.export import Export, Exports
+from torus.gateway.polling import Turns
 from torus.log import get_logger
 
 log = get_logger(__name__)
@@ -45,6 +46,7 @@ class Gateway:
     drain_timeout_s: float
     members: set[Member] = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    turns: Turns = field(default_factory=Turns)
     draining: bool = False
     departure: asyncio.Future[None] | None = None
 

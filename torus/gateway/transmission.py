@@ -14,6 +14,7 @@ from torus.errors import Fenced, RemoteProtocolError, TorusError
 from torus.gateway.commands import CommandServer, WaitingRequest
 from torus.gateway.export import Export
 from torus.gateway.membership import Gateway, has_hung_up
+from torus.gateway.polling import Poller
 from torus.limits import (
     KIB,
     MIB,
@@ -63,6 +64,7 @@ class Transmission(asyncio.BufferedProtocol):
             extended=handshake.extended,
             contexts=bool(handshake.contexts),
         )
+        self._poller = Poller(transport, self._batch, gateway.turns)
         self._replies = ReplyBuilder(structured=self._structured, extended=self._extended)
         self._commands = CommandServer(
             export, self._replies, self._contexts, structured=self._structured
@@ -104,20 +106,12 @@ class Transmission(asyncio.BufferedProtocol):
         return self._batch.get_buffer(sizehint)
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Serve what has come."""
-        if self._ending:
-            return
-        batch = self._batch
-        batch.size_bytes = self._export.size_bytes
-        self._active = True
-        try:
-            self._stop = batch.received(nbytes)
-        except RemoteProtocolError as garbage:
-            self._end_badly(garbage)
-            return
-        self._first = 0
-        if self._stop:
-            self._serve()
+        """Serve what has come, and what follows at once."""
+        poller = self._poller
+        poller.begin_turn()
+        self._take(nbytes)
+        while self._may_poll() and (nbytes := poller.receive()):
+            self._take(nbytes)
 
     def eof_received(self) -> bool:
         """Finish what is in flight, then close; at once when nobody is left to read replies."""
@@ -165,6 +159,29 @@ class Transmission(asyncio.BufferedProtocol):
         self._transport.abort()
 
     # --- serving ------------------------------------------------------------------------
+
+    def _may_poll(self) -> bool:
+        """Whether nothing else is to be done for this client than to wait for it."""
+        return (
+            not self._in_flight and self._turn is None and self._reading and not self._ending
+            and not self._lost
+        )  # fmt: skip
+
+    def _take(self, nbytes: int) -> None:
+        """Serve ``nbytes`` that were received into the batch."""
+        if self._ending:
+            return
+        batch = self._batch
+        batch.size_bytes = self._export.size_bytes
+        self._active = True
+        try:
+            self._stop = batch.received(nbytes)
+        except RemoteProtocolError as garbage:
+            self._end_badly(garbage)
+            return
+        self._first = 0
+        if self._stop:
+            self._serve()
 
     def _serve(self) -> None:
         """Serve the batch until it is empty, or memory or the other connections say stop."""
@@ -325,7 +342,7 @@ class Transmission(asyncio.BufferedProtocol):
 
     def _send(self) -> None:
         if len(self._replies):
-            self._transport.write(self._replies.take())
+            self._poller.send(self._replies.take())
 
     def _set_reading(self, wanted: bool) -> None:
         if wanted == self._reading or self._transport.is_closing():

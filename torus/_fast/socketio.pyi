@@ -1,0 +1,6 @@
+from typing_extensions import Buffer
+
+from torus._fast.frame import RequestBatch
+
+def send_now(fd: int, data: Buffer) -> int: ...
+def receive_soon(fd: int, batch: RequestBatch, patience_ns: int) -> int: ...

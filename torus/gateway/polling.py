@@ -1,0 +1,77 @@
+"""When a connection looks for its next request before it goes back to the event loop.
+
+Decides who may poll, and for how long: only a connection that was alone in the last turn, only
+while that pays (a client that takes longer to think is left to the event loop), and never for
+more than a bounded number of requests on end.
+"""
+
+import asyncio
+import socket
+
+from torus import limits
+from torus._fast.frame import RequestBatch
+from torus._fast.socketio import receive_soon, send_now
+
+
+class Turns:
+    """Which connection was served last, of all connections of a server."""
+
+    __slots__ = ("last",)
+
+    def __init__(self) -> None:
+        self.last: object = None
+
+
+class Poller:
+    """The direct way to one connection's socket, beside the transport."""
+
+    __slots__ = ("_batch", "_fd", "_misses", "_rounds", "_skip", "_transport", "_turns")
+
+    def __init__(self, transport: asyncio.Transport, batch: RequestBatch, turns: Turns) -> None:
+        sock: socket.socket | None = transport.get_extra_info("socket")
+        secured = transport.get_extra_info("sslcontext") is not None
+        self._fd = -1 if sock is None or secured else sock.fileno()
+        self._transport = transport
+        self._batch = batch
+        self._turns = turns
+        self._misses = 0
+        self._skip = 0
+        self._rounds = 0
+
+    def begin_turn(self) -> None:
+        """The event loop has brought requests; somebody else's turn in between ends polling."""
+        if self._turns.last is not self:
+            self._turns.last = self
+            self._rounds = limits.NBD_POLL_ROUNDS_MAX
+        else:
+            self._rounds = 0
+
+    def receive(self) -> int:
+        """Return the bytes of the next requests, received into the batch; 0: go to the loop."""
+        if self._fd < 0 or self._rounds >= limits.NBD_POLL_ROUNDS_MAX:
+            return 0
+        if self._skip:
+            self._skip -= 1
+            return 0
+        self._rounds += 1
+        try:
+            received = receive_soon(self._fd, self._batch, limits.NBD_POLL_NS)
+        except BufferError:
+            # The buffer has to grow, which it cannot while the transport still holds it.
+            return 0
+        if received:
+            self._misses = 0
+        else:
+            self._misses += 1
+            # The longer it has not paid, the rarer it is tried.
+            self._skip = min(1 << self._misses, limits.NBD_POLL_SKIP_MAX)
+        return received
+
+    def send(self, data: bytes) -> None:
+        """Send ``data``, what fits at once and the rest through the transport, in order."""
+        if self._fd < 0 or self._transport.get_write_buffer_size() or self._transport.is_closing():
+            self._transport.write(data)
+            return
+        sent = send_now(self._fd, data)
+        if sent < len(data):
+            self._transport.write(memoryview(data)[sent:] if sent else data)
