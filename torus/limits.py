@@ -51,6 +51,7 @@ NBD_CONNECTIONS_MAX = 1024
 NBD_IN_FLIGHT_BYTES_MAX = 64 * MIB  # per connection: replies not yet sent and payloads held
 NBD_IN_FLIGHT_REQUESTS_MAX = 1024
 NBD_POLL_NS = 50_000  # how long a connection that is alone looks for its next request
+NBD_POLL_BYTES_MAX = 64 * KIB  # received at once; more is streaming
 NBD_POLL_ROUNDS_MAX = 64  # then the event loop gets its turn
 NBD_POLL_SKIP_MAX = 256  # turns without polling after it did not pay
 NBD_DRAIN_TIMEOUT_S = 20.0

@@ -38,13 +38,13 @@ class Poller:
         self._skip = 0
         self._rounds = 0
 
-    def begin_turn(self) -> None:
-        """The event loop has brought requests; somebody else's turn in between ends polling."""
-        if self._turns.last is not self:
-            self._turns.last = self
-            self._rounds = limits.NBD_POLL_ROUNDS_MAX
-        else:
-            self._rounds = 0
+    def begin_turn(self, nbytes: int) -> None:
+        """The event loop has brought ``nbytes``; somebody else's turn in between, or a client
+        that moves much at a time and keeps both sides busy anyway, is no case for polling."""
+        alone = self._turns.last is self
+        self._turns.last = self
+        wanted = alone and nbytes <= limits.NBD_POLL_BYTES_MAX
+        self._rounds = 0 if wanted else limits.NBD_POLL_ROUNDS_MAX
 
     def receive(self) -> int:
         """Return the bytes of the next requests, received into the batch; 0: go to the loop."""

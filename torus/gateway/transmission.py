@@ -108,7 +108,7 @@ class Transmission(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Serve what has come, and what follows at once."""
         poller = self._poller
-        poller.begin_turn()
+        poller.begin_turn(nbytes)
         self._take(nbytes)
         while self._may_poll() and (nbytes := poller.receive()):
             self._take(nbytes)
