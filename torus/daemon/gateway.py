@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 
 from torus._fast.stats import Histogram
 from torus.config import GatewayConfig
-from torus.daemon.reach import reach, volume_options
+from torus.daemon.reach import let_go, reach, volume_options
 from torus.daemon.sources import NbdSource, ProcessSource, VolumesSource
 from torus.daemon.status import StatusServer
 from torus.gateway.server import NbdServer
@@ -39,9 +39,12 @@ async def serve_volumes(config: GatewayConfig, stack: AsyncExitStack, stop: asyn
     stack.push_async_callback(volumes.stop)
     await volumes.start()
     for name in config.volumes:
+        await let_go(reached, name)
         await volumes.open(name)  # and never closed: attached as long as the gateway runs
     server = NbdServer(volumes, clock=reached.clock)
+    volumes.on_lost = server.cut_off
     stack.push_async_callback(server.close)
+    stack.callback(volumes.stop_waiting)
     await server.start([parse_address(text) for text in config.nbd_addresses])
     if config.http_address is not None:
         sources = (

@@ -80,6 +80,7 @@ class RunningNode:
         stack.push_async_callback(self.metadata.close)
         catalog = AsyncCatalog(self.metadata, self._clock)
         cluster_id = await self._join(catalog)
+        await self._be_alone()
         self.store = open_store(
             common.data_dir, cluster_id, self._clock,
             size_bytes=config.size_bytes, punch_delay_s=PUNCH_DELAY_S if config.punch else None,
@@ -95,7 +96,9 @@ class RunningNode:
         stack.push_async_callback(self.volumes.stop)
         await self.volumes.start()
         self.nbd = NbdServer(self.volumes, clock=self._clock)
+        self.volumes.on_lost = self.nbd.cut_off
         stack.push_async_callback(self.nbd.close)
+        stack.callback(self.volumes.stop_waiting)
         await self.nbd.start([parse_address(text) for text in config.nbd_addresses])
         await self._serve_http(stack)
         await self._register(stack, peer)
@@ -122,8 +125,8 @@ class RunningNode:
                 log.info("node.deletion.resumed", volume=volume.spec.name)
                 await free_volume(reached, volume.spec.name, force=True)
 
-    async def _serve_peers(self, stack: AsyncExitStack) -> str:
-        """Open the peer socket and the control socket; return the peer address."""
+    async def _be_alone(self) -> None:
+        """Refuse to start beside another node; what this misses, the directory's lock finds."""
         other = await live_node(self.metadata)
         if other is not None:
             raise Busy(
@@ -131,6 +134,9 @@ class RunningNode:
                 f"{', '.join(other.data_dirs)}",
                 hint="one node for each metadata store in this release",
             )
+
+    async def _serve_peers(self, stack: AsyncExitStack) -> str:
+        """Open the peer socket and the control socket; return the peer address."""
         folder = self._config.common.home
         peer = UnixAddress(str(folder / "peer.sock"))
         service = PeerService(self.store, name=self.store.identity.disk_id)
@@ -231,4 +237,6 @@ class RunningNode:
         """
         if question.get("ask") == "status":
             return asdict(self.status())
+        if question.get("ask") == "release":
+            return {"released": await self.volumes.release(str(question.get("volume")))}
         raise NotFound(f"the node does not know the question {question.get('ask')!r}")

@@ -4,6 +4,7 @@ Decides between the two: a live node that is registered in the metadata is asked
 runs, the directory is opened by this process, which its lock makes safe.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,14 +15,18 @@ from torus.cluster.local import LocalChunks
 from torus.cluster.peer import PeerChunks
 from torus.config import CommonConfig
 from torus.daemon.disks import open_store
-from torus.errors import NotFound, Unavailable
+from torus.errors import NotFound, TorusError, Unavailable
+from torus.log import get_logger
 from torus.metadata.loop import AsyncMetadata
 from torus.metadata.open import open_metadata
 from torus.metadata.schema import NODES, Node
 from torus.net.address import parse_address
+from torus.node.control import ask, control_path
 from torus.volume.attach import Attachment, VolumeOptions, attach
 from torus.volume.catalog_async import AsyncCatalog
-from torus.volume.owner import is_alive, this_process
+from torus.volume.owner import is_alive, same_process, this_process
+
+log = get_logger("torus.reach")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,23 @@ async def reach(common: CommonConfig, *, node_only: bool = False) -> AsyncIterat
         await metadata.close()
 
 
+async def let_go(reached: Reach, name: str) -> None:
+    """Ask the node to give the volume up if it keeps it only for clients that might come back.
+
+    Nothing is lost when it does not answer: who attaches is told that the volume is in use.
+
+    Raises: NotFound, Unavailable.
+    """
+    found = await reached.catalog.get(name)
+    node = await live_node(reached.metadata)
+    if node is None or not same_process(found.head.owner, node):
+        return
+    try:
+        await asyncio.to_thread(ask, control_path(node), {"ask": "release", "volume": name})
+    except TorusError as exc:
+        log.debug("reach.not_released", volume=name, error=str(exc))
+
+
 @asynccontextmanager
 async def attached(
     reached: Reach, name: str, role: str, options: VolumeOptions
@@ -98,6 +120,7 @@ async def attached(
 
     Raises: what `attach` and `Attachment.detach` raise.
     """
+    await let_go(reached, name)
     found = await reached.catalog.get(name)
     owner = this_process(role, "", reached.clock)
     attachment = await attach(found, reached.catalog, reached.chunks, owner, reached.clock, options)
@@ -114,6 +137,7 @@ async def free_volume(reached: Reach, name: str, *, force: bool) -> None:
 
     Raises: NotFound, Busy, Unavailable, DiskFailed.
     """
+    await let_go(reached, name)
     marked = await reached.catalog.mark_deleting(name, force=force)
     volume, epoch = marked.spec.volume, marked.head.epoch
     await reached.chunks.fence(volume, epoch)

@@ -33,6 +33,9 @@ class Member(Protocol):
     def abort(self) -> None:
         """Close at once."""
 
+    def lose(self, export: Export, why: TorusError) -> None:
+        """Close at once if this is what the connection serves."""
+
 
 @dataclass(slots=True)
 class Gateway:

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import cast
 
-from torus.errors import Busy, NotFound, RemoteProtocolError, TorusError
+from torus.errors import Busy, NotFound, RemoteProtocolError, TorusError, UsageError
 from torus.gateway.export import Export
 from torus.gateway.membership import Gateway, describe_peer, tune_socket
 from torus.gateway.transmission import Transmission
@@ -100,6 +100,11 @@ class Negotiation(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Close at once."""
         self._transport.abort()
+
+    def lose(self, export: Export, why: TorusError) -> None:
+        """Close at once if this was opened here."""
+        if any(opened is export for opened in self._opened.values()):
+            self._transport.abort()
 
     def _leave(self) -> None:
         """Forget the connection, once, and what it held."""
@@ -240,7 +245,7 @@ def _resolve(name: str, names: Sequence[str]) -> str:
 
 def _option_error(failure: TorusError) -> int:
     """Return the option error that tells a client what it can do about ``failure``."""
-    if isinstance(failure, NotFound):
+    if isinstance(failure, NotFound | UsageError):  # UsageError: nothing can have that name
         return nbd.NBD_REP_ERR_UNKNOWN
     if isinstance(failure, Busy):
         return nbd.NBD_REP_ERR_POLICY

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torus.clock import Clock, SystemClock
+from torus.errors import TorusError
 from torus.gateway.counters import GatewayStats
-from torus.gateway.export import Exports
+from torus.gateway.export import Export, Exports
 from torus.gateway.membership import Gateway
 from torus.gateway.negotiation import Negotiation
 from torus.limits import NBD_CONNECTIONS_MAX, NBD_DRAIN_TIMEOUT_S, NBD_HANDSHAKE_TIMEOUT_S
@@ -72,6 +73,11 @@ class NbdServer:
         finally:
             if not complete:
                 self._close_listeners()
+
+    def cut_off(self, export: Export, why: TorusError) -> None:
+        """Close the connections of an export that is lost: those who come back open it anew."""
+        for member in list(self._gateway.members):
+            member.lose(export, why)
 
     async def close(self) -> None:
         """Stop accepting, finish what is in flight within the limit, close every connection.

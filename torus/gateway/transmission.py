@@ -9,7 +9,7 @@ each; the others become tasks (torus/gateway/commands.py).
 import asyncio
 
 from torus._fast.frame import RUN_OTHER, RUN_READ, RequestBatch
-from torus._fast.reply import ReplyBuilder, trim_spares
+from torus._fast.reply import ReplyBuilder, return_memory
 from torus.errors import Fenced, RemoteProtocolError, TorusError
 from torus.gateway.commands import CommandServer, WaitingRequest
 from torus.gateway.export import Export
@@ -157,6 +157,11 @@ class Transmission(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Close at once."""
         self._transport.abort()
+
+    def lose(self, export: Export, why: TorusError) -> None:
+        """Close at once if this is what the connection serves."""
+        if export is self._export:
+            self._end_badly(why)
 
     # --- serving ------------------------------------------------------------------------
 
@@ -360,7 +365,7 @@ class Transmission(asyncio.BufferedProtocol):
     def _on_idle(self) -> None:
         """Give memory back when nothing came for a while."""
         self._idle = None
-        trim_spares()
+        return_memory()
         if self._active or self._first < self._stop:
             self._active = False
         elif self._batch.relax() <= IDLE_BUFFER_BYTES:

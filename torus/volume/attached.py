@@ -6,13 +6,13 @@ volume that is attached: another size, another owner, deletion.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torus import limits
 from torus.clock import Clock
 from torus.cluster.chunks import Chunks
-from torus.errors import Fenced, NotFound, ShuttingDown, TorusError, Unavailable
+from torus.errors import DiskFailed, Fenced, NotFound, ShuttingDown, TorusError, Unavailable
 from torus.log import get_logger
 from torus.metadata.base import Event
 from torus.metadata.loop import AsyncMetadata
@@ -76,11 +76,17 @@ class AttachedVolumes:
         self._linger_s = linger_s
         self._places: dict[str, _Place] = {}
         self.past = Past()
+        self.on_lost: Callable[[Volume, TorusError], None] | None = None
         self._closing = False
         self._watcher: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to watch the metadata."""
+        """Begin to watch the metadata.
+
+        ``on_lost(volume, why)`` is called for each volume that this process can no longer serve
+        but may be able to open anew: its clients should connect again.  A volume on a failed
+        disk is not one of them: it can still be read.
+        """
         revision = (await self._metadata.list(VOLUMES)).revision
         self._watcher = asyncio.ensure_future(self._watch(revision))
 
@@ -134,8 +140,26 @@ class AttachedVolumes:
             found, self._catalog, self._chunks, owner, self._clock, self._options,
             takeover=takeover,
         )  # fmt: skip
-        attachment.volume.read_only = self._read_only
+        volume = attachment.volume
+        volume.read_only = self._read_only
+        volume.core.on_failure = lambda error: self._on_failure(volume, error)
         return attachment
+
+    def _on_failure(self, volume: Volume, error: TorusError) -> None:
+        # Later: whoever found the failure is in the middle of something.
+        if self.on_lost is not None and not isinstance(error, DiskFailed):
+            asyncio.get_running_loop().call_soon(self.on_lost, volume, error)
+
+    async def release(self, name: str) -> bool:
+        """Detach a volume now if nobody uses it; tell whether that was so."""
+        place = self._places.get(name)
+        if place is None:
+            return False
+        async with place.lock:
+            if place.users or place.attachment is None:
+                return False
+            await self._detach(place)
+            return True
 
     async def _linger(self, place: _Place) -> None:
         await asyncio.sleep(self._linger_s)
@@ -243,6 +267,11 @@ class AttachedVolumes:
             elif queue.blocked:
                 found.append(f"volume {core.spec.name!r}: {queue.blocked} writes wait for space")
         return found
+
+    def stop_waiting(self) -> None:
+        """Refuse writes that wait for space, now and from now on: the process is to end."""
+        for attachment, _ in self.attachments():
+            attachment.volume.queue.stop_waiting()
 
     async def stop(self) -> None:
         """Detach everything; idempotent.  The NBD server must have let go of its exports."""

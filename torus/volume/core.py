@@ -3,6 +3,8 @@
 Decides how a map leaf is brought back from the log and when leaves are dropped from memory.
 """
 
+from collections.abc import Callable
+
 from torus import limits
 from torus._fast.blockmap import BlockMap
 from torus._fast.datapath import Datapath
@@ -41,6 +43,7 @@ class Core:
         self.places: dict[int, int] = {}
         self.path = None if chunks.io is None else Datapath(blocks, chunks.io, self.places)
         self.failure: TorusError | None = None
+        self.on_failure: Callable[[TorusError], None] | None = None  # called once, with it
         self.last_data_lsn = journal.lsn
         self.checkpoint_lsn = journal.lsn
         self.log_bytes_at_checkpoint = 0
@@ -50,6 +53,8 @@ class Core:
         if self.failure is None:
             self.failure = error
             log.error("volume.failed", volume=self.spec.name, epoch=self.epoch, error=str(error))
+            if self.on_failure is not None:
+                self.on_failure(error)
 
     def check(self) -> None:
         """Refuse work on a volume that has failed or was lost to another writer.

@@ -97,6 +97,13 @@ class WriteQueue:
             self._start()
         await asyncio.shield(item.done)
 
+    def stop_waiting(self) -> None:
+        """Refuse what waits for space, now and from now on."""
+        self._pause = False
+        blocked, self._blocked = self._blocked, []
+        for item in blocked:
+            _reject(item, PoolFull("the pool is full, and this process is stopping"))
+
     async def drain(self) -> None:
         """Wait until nothing is queued or under way; what waits for space is refused."""
         blocked, self._blocked = self._blocked, []
