@@ -60,7 +60,7 @@ def open_database(path: str, *, create: bool) -> sqlite3.Connection:
     Raises: NotFound when it is missing and ``create`` is False; Corruption, ForeignData,
         UnknownVersion, PermissionDenied, PoolFull, ConfigError, Unavailable.
     """
-    if not os.path.exists(path):
+    if not _exists(path):
         _refuse_orphaned_log(path)
         if not create:
             raise NotFound(
@@ -78,6 +78,23 @@ def open_database(path: str, *, create: bool) -> sqlite3.Connection:
             connection.close()
             raise
     return connection
+
+
+def _exists(path: str) -> bool:
+    """Tell whether there is a file; a folder that may not be searched does not say "no".
+
+    Raises: PermissionDenied.
+    """
+    try:
+        os.stat(path)
+    except PermissionError as exc:
+        raise PermissionDenied(
+            f"metadata store {path} cannot be reached: {exc.strerror}",
+            hint="run as its owner, or name another --home or --meta",
+        ) from exc
+    except OSError:
+        return False
+    return True
 
 
 def row_crc(key: str, value: bytes | None, revision: int) -> int:
