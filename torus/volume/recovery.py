@@ -154,7 +154,9 @@ class Recovery:
                     break
             sequence += 1
         ahead.cancel()
-        if span.last is not None:
+        if span.last is None:
+            await self._refuse_loss(span, found)
+        else:
             found.end = Position(
                 span.last + 1, limits.SLOT_HEADER_BYTES, 0, found.end.lsn
             )
@@ -264,6 +266,28 @@ class Recovery:
                 hint="run 'torus check' for what else is damaged; restore from a backup",
             )
         return True
+
+    async def _refuse_loss(self, span: Span, found: Recovered) -> None:
+        """Refuse to end the log before chunks of the same span that say it went on, durably.
+
+        A chunk may be missing because its slot is damaged.
+        """
+        lsn = found.end.lsn + 1
+        for chunk in await self._chunks.list(self._spec.volume):
+            of_span = (chunk.epoch, chunk.tag) == (span.epoch, span.tag)
+            if not of_span or chunk.sequence <= found.end.sequence:
+                continue
+            data = await self._chunks.scan(chunk, self._epoch, limits.SLOT_HEADER_BYTES)
+            if data is None:
+                continue
+            committed = max(self._committed, self._committed_after(chunk, data, 0))
+            if committed >= lsn:
+                raise Corruption(
+                    f"volume {self._spec.name!r}: record lsn {lsn} is missing behind chunk number "
+                    f"{found.end.sequence}, but it was durable (chunk {chunk} says up to "
+                    f"{committed})",
+                    hint="run 'torus check' for what else is damaged; restore from a backup",
+                )
 
     def _committed_after(self, chunk: ChunkId, data: bytes, start: int) -> int:
         """Return the highest committed lsn that any later record of ``chunk`` names.
