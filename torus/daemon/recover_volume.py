@@ -21,7 +21,7 @@ from torus.format.root import RootPayload
 from torus.ids import ChunkId
 from torus.metadata.schema import Head, RootRef, VolumeSpec
 from torus.volume.catalog_ask import READY
-from torus.volume.recovery import Recovered, Recovery
+from torus.volume.recovery import Recovery
 
 _COPIES_MAX = 8  # tried of one volume, newest first; each costs reading its mapped data
 
@@ -143,14 +143,16 @@ class VolumeRecovery:
         )
         check.run()
         head = replace(head, mapped_blocks=recovered.blocks.mapped_blocks)
-        return Rebuilt(spec, head, self._problem(head, recovered, findings))
+        return Rebuilt(spec, head, self._problem(head, findings))
 
-    def _problem(self, head: Head, recovered: Recovered, findings: Findings) -> str:
-        """Return what is lost, for people."""
+    def _problem(self, head: Head, findings: Findings) -> str:
+        """Return what is lost, for people.
+
+        Damaged records of which nothing is mapped any more are no loss.
+        """
         problems = []
         if findings.count:
             problems.append(f"{findings.count} damaged places, {findings.to_tuple()[0].message}")
-        problems += recovered.damaged[:1]
         later = [
             chunk
             for chunk, seen in self._seen.items()

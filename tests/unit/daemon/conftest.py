@@ -224,7 +224,41 @@ async def detach_all(world: World, recorders: list[Recorder]) -> None:
         await recorder.attachment.detach()
 
 
-ENDINGS = {"killed": None, "flushed": flush_all, "detached": detach_all}
+async def fill_all(world: World, recorders: list[Recorder]) -> None:
+    """Leave several chunks behind the last checkpoint, flushed one by one."""
+    for recorder in recorders:
+        await recorder.checkpoint()
+        for number in range(8):
+            data = world.rng.randbytes(44 * limits.KIB)
+            await recorder.write(number * 16 * limits.KIB % 128 * limits.KIB, data)
+            await recorder.flush()
+
+
+async def grow_all(world: World, recorders: list[Recorder]) -> None:
+    """Grow every volume behind the last checkpoint, and write at its new end."""
+    for recorder in recorders:
+        await recorder.checkpoint()
+        await recorder.resize(limits.MIB)
+        await recorder.write(limits.MIB - 8192, world.rng.randbytes(8192))
+        await recorder.flush()
+
+
+async def checkpoint_twice(world: World, recorders: list[Recorder]) -> None:
+    """Leave two checkpoints between which no chunk dies."""
+    for recorder in recorders:
+        for _ in range(2):
+            await recorder.checkpoint()
+            await recorder.write(0, world.rng.randbytes(4096), durable=True)
+
+
+ENDINGS = {
+    "grown": grow_all,
+    "checkpointed twice": checkpoint_twice,
+    "killed": None,
+    "flushed": flush_all,
+    "filled": fill_all,
+    "detached": detach_all,
+}
 
 
 @pytest.fixture
