@@ -18,6 +18,18 @@ from torus.errors import LocalProtocolError
 
 cdef extern from *:
     """
+    #include <stdlib.h>
+    #if defined(__GLIBC__)
+    #include <malloc.h>
+    #define torus_malloc_trim() malloc_trim(0)
+    #else
+    #define torus_malloc_trim() 0
+    #endif
+    """
+    int torus_malloc_trim() nogil
+
+cdef extern from *:
+    """
     /* Give a bytes object that nobody else refers to another length within its memory. */
     static inline void torus_bytes_set_length(PyObject *bytes, Py_ssize_t length) {
         Py_SET_SIZE((PyVarObject *)bytes, length);
@@ -109,6 +121,15 @@ cpdef size_t trim_spares() noexcept:
         if Py_REFCNT(spares[index].owner) == 1:
             Py_XDECREF(forget_spare(index))
     return spares_bytes
+
+
+def return_memory():
+    """Give what the allocator keeps of freed memory back to the system, glibc only.
+
+    Evicted map leaves and large batches leave holes that an idle process has no use for.
+    """
+    trim_spares()
+    torus_malloc_trim()
 
 
 cdef class ReplyBuilder:
