@@ -16,7 +16,9 @@ MODULE_LINES_HARD = 600
 FUNCTION_LINES_HARD = 70
 
 # Modules that may pass 400 lines (never 600), each with its reason.
-LONG_MODULES: dict[str, str] = {}
+LONG_MODULES: dict[str, str] = {
+    "torus/_fast/record.pyx": "builder and reader share one header and hold each other to it",
+}
 
 # The one place in each file where an unexpected exception may end: it is reported, not dropped.
 CATCH_ALL: dict[str, int] = {}

@@ -5,8 +5,8 @@ from typing_extensions import Buffer
 from torus._fast.blockio import BlockIo
 from torus._fast.blockmap import BlockMap
 from torus._fast.frame import RequestBatch
-from torus._fast.reply import ReplyBuilder
 from torus._fast.record import RecordBuilder
+from torus._fast.reply import ReplyBuilder
 
 SERVED: int
 WAIT: int

@@ -14,7 +14,6 @@ from posix.uio cimport iovec
 
 from torus._fast.blockmap cimport BlockMap
 from torus._fast.crc cimport crc32c
-from torus._fast.frame cimport Request, RequestBatch
 
 cdef enum:
     MAGIC_NUMBER = 0x43455254       # "TREC"
@@ -169,7 +168,6 @@ cdef class RecordBuilder:
         cdef uint32_t* crc
         cdef const uint8_t* data
         cdef size_t left, n
-        cdef uint32_t partial
         cdef Py_ssize_t i
         if size > self.header_room:
             raise ValueError("record header is too large")

@@ -22,6 +22,9 @@ cdef extern from * nogil:
     #else
     #define torus_relax() ((void)0)
     #endif
+    static void torus_pause(void) {
+        for (int i = 0; i < 16; i++) torus_relax();
+    }
     static int64_t torus_monotonic_ns(void) {
         struct timespec now;
         clock_gettime(CLOCK_MONOTONIC, &now);
@@ -32,7 +35,7 @@ cdef extern from * nogil:
     ssize_t recv(int fd, void* data, size_t n, int flags)
     int MSG_DONTWAIT, MSG_NOSIGNAL
     int64_t torus_monotonic_ns()
-    void torus_relax()
+    void torus_pause()
 
 
 def send_now(int fd, data):
@@ -57,7 +60,6 @@ def receive_soon(int fd, batch, int64_t patience_ns):
     cdef Py_buffer view
     cdef ssize_t got
     cdef int64_t until
-    cdef int i
     PyObject_GetBuffer(batch.get_buffer(), &view, PyBUF_WRITABLE)
     got = recv(fd, view.buf, view.len, MSG_DONTWAIT)
     if got < 0 and patience_ns > 0:
@@ -66,8 +68,7 @@ def receive_soon(int fd, batch, int64_t patience_ns):
             while got < 0 and (errno == EAGAIN or errno == EINTR):
                 if torus_monotonic_ns() >= until:
                     break
-                for i in range(16):
-                    torus_relax()
+                torus_pause()
                 got = recv(fd, view.buf, view.len, MSG_DONTWAIT)
     PyBuffer_Release(&view)
     return got if got > 0 else 0

@@ -68,7 +68,7 @@ def open_store(
     if not make and not data_dir.is_dir():
         raise NotFound(
             f"no node runs and data directory {data_dir} does not exist",
-            hint="make it by starting a node: torus node --size 20GiB; or name the right --data-dir",
+            hint="start a node to make it: torus node --size 20GiB; or name the right --data-dir",
         )
     disk = None
     try:

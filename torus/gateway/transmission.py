@@ -9,18 +9,21 @@ each; the others become tasks (torus/gateway/commands.py).
 import asyncio
 
 from torus._fast.frame import RUN_OTHER, RUN_READ, RequestBatch
-from torus._fast.reply import ReplyBuilder, return_memory
+from torus._fast.reply import ReplyBuilder
 from torus.errors import Fenced, RemoteProtocolError, TorusError
 from torus.gateway.commands import CommandServer, WaitingRequest
 from torus.gateway.export import Export
+from torus.gateway.idling import Idling
 from torus.gateway.membership import Gateway, has_hung_up
 from torus.gateway.polling import Poller
 from torus.limits import (
-    KIB,
-    MIB,
     NBD_IN_FLIGHT_BYTES_MAX,
     NBD_IN_FLIGHT_REQUESTS_MAX,
     NBD_REQUEST_BYTES_MAX,
+    NBD_SLICE_BYTES,
+    NBD_TURN_BYTES,
+    NBD_UNSENT_BYTES_HIGH,
+    NBD_UNSENT_BYTES_LOW,
 )
 from torus.log import get_logger
 from torus.nbd import constants as nbd
@@ -28,13 +31,6 @@ from torus.nbd.handshake import Handshake
 from torus.nbd.transmission import SessionTerms, explain, nbd_error
 
 log = get_logger(__name__)
-
-SLICE_BYTES = 1 * MIB  # of replies handed to the transport at a time
-TURN_BYTES = 4 * MIB  # served before other connections get their turn
-UNSENT_BYTES_HIGH = 8 * MIB
-UNSENT_BYTES_LOW = 1 * MIB
-IDLE_S = 5.0  # after this the receive buffer shrinks
-IDLE_BUFFER_BYTES = 64 * KIB
 
 
 class Transmission(asyncio.BufferedProtocol):
@@ -78,13 +74,14 @@ class Transmission(asyncio.BufferedProtocol):
         self._ending = False  # no new requests; close when nothing is in flight
         self._lost = False
         self._turn: asyncio.Handle | None = None
-        self._idle: asyncio.TimerHandle | None = None
-        self._active = False
+        self._idling = Idling(self._loop, self._batch)
         self._deadline: asyncio.TimerHandle | None = None
 
     def begin(self, leftover: bytes) -> None:
         """Start, with what the client sent ahead during the handshake."""
-        self._transport.set_write_buffer_limits(high=UNSENT_BYTES_HIGH, low=UNSENT_BYTES_LOW)
+        self._transport.set_write_buffer_limits(
+            high=NBD_UNSENT_BYTES_HIGH, low=NBD_UNSENT_BYTES_LOW
+        )
         log.info(
             "nbd.client.connected", peer=self._peer, export=self._export.name,
             read_only=self._export.read_only, structured=self._structured,
@@ -137,7 +134,8 @@ class Transmission(asyncio.BufferedProtocol):
         if self._lost:
             return
         self._lost = self._ending = True
-        for timer in (self._turn, self._idle, self._deadline):
+        self._idling.cancel()
+        for timer in (self._turn, self._deadline):
             if timer is not None:
                 timer.cancel()
         gateway = self._gateway
@@ -178,7 +176,7 @@ class Transmission(asyncio.BufferedProtocol):
             return
         batch = self._batch
         batch.size_bytes = self._export.size_bytes
-        self._active = True
+        self._idling.touch()
         try:
             self._stop = batch.received(nbytes)
         except RemoteProtocolError as garbage:
@@ -208,8 +206,6 @@ class Transmission(asyncio.BufferedProtocol):
         self._set_reading(not waits and not self._ending)
         if self._ending and not waits:
             self._close_if_done()
-        elif self._idle is None:
-            self._idle = self._loop.call_later(IDLE_S, self._on_idle)
 
     def _serve_runs(self, began_ns: int) -> bool:
         """Serve run after run; return whether some requests have to wait for their turn."""
@@ -217,11 +213,11 @@ class Transmission(asyncio.BufferedProtocol):
         served = 0
         while True:
             while self._first < self._stop:
-                if served >= TURN_BYTES:
+                if served >= NBD_TURN_BYTES:
                     self._turn = self._loop.call_soon(self._on_turn)
                     return True
                 room = self._room()
-                kind, stop, length = batch.next_run(self._first, min(max(room, 0), SLICE_BYTES))
+                kind, stop, length = batch.next_run(self._first, min(max(room, 0), NBD_SLICE_BYTES))
                 if kind == RUN_OTHER:
                     moved = self._serve_other(room)
                 elif self._unsent or (length > room and room < NBD_IN_FLIGHT_BYTES_MAX):
@@ -233,7 +229,7 @@ class Transmission(asyncio.BufferedProtocol):
                 if not moved:
                     return True
                 served += length
-                if len(self._replies) >= SLICE_BYTES:
+                if len(self._replies) >= NBD_SLICE_BYTES:
                     self._send()
             if batch.ended:
                 self._ending = True
@@ -361,16 +357,6 @@ class Transmission(asyncio.BufferedProtocol):
     def _on_turn(self) -> None:
         self._turn = None
         self._serve()
-
-    def _on_idle(self) -> None:
-        """Give memory back when nothing came for a while."""
-        self._idle = None
-        return_memory()
-        if self._active or self._first < self._stop:
-            self._active = False
-        elif self._batch.relax() <= IDLE_BUFFER_BYTES:
-            return
-        self._idle = self._loop.call_later(IDLE_S, self._on_idle)
 
     # --- the end ------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from torus import limits
 from torus._fast.frame import RequestBatch
-from torus._fast.reply import ReplyBuilder
 from torus._fast.record import KIND_DATA, RecordBuilder
+from torus._fast.reply import ReplyBuilder
 from torus.errors import TorusError
 from torus.volume.checkpoint import Checkpointer
 from torus.volume.core import Core
