@@ -251,7 +251,16 @@ async def checkpoint_twice(world: World, recorders: list[Recorder]) -> None:
             await recorder.write(0, world.rng.randbytes(4096), durable=True)
 
 
+async def reattach_all(world: World, recorders: list[Recorder]) -> None:
+    """Leave a second epoch without a checkpoint, whose flushes its own records name."""
+    for recorder in recorders:
+        await recorder.reattach()
+        for _ in range(3):
+            await recorder.write(0, world.rng.randbytes(4096), durable=True)
+
+
 ENDINGS = {
+    "reattached": reattach_all,
     "grown": grow_all,
     "checkpointed twice": checkpoint_twice,
     "killed": None,

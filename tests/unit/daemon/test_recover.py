@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from torus import limits
+from torus._fast.record import KIND_PAGES, KIND_ROOT
 from torus.clock import SystemClock
 from torus.daemon.offline import recover
 from torus.daemon.recover_meta import replace_store
@@ -169,6 +170,49 @@ def test_recover_passes_over_a_rotten_copy(work: Work, tmp_path: Path) -> None:
     assert outcomes.count("recovered") >= 2, outcomes
 
 
+def test_recover_prefers_an_older_copy_whose_map_is_whole(work: Work, tmp_path: Path) -> None:
+    """A rotten map page of the newest checkpoint is no loss while the one before leads there."""
+    outcomes = []
+    for number in range(20, 27):
+        past = work(number, steps=4, volumes=1, end="checkpointed twice", resize=False)
+        directory = past.leave(tmp_path / str(number))
+        _lose_metadata(directory)
+        chunk, at = max(directory.chunks().items())
+        kinds: list[tuple[int, int, int]] = []
+
+        def note(reader: Any, kinds: list[tuple[int, int, int]] = kinds) -> None:
+            kinds.append((reader.kind, reader.offset + reader.header_bytes, reader.end))
+
+        walk(directory.segment().read_bytes()[at : at + SLOT], chunk, at, note)
+        roots = [place for place, (kind, _, _) in enumerate(kinds) if kind == KIND_ROOT]
+        if len(roots) < 2:
+            continue
+        leaves = next(
+            start for kind, start, _ in kinds[roots[-2] : roots[-1]] if kind == KIND_PAGES
+        )
+        directory.flip(directory.segment(), at + leaves + 20)
+        [volume] = directory.recover().volumes
+        outcomes.append(volume.outcome)
+
+    assert len(outcomes) >= 2
+    assert set(outcomes) == {"recovered"}
+
+
+def test_recover_does_not_fall_back_behind_a_flush(work: Work, tmp_path: Path) -> None:
+    """An epoch that lost the copy of its head, and flushed, is not passed over in silence."""
+    directory = work(30, steps=10, volumes=1, end="reattached", resize=False).leave(tmp_path)
+    _lose_metadata(directory)
+    assert directory.recover().ok
+    newest = max(chunk.epoch for chunk in directory.chunks())
+    [first] = [at for chunk, at in directory.chunks().items() if chunk.epoch == newest]
+    directory.flip(directory.segment(), first + limits.SLOT_HEADER_BYTES + 8)
+
+    [volume] = directory.recover(force=True).volumes
+
+    assert volume.outcome.startswith("not recoverable: its log ends at lsn ")
+    assert "was flushed" in volume.outcome
+
+
 def test_recover_tells_of_damaged_blocks(lost: Any) -> None:
     """A volume with a rotten block comes back, and is not called whole."""
     data = lost.segment().read_bytes()
@@ -180,10 +224,10 @@ def test_recover_tells_of_damaged_blocks(lost: Any) -> None:
         if seen.records > 1:
             lost.flip(lost.segment(), at + seen.end // 2)
             [one] = [v for v in lost.recover(force=True).volumes if v.volume == 1]
-            outcomes.add(one.outcome.partition(" ")[0].rstrip(","))
+            outcomes.add(one.outcome[: len("recovered, but")])
             lost.flip(lost.segment(), at + seen.end // 2)
 
-    assert "recovered" in outcomes
+    assert "recovered, but" in outcomes
     assert lost.recover(force=True).ok
 
 
