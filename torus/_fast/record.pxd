@@ -4,7 +4,6 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from posix.uio cimport iovec
 
 from torus._fast.blockmap cimport BlockMap
-from torus._fast.frame cimport RequestBatch
 
 cdef packed struct Header:          # docs/format.md, "Record header"; little endian
     uint32_t magic

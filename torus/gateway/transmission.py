@@ -8,6 +8,7 @@ each; the others become tasks (torus/gateway/commands.py).
 
 import asyncio
 
+from torus import limits
 from torus._fast.frame import RUN_OTHER, RUN_READ, RequestBatch
 from torus._fast.reply import ReplyBuilder
 from torus.errors import Fenced, RemoteProtocolError, TorusError
@@ -16,15 +17,6 @@ from torus.gateway.export import Export
 from torus.gateway.idling import Idling
 from torus.gateway.membership import Gateway, has_hung_up
 from torus.gateway.polling import Poller
-from torus.limits import (
-    NBD_IN_FLIGHT_BYTES_MAX,
-    NBD_IN_FLIGHT_REQUESTS_MAX,
-    NBD_REQUEST_BYTES_MAX,
-    NBD_SLICE_BYTES,
-    NBD_TURN_BYTES,
-    NBD_UNSENT_BYTES_HIGH,
-    NBD_UNSENT_BYTES_LOW,
-)
 from torus.log import get_logger
 from torus.nbd import constants as nbd
 from torus.nbd.handshake import Handshake
@@ -53,7 +45,7 @@ class Transmission(asyncio.BufferedProtocol):
         self._extended = handshake.extended
         self._contexts = handshake.contexts
         self._batch = RequestBatch(
-            NBD_REQUEST_BYTES_MAX,
+            limits.NBD_REQUEST_BYTES_MAX,
             size_bytes=export.size_bytes,
             read_only=export.read_only,
             structured=handshake.structured,
@@ -80,7 +72,7 @@ class Transmission(asyncio.BufferedProtocol):
     def begin(self, leftover: bytes) -> None:
         """Start, with what the client sent ahead during the handshake."""
         self._transport.set_write_buffer_limits(
-            high=NBD_UNSENT_BYTES_HIGH, low=NBD_UNSENT_BYTES_LOW
+            high=limits.NBD_UNSENT_BYTES_HIGH, low=limits.NBD_UNSENT_BYTES_LOW
         )
         log.info(
             "nbd.client.connected", peer=self._peer, export=self._export.name,
@@ -213,14 +205,16 @@ class Transmission(asyncio.BufferedProtocol):
         served = 0
         while True:
             while self._first < self._stop:
-                if served >= NBD_TURN_BYTES:
+                if served >= limits.NBD_TURN_BYTES:
                     self._turn = self._loop.call_soon(self._on_turn)
                     return True
                 room = self._room()
-                kind, stop, length = batch.next_run(self._first, min(max(room, 0), NBD_SLICE_BYTES))
+                kind, stop, length = batch.next_run(
+                    self._first, min(max(room, 0), limits.NBD_SLICE_BYTES)
+                )
                 if kind == RUN_OTHER:
                     moved = self._serve_other(room)
-                elif self._unsent or (length > room and room < NBD_IN_FLIGHT_BYTES_MAX):
+                elif self._unsent or (length > room and room < limits.NBD_IN_FLIGHT_BYTES_MAX):
                     moved = False
                 elif kind == RUN_READ:
                     moved = self._serve_reads(stop, length, began_ns)
@@ -229,7 +223,7 @@ class Transmission(asyncio.BufferedProtocol):
                 if not moved:
                     return True
                 served += length
-                if len(self._replies) >= NBD_SLICE_BYTES:
+                if len(self._replies) >= limits.NBD_SLICE_BYTES:
                     self._send()
             if batch.ended:
                 self._ending = True
@@ -242,11 +236,11 @@ class Transmission(asyncio.BufferedProtocol):
     def _room(self) -> int:
         """Return how many more bytes this connection may hold."""
         used = self._held_bytes + len(self._replies) + self._transport.get_write_buffer_size()
-        return NBD_IN_FLIGHT_BYTES_MAX - used
+        return limits.NBD_IN_FLIGHT_BYTES_MAX - used
 
     def _serve_reads(self, stop: int, length: int, began_ns: int) -> bool:
         """Serve the READs up to ``stop``; return False when too many requests are in flight."""
-        if len(self._in_flight) >= NBD_IN_FLIGHT_REQUESTS_MAX:
+        if len(self._in_flight) >= limits.NBD_IN_FLIGHT_REQUESTS_MAX:
             return False
         first = self._first
         self._replies.expect(self._batch, first, stop)
@@ -289,8 +283,8 @@ class Transmission(asyncio.BufferedProtocol):
             log.debug("nbd.request.refused", peer=self._peer, nbd_error=error, reason=reason)
         elif command != nbd.NBD_CMD_DISC:
             held = length if command <= nbd.NBD_CMD_WRITE else 0
-            full = len(self._in_flight) >= NBD_IN_FLIGHT_REQUESTS_MAX
-            if self._unsent or full or (held > room and room < NBD_IN_FLIGHT_BYTES_MAX):
+            full = len(self._in_flight) >= limits.NBD_IN_FLIGHT_REQUESTS_MAX
+            if self._unsent or full or (held > room and room < limits.NBD_IN_FLIGHT_BYTES_MAX):
                 return False
             self._start(self._first)
         self._first += 1
