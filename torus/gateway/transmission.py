@@ -57,8 +57,7 @@ class Transmission(asyncio.BufferedProtocol):
         self._commands = CommandServer(
             export, self._replies, self._contexts, structured=self._structured
         )
-        self._first = 0  # of the requests in the batch, the next one to serve
-        self._stop = 0
+        self._first = self._stop = 0  # the requests of the batch that are not served yet
         self._in_flight: dict[asyncio.Task[None], WaitingRequest] = {}
         self._held_bytes = 0  # payloads and expected replies of those in flight
         self._unsent = False  # the transport asked to stop writing
