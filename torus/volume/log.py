@@ -46,6 +46,7 @@ class Log:
         self.lsn = start.lsn
         self.committed = start.lsn
         self.head_payload: bytes | None = None  # first record of the span; set by the owner
+        self.reserved = False  # the open chunk is one of the reserve: not for new data
         self.records = 0
         self.appended_bytes = 0
         self.sync_begun_bytes = 0  # of appended_bytes, what the newest sync covers
@@ -88,7 +89,7 @@ class Log:
         writer = self._chunks.open_now(chunk, from_reserve=from_reserve)
         if writer is None:
             return False
-        self._use(chunk, writer)
+        self._use(chunk, writer, reserved=from_reserve)
         if self.head_payload is not None:
             record = self._head_record()
             appended = self.append_now(record, KIND_HEAD)
@@ -102,7 +103,8 @@ class Log:
         Raises: Fenced, PoolFull, DiskFailed, Unavailable.
         """
         chunk = self._chunk._replace(sequence=self._chunk.sequence + 1)
-        self._use(chunk, await self._chunks.open(chunk, from_reserve=from_reserve))
+        writer = await self._chunks.open(chunk, from_reserve=from_reserve)
+        self._use(chunk, writer, reserved=from_reserve)
         if self.head_payload is not None:
             await self.append(self._head_record(), KIND_HEAD)
             self.head_payload = None
@@ -146,8 +148,8 @@ class Log:
                 del self._dirty[chunk]
         self.committed = max(self.committed, lsn)
 
-    def _use(self, chunk: ChunkId, writer: ChunkWriter) -> None:
-        self._chunk, self._writer = chunk, writer
+    def _use(self, chunk: ChunkId, writer: ChunkWriter, *, reserved: bool) -> None:
+        self._chunk, self._writer, self.reserved = chunk, writer, reserved
         self._offset, self._index = limits.SLOT_HEADER_BYTES, 0
 
     def _head_record(self) -> RecordBuilder:

@@ -71,7 +71,8 @@ class Volume:
         index, skip = first, 0
         try:
             while index < stop:
-                if core.journal.room == 0 and not self._next_chunk_now():
+                full = core.journal.room == 0 or core.journal.reserved
+                if full and not self._next_chunk_now():
                     break
                 reached, skip = self._append_some(requests, index, stop, skip)
                 if reached == index and self._record.size == 0:

@@ -249,7 +249,7 @@ class WriteQueue:
     async def _data(self, block: int, payload: bytes, start: int, stop: int) -> None:
         await self._core.load(block, (stop - start) // BLOCK)
         while start < stop:
-            room = self._record.room(self._core.journal.room)
+            room = self._record.room(self._room)
             if room == 0:
                 if self._record.empty:
                     await self._next_chunk()
@@ -276,6 +276,7 @@ class WriteQueue:
             await self._core.load(block, step)
             if not self._record.empty:
                 await self._commit()
+            self._from_reserve = True  # the data before it, if there was any, is in the log
             if self._record.room(self._core.journal.room) == 0:
                 await self._next_chunk()
             self._record.add_zero(block, step)
@@ -284,8 +285,19 @@ class WriteQueue:
 
     # --- records ------------------------------------------------------------------------
 
+    @property
+    def _room(self) -> int:
+        """Bytes left in the open chunk; none for new data in a chunk of the reserve."""
+        journal = self._core.journal
+        return 0 if journal.reserved and not self._from_reserve else journal.room
+
     async def _next_chunk(self) -> None:
-        await self._core.journal.next_chunk(from_reserve=self._from_reserve)
+        try:
+            await self._core.journal.next_chunk(from_reserve=False)
+        except PoolFull:
+            if not self._from_reserve:
+                raise
+            await self._core.journal.next_chunk(from_reserve=True)
         sequence = self._core.journal.chunk.sequence
         self._core.blocks.open_sequence(sequence)
         self._core.note_place(sequence)
