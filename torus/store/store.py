@@ -7,6 +7,7 @@ here.  Implements docs/format.md, "Slots" and "Durability".
 
 import asyncio
 import errno
+import threading
 from collections.abc import Iterable, Sequence
 
 from torus import limits
@@ -63,6 +64,8 @@ class Store:
         self._slots: dict[ChunkId, Slot] = {}
         self._segments: set[int] = set()
         self._growing: asyncio.Future[None] | None = None
+        self._making = threading.Lock()
+        self._newest = -1  # segment whose file exists
         self._disk_id = bytes.fromhex(identity.disk_id)
         self._cluster_id = bytes.fromhex(identity.cluster_id)
         self.commits = GroupCommit(self._start_sync, clock)
@@ -89,6 +92,7 @@ class Store:
         header = SegmentHeader.unpack(self.disk.read_header(segment), name)
         self._check_segment(header, segment, name, size)
         self._segments.add(segment)
+        self._newest = max(self._newest, segment)
         for number in range(header.slot_count):
             address = self.geometry.address(segment, number)
             where = f"{name} slot {number}"
@@ -188,10 +192,14 @@ class Store:
         return segment, min(missing, self.geometry.segment_slots)
 
     def _make_segment(self, segment: int, slots: int) -> None:
+        """Make a segment's file, once: the pool and a caller in need may both ask for it."""
         header = SegmentHeader(
             self._disk_id, self._cluster_id, segment, self.geometry.slot_bytes, slots
         )
-        self.disk.make_segment(segment, header.pack(), slots * self.geometry.slot_bytes)
+        with self._making:
+            if segment > self._newest:
+                self.disk.make_segment(segment, header.pack(), slots * self.geometry.slot_bytes)
+                self._newest = segment
 
     def _add_segment(self, segment: int, slots: int) -> None:
         self._segments.add(segment)

@@ -50,6 +50,7 @@ class Checkpointer:
         self._interval_s = interval_s
         self._observe = observe
         self._wake = asyncio.Event()
+        self._stopping = False
         self._lock = asyncio.Lock()
         self._pinned: set[int] = set()
         self.head = head
@@ -79,7 +80,7 @@ class Checkpointer:
             except TimeoutError:
                 pass
             self._wake.clear()
-            if self._core.failure is not None:
+            if self._stopping or self._core.failure is not None:
                 return
             if not self._core.dirty:
                 continue
@@ -99,6 +100,8 @@ class Checkpointer:
     async def stop(self) -> None:
         """End the task, after a checkpoint under way; idempotent."""
         async with self._lock:
+            # Python 3.11's wait_for loses a cancellation that comes together with a wake-up.
+            self._stopping = True
             self._task.cancel()
         await asyncio.wait([self._task])
 

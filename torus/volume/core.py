@@ -44,6 +44,7 @@ class Core:
         self.path = None if chunks.io is None else Datapath(blocks, chunks.io, self.places)
         self.failure: TorusError | None = None
         self.on_failure: Callable[[TorusError], None] | None = None  # called once, with it
+        self.hold_leaves = False  # a record is being made
         self.last_data_lsn = journal.lsn
         self.checkpoint_lsn = journal.lsn
         self.log_bytes_at_checkpoint = 0
@@ -94,7 +95,13 @@ class Core:
         await load_leaves(self.blocks, self.spans, self.chunks, block, count)
 
     def shrink_cache(self) -> None:
-        """Drop clean leaves beyond the cache's size; only between records."""
+        """Drop clean leaves beyond the cache's size, unless a record is being made: the leaves
+        that it will change must stay until it is in the map."""
+        if not self.hold_leaves:
+            self.drop_leaves()
+
+    def drop_leaves(self) -> None:
+        """Drop clean leaves beyond the cache's size."""
         if self.blocks.resident_bytes > self.cache_bytes:
             self.blocks.evict(self.cache_bytes)
 

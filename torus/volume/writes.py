@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from torus import limits
 from torus._fast.record import KIND_DATA, RecordBuilder
-from torus.errors import Corruption, LocalProtocolError, PoolFull, TorusError
+from torus.errors import Corruption, LocalProtocolError, PoolFull, ShuttingDown, TorusError
 from torus.volume.core import Core
 from torus.volume.leaves import LEAF_BLOCKS
 
@@ -65,6 +65,7 @@ class WriteQueue:
         self._items: deque[Item] = deque()
         self._blocked: list[Item] = []  # data that waits for space
         self._batch: list[Item] = []  # items wholly in the record being built
+        self._current: Item | None = None  # the item that is being added
         self._record = RecordBuilder(limits.RECORD_PAYLOAD_BYTES_MAX, limits.RECORD_EXTENTS_MAX)
         self._from_reserve = False
         self._wake = asyncio.Event()
@@ -115,6 +116,7 @@ class WriteQueue:
         """End the task; idempotent."""
         self._task.cancel()
         await asyncio.wait([self._task])
+        self._reject_all(ShuttingDown("the volume was closed before this request was done"))
         if self._waiter is not None:
             self._waiter.cancel()
             await asyncio.wait([self._waiter])
@@ -144,18 +146,24 @@ class WriteQueue:
     def _lose(self, error: TorusError) -> None:
         """The log can go no further: refuse everything, now and later."""
         self._core.fail(error)
-        for item in (*self._batch, *self._items, *self._blocked):
+        self._reject_all(error)
+
+    def _reject_all(self, error: TorusError) -> None:
+        current = [self._current] if self._current else []
+        for item in (*self._batch, *current, *self._items, *self._blocked):
             _reject(item, error)
+        self._current = None
         self._batch.clear()
         self._items.clear()
         self._blocked.clear()
 
     async def _round(self) -> None:
         """Take items until the queue is empty, then append what is left of the record."""
-        current: Item | None = None
+        core = self._core
+        core.hold_leaves = True
         try:
             while self._items:
-                current = self._items.popleft()
+                current = self._current = self._items.popleft()
                 self._from_reserve = current.may_use_reserve and all(
                     item.may_use_reserve for item in self._batch
                 )
@@ -168,13 +176,15 @@ class WriteQueue:
                         _reject(current, exc)
                 else:
                     await self._append_raw(current)
-                current = None
+                self._current = None
             await self._commit()
         except PoolFull as exc:
-            self._full([*self._batch, *([current] if current else [])], exc)
-        except TorusError:
-            self._batch.extend([current] if current else [])
-            raise
+            found = [*self._batch, *([self._current] if self._current else [])]
+            self._current = None
+            self._full(found, exc)
+        finally:
+            core.hold_leaves = False
+        core.shrink_cache()
 
     def _full(self, items: list[Item], error: PoolFull) -> None:
         """Sort the items that found no space: again from the reserve, wait, or refuse."""
@@ -247,7 +257,6 @@ class WriteQueue:
         return self._core.blocks.get(block) is not None
 
     async def _data(self, block: int, payload: bytes, start: int, stop: int) -> None:
-        await self._core.load(block, (stop - start) // BLOCK)
         while start < stop:
             room = self._record.room(self._room)
             if room == 0:
@@ -257,6 +266,7 @@ class WriteQueue:
                     await self._commit()
                 continue
             size = min(room, stop - start)
+            await self._core.load(block, size // BLOCK)
             self._record.add_data(block, payload, start, start + size)
             block += size // BLOCK
             start += size
@@ -273,9 +283,9 @@ class WriteQueue:
             if reached == block and not extents:
                 await self._core.load(block, min(step, LEAF_BLOCKS))
                 continue
-            await self._core.load(block, step)
             if not self._record.empty:
                 await self._commit()
+            await self._core.load(block, step)
             self._from_reserve = True  # the data before it, if there was any, is in the log
             if self._record.room(self._core.journal.room) == 0:
                 await self._next_chunk()
@@ -313,7 +323,7 @@ class WriteQueue:
         batch, self._batch = self._batch, []
         for item in batch:
             _resolve(item)
-        core.shrink_cache()
+        core.drop_leaves()  # nothing is under way that needs them
         self._on_progress()
 
     async def _append_raw(self, item: Item) -> None:
