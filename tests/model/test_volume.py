@@ -382,6 +382,13 @@ class VolumeMachine(RuleBasedStateMachine):
             expected = self.content.read(at, length)
             assert (bytes(length) if data is None else data) == expected, at
             at += length
+        self.run(self._recount())
+
+    async def _recount(self) -> None:
+        async with self.attachment.volume.checkpointer._lock:  # none is freeing chunks now
+            self._check_counts()
+
+    def _check_counts(self) -> None:
         self.attachment.volume.core.blocks.verify()
         self.world.attachments = [self.attachment]
         check_space(self.world)

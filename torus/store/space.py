@@ -33,6 +33,7 @@ class Space:
     def __init__(self, limit: int, slot_bytes: int) -> None:
         self.limit = limit
         self.slot_bytes = slot_bytes
+        self._ready_kept = limits.SPARE_SLOTS_MIN // 2
         self.reserve = max(limits.RESERVE_SLOTS_MIN, limit * limits.RESERVE_PERCENT // 100)
         self._free: deque[int] = deque()
         self._warm: deque[tuple[int, int]] = deque()  # (freed at, address), oldest first
@@ -78,7 +79,8 @@ class Space:
     def take(self, *, from_reserve: bool) -> tuple[int, bool] | None:
         """Take a slot, as (address, warm); None when more must be preallocated first.
 
-        The slot freed last comes first: the page cache still knows it.
+        Some of the reserve is always there in files: a file system may be full long before
+        the limit is reached.  The slot freed last comes first: the page cache still knows it.
 
         Raises: PoolFull when the limit, or what ordinary writes may use of it, is reached.
         """
@@ -89,6 +91,8 @@ class Space:
                 f"{self.slot_bytes >> 20} MiB are in use, {self.reserve} are kept for collection",
                 hint="delete or trim volumes, or start the node with a larger --size",
             )
+        if not from_reserve and self.ready <= self._ready_kept and self.known < self.limit:
+            return None
         if self._warm:
             self._used += 1
             return self._warm.pop()[1], True

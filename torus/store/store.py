@@ -63,8 +63,9 @@ class Store:
         self._cooling = Cooling(self._space, disk, pool, clock, punch_delay_s, self._punch_failed)
         self._slots: dict[ChunkId, Slot] = {}
         self._segments: set[int] = set()
-        self._growing: asyncio.Future[None] | None = None
+        self._growing: asyncio.Future[int] | None = None
         self._making = threading.Lock()
+        self._newest_slots = 0
         self._newest = -1  # segment whose file exists
         self._disk_id = bytes.fromhex(identity.disk_id)
         self._cluster_id = bytes.fromhex(identity.cluster_id)
@@ -191,15 +192,23 @@ class Store:
         segment = max(self._segments, default=-1) + 1
         return segment, min(missing, self.geometry.segment_slots)
 
-    def _make_segment(self, segment: int, slots: int) -> None:
-        """Make a segment's file, once: the pool and a caller in need may both ask for it."""
-        header = SegmentHeader(
-            self._disk_id, self._cluster_id, segment, self.geometry.slot_bytes, slots
-        )
+    def _make_segment(self, segment: int, slots: int) -> int:
+        """Make a segment's file, once: the pool and a caller in need may both ask for it.
+
+        Where the file system has no space for ``slots`` it gets fewer.  Returns: how many.
+        """
+        slot_bytes = self.geometry.slot_bytes
         with self._making:
-            if segment > self._newest:
-                self.disk.make_segment(segment, header.pack(), slots * self.geometry.slot_bytes)
-                self._newest = segment
+            while segment > self._newest:
+                header = SegmentHeader(self._disk_id, self._cluster_id, segment, slot_bytes, slots)
+                try:
+                    self.disk.make_segment(segment, header.pack(), slots * slot_bytes)
+                    self._newest, self._newest_slots = segment, slots
+                except OSError as exc:
+                    if exc.errno not in (errno.ENOSPC, errno.EDQUOT) or slots == 1:
+                        raise
+                    slots //= 2
+            return self._newest_slots
 
     def _add_segment(self, segment: int, slots: int) -> None:
         self._segments.add(segment)
@@ -213,10 +222,10 @@ class Store:
         if place is None:
             raise PoolFull(f"all {self._space.limit} slots are in use or quarantined")
         try:
-            self._make_segment(*place)
+            slots = self._make_segment(*place)
         except OSError as exc:
             raise self.translate(exc, f"preallocate segment {place[0]}") from exc
-        self._add_segment(*place)
+        self._add_segment(place[0], slots)
 
     def _grow_ahead(self) -> None:
         """Start making the next segment in the pool when few free slots are left."""
@@ -227,12 +236,12 @@ class Store:
             return
         self._growing = self._pool.submit(self._make_segment, *place)
 
-        def done(future: asyncio.Future[None]) -> None:
+        def done(future: asyncio.Future[int]) -> None:
             self._growing = None
             error = future.exception()
             if error is None:
                 if place[0] not in self._segments:
-                    self._add_segment(*place)
+                    self._add_segment(place[0], future.result())
             elif isinstance(error, OSError):
                 log.warning("store.segment.not_made", segment=place[0], error=str(error))
             else:

@@ -13,18 +13,19 @@ from torus import limits
 from torus._fast.crc import checksum
 from torus._fast.record import KIND_PAGES, KIND_ROOT
 from torus.clock import Clock
-from torus.errors import PoolFull, TorusError
+from torus.errors import PoolFull, TorusError, Unavailable
 from torus.format.root import RootPayload
 from torus.ids import ChunkId
 from torus.log import get_logger
 from torus.metadata.schema import Head, RootRef
 from torus.volume.core import Core
 from torus.volume.leaves import UNIT
+from torus.volume.log import Position
 from torus.volume.writes import Item, WriteQueue
 
 log = get_logger("torus.checkpoint")
 
-_PAGES_BYTES = 512 * limits.KIB  # payload of one record of map pages
+_PAGES_BYTES = 512 * limits.KIB  # payload of one record of map pages, about
 _RETRY_S = 5.0
 Publish = Callable[[Head], Awaitable[None]]
 
@@ -52,7 +53,7 @@ class Checkpointer:
         self._wake = asyncio.Event()
         self._stopping = False
         self._lock = asyncio.Lock()
-        self._pinned: set[int] = set()
+        self._pages_bytes = min(_PAGES_BYTES, core.chunks.slot_bytes // 8)
         self.head = head
         self.count = 0
         self._task = asyncio.ensure_future(self._run())
@@ -99,9 +100,9 @@ class Checkpointer:
 
     async def stop(self) -> None:
         """End the task, after a checkpoint under way; idempotent."""
+        # Python 3.11's wait_for loses a cancellation that comes together with a wake-up.
+        self._stopping = True
         async with self._lock:
-            # Python 3.11's wait_for loses a cancellation that comes together with a wake-up.
-            self._stopping = True
             self._task.cancel()
         await asyncio.wait([self._task])
 
@@ -121,33 +122,11 @@ class Checkpointer:
             dead = self._dead(start.sequence)
             leaves = core.blocks.begin_checkpoint()
             try:
-                await self._write_pages(leaves)
-                root = await self._write_root(start)
+                root = await self._write_log(leaves, start)
+                await self._publish_root(root)
             except BaseException:
                 core.blocks.abort_checkpoint()
                 raise
-            await core.journal.sync()
-            if core.last_data_lsn <= start.lsn:
-                # Nothing but this checkpoint came after: replay has nothing to read.
-                end = core.journal.position
-                root = replace(
-                    root,
-                    lsn=end.lsn,
-                    replay_sequence=end.sequence,
-                    replay_offset=end.offset,
-                    replay_index=end.index,
-                )
-            core.spans = core.spans.trim(
-                min(root.replay_sequence, root.sequence), self._is_gone
-            )
-            await self.publish(
-                replace(
-                    self.head,
-                    root=root,
-                    spans=core.spans.to_tuple(),
-                    mapped_blocks=core.blocks.mapped_blocks,
-                )
-            )
             core.blocks.end_checkpoint()
             core.checkpoint_lsn = start.lsn
             core.log_bytes_at_checkpoint = log_bytes
@@ -163,6 +142,40 @@ class Checkpointer:
                 leaves=len(leaves),
                 milliseconds=elapsed // 1_000_000,
             )
+
+    async def _write_log(self, leaves: list[int], start: Position) -> RootRef:
+        """Write pages and root, make them durable."""
+        core = self._core
+        await self._write_pages(leaves)
+        root = await self._write_root(start)
+        await core.journal.sync()
+        if core.last_data_lsn > start.lsn:
+            return root
+        # Nothing but this checkpoint came after: replay has nothing to read.
+        end = core.journal.position
+        return replace(
+            root,
+            lsn=end.lsn,
+            replay_sequence=end.sequence,
+            replay_offset=end.offset,
+            replay_index=end.index,
+        )
+
+    async def _publish_root(self, root: RootRef) -> None:
+        core = self._core
+        core.spans = core.spans.trim(min(root.replay_sequence, root.sequence), self._is_gone)
+        spans, mapped = core.spans.to_tuple(), core.blocks.mapped_blocks
+        head = replace(self.head, root=root, spans=spans, mapped_blocks=mapped)
+        while True:
+            try:
+                await self.publish(head)
+                return
+            except Unavailable as exc:
+                # The log goes on; the same head again does no harm if it was written already.
+                if self._stopping:
+                    raise
+                log.warning("checkpoint.not_published", volume=core.spec.name, error=str(exc))
+                await asyncio.sleep(_RETRY_S)
 
     async def publish(self, head: Head) -> None:
         """Swap the head in the metadata store.
@@ -198,7 +211,7 @@ class Checkpointer:
                 continue
             pages.append((index, page))
             size += len(page) + -len(page) % UNIT
-            if size >= _PAGES_BYTES:
+            if size >= self._pages_bytes:
                 await self._write_record(pages, written)
                 pages, size = [], 0
         if pages:
@@ -216,7 +229,7 @@ class Checkpointer:
             written(index, sequence, offset // UNIT, len(page), checksum(page))
             offset += len(page) + -len(page) % UNIT
 
-    async def _write_root(self, start) -> RootRef:  # type: ignore[no-untyped-def]
+    async def _write_root(self, start: Position) -> RootRef:
         core = self._core
         payload = RootPayload(
             core.blocks.encode_root(), core.spec.to_bytes(), self.head.to_bytes(),
