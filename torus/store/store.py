@@ -144,11 +144,8 @@ class Store:
         Raises: PoolFull, DiskFailed.
         """
         self.check_disk()
-        taken = self._space.take(from_reserve=from_reserve)
-        if taken is None:
+        while (taken := self._space.take(from_reserve=from_reserve)) is None:
             self._grow_now()
-            taken = self._space.take(from_reserve=from_reserve)
-            assert taken is not None
         address, warm = taken
         slot = Slot(chunk, address, self.geometry.segment_of(address))
         slot.end = 0

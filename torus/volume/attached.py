@@ -129,7 +129,9 @@ class AttachedVolumes:
             return  # it was lost and taken apart since
         place.users -= 1
         if place.users == 0 and not self._closing and place.lingering is None:
-            place.lingering = asyncio.ensure_future(self._linger(place))
+            lost = place.attachment.volume.core.failure is not None
+            linger_s = 0 if lost else self._linger_s
+            place.lingering = asyncio.ensure_future(self._linger(place, linger_s))
 
     async def _attach(self, name: str) -> Attachment:
         found = await self._catalog.get(name)
@@ -161,8 +163,8 @@ class AttachedVolumes:
             await self._detach(place)
             return True
 
-    async def _linger(self, place: _Place) -> None:
-        await asyncio.sleep(self._linger_s)
+    async def _linger(self, place: _Place, seconds: float) -> None:
+        await asyncio.sleep(seconds)
         async with place.lock:
             place.lingering = None
             if place.users == 0:
