@@ -6,7 +6,7 @@ handed out is checked against the checksum in the map: made where the data enter
 where it leaves.
 """
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -178,18 +178,19 @@ cdef class Datapath:
         return i, skip
 
 
-def first_mismatch(BlockMap blocks, uint64_t block, data):
-    """Return the index of the first block of ``data`` whose checksum is not the map's for
-    address ``block`` on, or -1; absent blocks are not looked at.
+def first_wrong(data, Py_ssize_t first, bytes crcs, Py_ssize_t count):
+    """Return the first of the blocks [first, first + count) of ``data`` whose checksum is not
+    its number in ``crcs`` (native u32 for each block of ``data``), or -1.
 
-    Raises: LookupError when a leaf of the range is not resident.
+    Raises: ValueError when either holds fewer blocks.
     """
     cdef const uint8_t[::1] view = data
-    cdef Py_ssize_t count = view.shape[0] // BLOCK, i
-    cdef Entry entry
-    for i in range(count):
-        if blocks.lookup(block + i, 1, &entry) < 1:
-            raise LookupError(f"block {block + i} is not resident")
-        if entry.sequence and crc32c(0, &view[i * BLOCK], BLOCK) != entry.crc:
+    cdef const uint32_t* expected = <const uint32_t*><const char*>crcs
+    cdef Py_ssize_t i
+    if first < 0 or count < 0 or (first + count) * BLOCK > view.shape[0] or (
+            (first + count) * 4 > len(crcs)):
+        raise ValueError(f"blocks {first}+{count} of {view.shape[0]} bytes, {len(crcs) // 4} CRCs")
+    for i in range(first, first + count):
+        if crc32c(0, &view[i * BLOCK], BLOCK) != expected[i]:
             return i
     return -1

@@ -7,7 +7,7 @@ while it was being read is read again; one that stays wrong is `Corruption`, nev
 from collections.abc import Sequence
 
 from torus import limits
-from torus._fast.datapath import first_mismatch
+from torus._fast.datapath import first_wrong
 from torus.errors import Corruption
 from torus.volume.core import Core
 from torus.volume.leaves import LEAF_BLOCKS, UNIT
@@ -40,23 +40,34 @@ class Reads:
         for _ in range(_ATTEMPTS):
             core.check_reads()
             await core.load(block, count)
+            # Where each block lies now and its checksum there: a block that is overwritten
+            # while we read may come out old, which is right, but never wrong.
             runs = core.blocks.runs(block, count)
+            crcs = core.blocks.entries_crc(block, count)
             data = bytearray(count * BLOCK)
             try:
                 await self._fill(data, block, runs)
             except Corruption:
                 # The chunk may have been collected after its blocks moved.
-                if core.blocks.missing(block, count) or core.blocks.runs(block, count) == runs:
+                if not core.blocks.missing(block, count) and core.blocks.runs(block, count) == runs:
                     raise
                 continue
-            await core.load(block, count)
-            bad = first_mismatch(core.blocks, block, data)
+            bad = self._wrong(data, block, runs, crcs)
             if bad < 0:
                 core.shrink_cache()
                 return data
+            await core.load(block, count)
             if core.blocks.runs(block, count) == runs:
                 raise self._damaged(block + bad)
         raise self._damaged(block)
+
+    @staticmethod
+    def _wrong(data: bytearray, block: int, runs: Sequence[tuple[int, ...]], crcs: bytes) -> int:
+        for first, count, *_ in runs:
+            bad = first_wrong(data, first - block, crcs, count)
+            if bad >= 0:
+                return bad
+        return -1
 
     async def _fill(self, data: bytearray, block: int, runs: Sequence[tuple[int, ...]]) -> None:
         core = self._core
