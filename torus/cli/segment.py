@@ -25,7 +25,9 @@ def declare(verbs: Verbs, noun: str, summary: str) -> None:
         run_inspect,
         description="Show a segment file's header, its slots, and the records in them.  Needs "
         "nothing but the file.",
-        examples=(("the first one", "torus segment inspect /var/lib/torus/data/segment-00000000.seg"),),
+        examples=(
+            ("the first one", "torus segment inspect /var/lib/torus/data/segment-00000000.seg"),
+        ),
     )
     inspect.add_argument("file", metavar="FILE")
 
