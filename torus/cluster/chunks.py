@@ -5,6 +5,7 @@
 section 4; both are held to them by the same contract test.
 """
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -60,6 +61,12 @@ class Chunks(Protocol):
         """Make all that was appended to ``chunks`` durable.
 
         Raises: DiskFailed, Unavailable; Corruption when a node restarted since the appends.
+        """
+
+    def sync_soon(self, chunks: Iterable[ChunkId]) -> asyncio.Future[None] | None:
+        """Return the future of `sync` where that needs no coroutine, else None.
+
+        Raises: as `sync`; so does the future.
         """
 
     async def read(self, reads: Sequence[tuple[ChunkId, int, int]]) -> list[bytes]:

@@ -52,6 +52,9 @@ class LocalChunks:
     async def sync(self, chunks: Iterable[ChunkId]) -> None:
         await self._store.sync(chunks)
 
+    def sync_soon(self, chunks: Iterable[ChunkId]) -> asyncio.Future[None] | None:
+        return self._store.sync_soon(chunks)
+
     async def read(self, reads: Sequence[tuple[ChunkId, int, int]]) -> list[bytes]:
         places = []
         for chunk, offset, size in reads:

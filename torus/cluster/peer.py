@@ -172,6 +172,9 @@ class PeerChunks:
             if unflushed is not None and unflushed.appends == appends:
                 del self._unflushed[chunk]
 
+    def sync_soon(self, chunks: Iterable[ChunkId]) -> None:
+        return None
+
     async def read(self, reads: Sequence[tuple[ChunkId, int, int]]) -> list[bytes]:
         """Return the bytes of each (chunk, offset, size), unverified.
 

@@ -213,6 +213,9 @@ class StoppedChunks:
         """Return None: nobody takes the compiled path here."""
         return None
 
+    def sync_soon(self, chunks: Iterable[ChunkId]) -> None:
+        return None
+
     async def read(self, reads: Sequence[tuple[ChunkId, int, int]]) -> list[bytes]:
         return [self._read(chunk, offset, size) for chunk, offset, size in reads]
 

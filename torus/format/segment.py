@@ -95,6 +95,37 @@ class SegmentHeader:
             )
         return cls(disk_id, cluster_id, segment, slot_bytes, slot_count)
 
+    def check_place(
+        self,
+        disk_id: bytes,
+        cluster_id: bytes,
+        segment: int,
+        slot_bytes: int,
+        file_bytes: int,
+        where: str,
+    ) -> None:
+        """Refuse a file that is another disk's, in another's place, or too short.
+
+        Raises: ForeignData, Corruption.
+        """
+        if self.disk_id != disk_id or self.cluster_id != cluster_id:
+            raise ForeignData(
+                f"{where} belongs to disk {self.disk_id.hex()}, this directory is disk "
+                f"{disk_id.hex()}",
+                hint="move the file back to where it came from",
+            )
+        if self.segment != segment or self.slot_bytes != slot_bytes:
+            raise ForeignData(
+                f"{where} was written as segment {self.segment} with slots of "
+                f"{self.slot_bytes} bytes"
+            )
+        expected = limits.SEGMENT_HEADER_BYTES + self.slot_count * self.slot_bytes
+        if file_bytes < expected:
+            raise Corruption(
+                f"{where} has {file_bytes} bytes, its {self.slot_count} slots need {expected}",
+                hint="the file was truncated: restore it, or run 'torus check' to see what is lost",
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class SlotHeader:

@@ -81,8 +81,6 @@ class CommandServer:
                 return
             case nbd.NBD_CMD_WRITE:
                 await export.write(request.offset, request.payload, durable=request.durable)
-            case nbd.NBD_CMD_FLUSH:
-                await export.flush()
             case nbd.NBD_CMD_TRIM:
                 await export.trim(request.offset, request.length, durable=request.durable)
             case nbd.NBD_CMD_WRITE_ZEROES:

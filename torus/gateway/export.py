@@ -3,6 +3,7 @@
 Decides nothing; says who owns which buffer and which call may wait.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -59,8 +60,9 @@ class Export(Protocol):
     async def write(self, offset: int, payload: bytes, *, durable: bool) -> None:
         """Write; with ``durable`` return only when it is on disk."""
 
-    async def flush(self) -> None:
-        """Return when every write answered so far, on any connection, is on disk."""
+    def flush_soon(self) -> asyncio.Future[None]:
+        """Return a future that is done when every write answered so far, on any connection, is
+        on disk; the caller may cancel it."""
 
     async def trim(self, offset: int, length: int, *, durable: bool) -> None:
         """Unmap what whole blocks there are; the range reads as zeroes afterwards."""

@@ -7,7 +7,7 @@ import asyncio
 import select
 import socket
 import struct
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -67,8 +67,17 @@ class Gateway:
         task.add_done_callback(self._on_done)
         return task
 
-    async def give_back(self, export: Export) -> None:
-        """Close an export; a failure is logged, there is nobody left to tell."""
+    async def give_back(
+        self, export: Export, in_flight: Sequence[asyncio.Future[None]] = ()
+    ) -> None:
+        """Cancel what is in flight, wait for it to end, and close the export.
+
+        A failure is logged: there is nobody left to tell.
+        """
+        for request in in_flight:
+            request.cancel()
+        if in_flight:
+            await asyncio.wait(in_flight)
         try:
             await self.exports.close(export)
         except TorusError as failure:

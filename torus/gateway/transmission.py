@@ -58,7 +58,7 @@ class Transmission(asyncio.BufferedProtocol):
             export, self._replies, self._contexts, structured=self._structured
         )
         self._first = self._stop = 0  # the requests of the batch that are not served yet
-        self._in_flight: dict[asyncio.Task[None], WaitingRequest] = {}
+        self._in_flight: dict[asyncio.Future[None], WaitingRequest] = {}
         self._held_bytes = 0  # payloads and expected replies of those in flight
         self._unsent = False  # the transport asked to stop writing
         self._reading = True
@@ -135,7 +135,7 @@ class Transmission(asyncio.BufferedProtocol):
             "nbd.client.left", peer=self._peer, export=self._export.name,
             dropped=len(self._in_flight), reason=str(exc) if exc else "closed",
         )  # fmt: skip
-        gateway.start(self._give_back(list(self._in_flight)))
+        gateway.start(gateway.give_back(self._export, list(self._in_flight)))
 
     # --- the server calls these ---------------------------------------------------------
 
@@ -296,12 +296,16 @@ class Transmission(asyncio.BufferedProtocol):
         began_ns = self._gateway.clock.monotonic_ns()
         request = WaitingRequest(command, flags, cookie, offset, length, began_ns, payload)
         self._held_bytes += request.held_bytes
-        task = self._loop.create_task(self._commands.serve(request))
-        self._in_flight[task] = request
-        task.add_done_callback(self._on_served)
+        done: asyncio.Future[None]
+        if command == nbd.NBD_CMD_FLUSH:
+            done = self._export.flush_soon()
+        else:
+            done = self._loop.create_task(self._commands.serve(request))
+        self._in_flight[done] = request
+        done.add_done_callback(self._on_served)
         return length
 
-    def _on_served(self, task: asyncio.Task[None]) -> None:
+    def _on_served(self, task: asyncio.Future[None]) -> None:
         """Account for a finished request, send its reply, go on with what waited."""
         request = self._in_flight.pop(task)
         self._held_bytes -= request.held_bytes
@@ -312,6 +316,8 @@ class Transmission(asyncio.BufferedProtocol):
         elapsed_ns = self._gateway.clock.monotonic_ns() - request.began_ns
         if failure is None:
             counter.add(elapsed_ns, 1, request.length)
+            if request.command == nbd.NBD_CMD_FLUSH:
+                self._replies.done(request.cookie)
         else:
             counter.add(elapsed_ns, 1, 0, 1)
             if not isinstance(failure, TorusError) or isinstance(failure, Fenced):
@@ -390,11 +396,3 @@ class Transmission(asyncio.BufferedProtocol):
             )  # fmt: skip
         self._ending = True
         self._transport.abort()
-
-    async def _give_back(self, tasks: list[asyncio.Task[None]]) -> None:
-        """Cancel what is in flight, wait for it to end, and close the export."""
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        await self._gateway.give_back(self._export)

@@ -14,9 +14,16 @@ from torus.errors import ShuttingDown
 class GroupCommit:
     """The syncs of one disk, by segment."""
 
-    def __init__(self, start: Callable[[int], asyncio.Future[None]], clock: Clock) -> None:
-        """``start(segment)`` begins a sync of the segment's file."""
+    def __init__(
+        self,
+        start: Callable[[int], asyncio.Future[None]],
+        translate: Callable[[OSError], Exception],
+        clock: Clock,
+    ) -> None:
+        """``start(segment)`` begins a sync of the segment's file; ``translate`` says what its
+        error means to those who wait."""
         self._begin = start
+        self._translate = translate
         self._clock = clock
         self._running: dict[int, asyncio.Future[None]] = {}
         self._waiting: dict[int, list[asyncio.Future[None]]] = {}
@@ -51,6 +58,8 @@ class GroupCommit:
             del self._running[segment]
             self.observe(self._clock.monotonic_ns() - began)
             error = ShuttingDown("the disk was closed") if ended.cancelled() else ended.exception()
+            if isinstance(error, OSError):
+                error = self._translate(error)
             for future in waiting:
                 if future.done():
                     continue

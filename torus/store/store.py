@@ -15,7 +15,6 @@ from torus.clock import Clock
 from torus.errors import (
     Corruption,
     DiskFailed,
-    ForeignData,
     LocalProtocolError,
     PoolFull,
     TorusError,
@@ -69,7 +68,7 @@ class Store:
         self._newest = -1  # segment whose file exists
         self._disk_id = bytes.fromhex(identity.disk_id)
         self._cluster_id = bytes.fromhex(identity.cluster_id)
-        self.commits = GroupCommit(self._start_sync, clock)
+        self.commits = GroupCommit(self._start_sync, self._sync_failed, clock)
         self.damaged: list[str] = []
         self.space_freed = asyncio.Event()
 
@@ -91,7 +90,9 @@ class Store:
     def _open_segment(self, segment: int, name: str) -> None:
         size = self.disk.open_segment(segment)
         header = SegmentHeader.unpack(self.disk.read_header(segment), name)
-        self._check_segment(header, segment, name, size)
+        header.check_place(
+            self._disk_id, self._cluster_id, segment, self.geometry.slot_bytes, size, name
+        )
         self._segments.add(segment)
         self._newest = max(self._newest, segment)
         for number in range(header.slot_count):
@@ -112,25 +113,6 @@ class Store:
                 continue
             self._space.add_used()
             self._slots[slot.chunk] = Slot(slot.chunk, address, segment)
-
-    def _check_segment(self, header: SegmentHeader, segment: int, name: str, size: int) -> None:
-        if header.disk_id != self._disk_id or header.cluster_id != self._cluster_id:
-            raise ForeignData(
-                f"{name} belongs to disk {header.disk_id.hex()}, this directory is disk "
-                f"{self.identity.disk_id}",
-                hint="move the file back to where it came from",
-            )
-        if header.segment != segment or header.slot_bytes != self.geometry.slot_bytes:
-            raise ForeignData(
-                f"{name} was written as segment {header.segment} with slots of "
-                f"{header.slot_bytes} bytes"
-            )
-        expected = limits.SEGMENT_HEADER_BYTES + header.slot_count * header.slot_bytes
-        if size < expected:
-            raise Corruption(
-                f"{name} has {size} bytes, its {header.slot_count} slots need {expected}",
-                hint="the file was truncated: restore it, or run 'torus check' to see what is lost",
-            )
 
     # --- appending ----------------------------------------------------------------------
 
@@ -253,6 +235,18 @@ class Store:
 
         Raises: DiskFailed; Corruption when a chunk is not here.
         """
+        await self.sync_segments(self._due(chunks))
+
+    def sync_soon(self, chunks: Iterable[ChunkId]) -> asyncio.Future[None] | None:
+        """Return the future of `sync`, without a coroutine for it; None when it takes one.
+
+        Raises: as `sync`; so does the future.
+        """
+        segments = self._due(chunks)
+        return self.commits.request(segments.pop()) if len(segments) == 1 else None
+
+    def _due(self, chunks: Iterable[ChunkId]) -> set[int]:
+        """Return the segments that a sync of ``chunks`` has to cover."""
         self.check_disk()
         segments = set()
         for chunk in chunks:
@@ -263,7 +257,7 @@ class Store:
                 self._prepare(slot)
             slot.flushed = True
             segments.add(slot.segment)
-        await self.sync_segments(segments)
+        return segments
 
     async def sync_segments(self, segments: Iterable[int]) -> None:
         """Make everything written so far to ``segments`` durable.
@@ -271,13 +265,10 @@ class Store:
         Raises: DiskFailed.
         """
         waits = [self.commits.request(segment) for segment in segments]
-        try:
-            if len(waits) == 1:
-                await waits[0]
-            elif waits:
-                await asyncio.gather(*waits)
-        except OSError as exc:
-            raise self.translate(exc, "sync") from exc
+        if len(waits) == 1:
+            await waits[0]
+        elif waits:
+            await asyncio.gather(*waits)
         self.check_disk()
 
     def _prepare(self, slot: Slot) -> None:
@@ -294,6 +285,9 @@ class Store:
                 self.disk.write(slot.address + slot.end, bytes(rest))
             except OSError as exc:
                 raise self.translate(exc, "prepare a slot") from exc
+
+    def _sync_failed(self, exc: OSError) -> TorusError:
+        return self.translate(exc, "sync")
 
     def _start_sync(self, segment: int) -> asyncio.Future[None]:
         future = self.disk.sync_soon(segment)

@@ -84,6 +84,10 @@ class MemoryExport:
         self.content[offset : offset + len(payload)] = payload
         self._mark(offset, len(payload), 1)
 
+    def flush_soon(self) -> asyncio.Future[None]:
+        """Begin a flush."""
+        return asyncio.ensure_future(self.flush())
+
     async def flush(self) -> None:
         """Do nothing: memory is as durable as it will ever be."""
         await self._call("flush")

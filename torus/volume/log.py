@@ -5,6 +5,7 @@ record at a time: the caller finishes one append before it starts the next.  Kno
 the map.  Implements docs/format.md, "The log".
 """
 
+import asyncio
 from dataclasses import dataclass
 
 from torus import limits
@@ -138,11 +139,35 @@ class Log:
 
         Raises: DiskFailed, Unavailable, Corruption.
         """
-        lsn, dirty = self.lsn, dict(self._dirty)
-        self.sync_begun_bytes = self.appended_bytes
+        lsn, dirty = self._begin_sync()
+        if dirty:
+            await self._chunks.sync(dirty)
+            self._synced(lsn, dirty)
+
+    def sync_soon(self) -> asyncio.Future[None] | None:
+        """Return the future of `sync` where that needs no coroutine, else None.
+
+        Raises: as `sync`; so does the future.
+        """
+        lsn, dirty = self._begin_sync()
         if not dirty:
-            return
-        await self._chunks.sync(dirty)
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            done.set_result(None)
+            return done
+        future = self._chunks.sync_soon(dirty)
+        if future is not None:
+            future.add_done_callback(lambda ended: self._ended(ended, lsn, dirty))
+        return future
+
+    def _begin_sync(self) -> tuple[int, dict[ChunkId, int]]:
+        self.sync_begun_bytes = self.appended_bytes
+        return self.lsn, dict(self._dirty)
+
+    def _ended(self, future: asyncio.Future[None], lsn: int, dirty: dict[ChunkId, int]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self._synced(lsn, dirty)
+
+    def _synced(self, lsn: int, dirty: dict[ChunkId, int]) -> None:
         for chunk, last in dirty.items():
             if self._dirty.get(chunk) == last:
                 del self._dirty[chunk]
@@ -159,9 +184,7 @@ class Log:
         return record
 
     def _finish(self, record: RecordBuilder, kind: int) -> None:
-        record.finish(
-            kind, self._chunk, self._index, self.lsn + 1, self.committed, self._offset
-        )
+        record.finish(kind, self._chunk, self._index, self.lsn + 1, self.committed, self._offset)
 
     def _advance(self, record: RecordBuilder) -> None:
         size = record.size

@@ -5,6 +5,7 @@ in the caller's turn of the event loop; everything else becomes a coroutine over
 or the write queue.
 """
 
+import asyncio
 from collections.abc import Sequence
 
 from torus import limits
@@ -135,6 +136,23 @@ class Volume:
             self.core.fail(exc)
             raise
 
+    def flush_soon(self) -> asyncio.Future[None]:
+        """Return the future of `flush`; it is done already when there is nothing to flush."""
+        try:
+            self.core.check()
+            future = self.core.journal.sync_soon()
+        except TorusError as exc:
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(exc)
+        if future is None:
+            return asyncio.ensure_future(self.flush())
+        future.add_done_callback(self._flushed)
+        return future
+
+    def _flushed(self, future: asyncio.Future[None]) -> None:
+        if not future.cancelled() and isinstance(error := future.exception(), TorusError):
+            self.core.fail(error)
+
     async def trim(self, offset: int, length: int, *, durable: bool) -> None:
         """Unmap a range; it reads as zeroes afterwards."""
         await self._put(Item(KIND_DATA, offset, length, None), durable=durable)
@@ -152,9 +170,7 @@ class Volume:
         for at in range(offset, offset + length, step):
             await self._reads.read(at, min(step, offset + length - at))
 
-    async def block_status(
-        self, offset: int, length: int, limit: int
-    ) -> Sequence[tuple[int, int]]:
+    async def block_status(self, offset: int, length: int, limit: int) -> Sequence[tuple[int, int]]:
         """Return (bytes, base:allocation flags) extents."""
         return await self._reads.status(offset, length, limit)
 
