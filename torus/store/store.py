@@ -142,11 +142,6 @@ class Store:
         self._grow_ahead()
         return slot
 
-    def forget(self, slot: Slot) -> None:
-        """Take back a slot whose first record could not be written."""
-        del self._slots[slot.chunk]
-        self._space.release(slot.address)
-
     def slot_header(self, slot: Slot) -> bytes:
         """Return the header that says which chunk lies in ``slot``."""
         number = self.geometry.slot_of(slot.address)

@@ -120,8 +120,10 @@ class _Holder:
 
     async def _release(self, volume: Volume) -> None:
         core, head = volume.core, volume.checkpointer.head
-        last = core.journal.last_sequence
-        core.spans = core.spans.close(last, core.journal.end if last is not None else None)
+        unused = core.journal.unused_chunk
+        if unused is not None:
+            await core.chunks.delete(core.spec.volume, core.epoch, [unused])
+        core.spans = core.spans.close(*core.journal.closing)
         head = replace(head, spans=core.spans.to_tuple(), mapped_blocks=core.blocks.mapped_blocks)
         await self._catalog.release(self._volume, head, self._revision)
 

@@ -61,14 +61,21 @@ class Log:
         return Position(self._chunk.sequence, self._offset, self._index, self.lsn)
 
     @property
-    def last_sequence(self) -> int | None:
-        """Return the newest chunk of this epoch; None before its first record."""
-        return None if self._writer is None else self._chunk.sequence
+    def closing(self) -> tuple[int | None, int | None]:
+        """Return the newest chunk that has a record and the offset behind its last one.
+
+        (None, None) before the first record; an offset of None means: its last record, where
+        that is.
+        """
+        if self._index:
+            return self._chunk.sequence, self._offset
+        previous = self._chunk.sequence - (self._writer is not None)
+        return (previous, None) if previous >= self.first_sequence else (None, None)
 
     @property
-    def end(self) -> int:
-        """Return the offset behind the last record in the newest chunk."""
-        return self._offset
+    def unused_chunk(self) -> ChunkId | None:
+        """Return the chunk that was opened and got no record: its first one found no space."""
+        return self._chunk if self._writer is not None and not self._index else None
 
     @property
     def room(self) -> int:
