@@ -196,7 +196,12 @@ class PeerChunks:
         return [bytes(piece) for piece in answer.pieces]
 
     async def fence(self, volume: int, epoch: int) -> None:
-        """Refuse older epochs of ``volume`` from now on, durably."""
+        """Refuse older epochs of ``volume`` from now on, durably.
+
+        What this process appended under them is no longer its own: it is read anew.
+        """
+        for chunk in [chunk for chunk in self._unflushed if chunk.volume == volume]:
+            del self._unflushed[chunk]
         await self._ask(m.Fence(volume, epoch), m.Fenced)
 
     async def scan(self, chunk: ChunkId, epoch: int, offset: int) -> bytes | None:
