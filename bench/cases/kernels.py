@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from torus._fast import crc
 from torus._fast.frame import RUN_READ, RequestBatch
-from torus._fast.reply import ReplyBuilder
 from torus._fast.record import KIND_DATA, RecordBuilder, RecordReader
+from torus._fast.reply import ReplyBuilder
 
 REPEATS = 7
 REPEAT_S = 0.05
