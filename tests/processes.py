@@ -19,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.disk_client import DiskClient
+from torus.clock import SystemClock
+from torus.metadata.open import open_metadata
+from torus.volume.catalog import Catalog
+from torus.volume.owner import this_process
 
 ROOT = Path(__file__).resolve().parents[1]
 DEADLINE_S = 60.0
@@ -130,7 +134,12 @@ class Machine:
             for name, value in os.environ.items()
             if not name.startswith(("TORUS_", "XDG_", "PYTHON")) and name != "NO_COLOR"
         }
-        self.environment = {**kept, "TORUS_HOME": str(self.home), "PYTHONPATH": str(ROOT)}
+        self.environment = {
+            **kept,
+            "HOME": str(folder),
+            "TORUS_HOME": str(self.home),
+            "PYTHONPATH": str(ROOT),
+        }
 
     # --- commands -----------------------------------------------------------------------
 
@@ -201,6 +210,60 @@ class Machine:
     def open(self, volume: str, socket: Path | None = None) -> DiskClient:
         """Connect to a volume."""
         return DiskClient(socket or self.socket, volume)
+
+    def client_of_new(self, volume: str, size: str) -> DiskClient:
+        """Make a volume and connect to it."""
+        self.run("volume", "create", volume, size)
+        return self.open(volume)
+
+    # --- what commands cannot do, or not quickly ----------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Return what `torus status` says, whatever it thinks of it."""
+        done = subprocess.run(
+            self.command("status", "-o", "json"), env=self.environment, capture_output=True,
+            timeout=DEADLINE_S, check=False,
+        )  # fmt: skip
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def node_status(self) -> dict[str, Any]:
+        """Return what the only node says of itself."""
+        (node,) = self.status()["nodes"]
+        found: dict[str, Any] = node["status"]
+        return found
+
+    def create_volumes(self, names: Sequence[str], size_bytes: int) -> None:
+        """Make many volumes at once."""
+        with self.catalog() as catalog:
+            for name in names:
+                catalog.create(name, size_bytes)
+
+    def set_deleting(self, name: str) -> None:
+        """Leave a volume as a deletion does that is interrupted behind its first step."""
+        with self.catalog() as catalog:
+            catalog.mark_deleting(name, force=True)
+
+    def take_over(self, name: str) -> None:
+        """Become a volume's owner by force, as this process."""
+        with self.catalog() as catalog:
+            owner = this_process("test", "", SystemClock())
+            catalog.acquire(catalog.get(name).spec.volume, owner, takeover=True)
+
+    def release(self, name: str) -> None:
+        """Give back what `take_over` took."""
+        with self.catalog() as catalog:
+            found = catalog.get(name)
+            catalog.release(found.spec.volume, found.head, found.head_revision)
+
+    @contextlib.contextmanager
+    def catalog(self) -> Iterator[Catalog]:
+        """Open the catalog."""
+        store = open_metadata(f"sqlite:{self.home / 'meta.sqlite'}", SystemClock())
+        try:
+            yield Catalog(store, SystemClock())
+        finally:
+            store.close()
 
     def close(self) -> None:
         """Kill what still runs."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.disk_client import DiskClient
-from tests.processes import Machine, Service, machine_in, wait_until
+from tests.processes import Machine, Service, machine_in
 from torus.nbd import constants as nbd
 
 pytestmark = [pytest.mark.crash, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -195,7 +195,7 @@ def start(machine: Machine, rng: random.Random) -> Service:
             except ConnectionError:
                 pass
         else:
-            wait_until(lambda: node.text or node.process.poll() is not None, "its first line")
+            node.wait_for("")
         node.kill()
 
 
@@ -207,7 +207,7 @@ def machine(socket_folder: Path) -> Iterator[Machine]:
 
 
 def test_killed_node_keeps_every_answered_write(machine: Machine, rng: random.Random) -> None:
-    """Two volumes under load: after each kill both are what was answered, and the check is clean."""
+    """Two volumes under load: after each kill both are as answered, and the check is clean."""
     disks = [Disk(name, random.Random(rng.random())) for name in ("left", "right")]
     for disk in disks:
         machine.run("volume", "create", disk.name, str(SIZE))
