@@ -24,11 +24,11 @@ pytestmark = [pytest.mark.crash, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 CYCLES = int(os.environ.get("TORUS_KILL_CYCLES", "40"))
 MIB = 1 << 20
-SIZE = 16 * MIB
+SIZE = 8 * MIB
 SECTOR = 512
 BLOCK = 4096
 BLOCKS = SIZE // BLOCK
-STEPS_MAX = 500  # replies that a cycle waits for before it kills
+STEPS_MAX = 400  # replies that a cycle waits for before it kills
 
 
 @dataclass(frozen=True, slots=True)
