@@ -49,7 +49,9 @@ async def _examine(seed: str, steps: int, volumes: int, **options: object) -> in
             for _ in range(CUTS):
                 await examiner.cut(moment)
         except Exception as exc:
-            exc.add_note(f"crash seed {seed!r}, before event {moment.number}: {moment.current!s:.60}")
+            exc.add_note(
+                f"crash seed {seed!r}, before event {moment.number}: {moment.current!s:.60}"
+            )
             raise
     return examiner.points
 

@@ -24,6 +24,7 @@ class Fences:
         self._disk = disk
         self._epochs: dict[int, int] = {}
         self._written = 0
+        self._torn = False
 
     def load(self) -> None:
         """Read the file; a torn last entry was never answered and is dropped.
@@ -57,15 +58,27 @@ class Fences:
         self.check(volume, epoch)
         if epoch == self._epochs.get(volume, 0):
             return
-        self._disk.append_file(FENCES_FILE, _entry(volume, epoch))
+        if self._torn:
+            self._rewrite({**self._epochs, volume: epoch})
+            return
+        try:
+            self._disk.append_file(FENCES_FILE, _entry(volume, epoch))
+        except OSError:
+            self._torn = True  # a part may be there: nothing may follow it
+            raise
         self._epochs[volume] = epoch
         self._written += 1
 
     def rewrite(self) -> None:
         """Write one entry for each volume, in place of the grown file."""
-        entries = [_entry(volume, epoch) for volume, epoch in sorted(self._epochs.items())]
+        self._rewrite(self._epochs)
+
+    def _rewrite(self, epochs: dict[int, int]) -> None:
+        entries = [_entry(volume, epoch) for volume, epoch in sorted(epochs.items())]
         self._disk.replace_file(FENCES_FILE, b"".join(entries))
+        self._epochs = epochs
         self._written = len(entries)
+        self._torn = False
 
 
 def parse_fences(data: bytes) -> tuple[dict[int, int], bool]:

@@ -51,8 +51,8 @@ def moments(world: World, first: int = 0) -> Iterator[Moment]:
         if event.kind == "meta":
             snapshot = event.a  # type: ignore[assignment]
         elif event.kind == "mark":
-            what, name, count = event.a  # type: ignore[misc]
-            setattr(known.setdefault(name, Known()), what, count)
+            assert isinstance(event.a, tuple)
+            setattr(known.setdefault(event.a[1], Known()), event.a[0], event.a[2])
 
 
 @dataclass(slots=True)
@@ -78,7 +78,10 @@ class Examiner:
         self.points += 1
         assert moment.snapshot is not None
         world = World(
-            self.rng, image=image, snapshot=moment.snapshot, **self.options  # type: ignore[arg-type]
+            self.rng,
+            image=image,
+            snapshot=moment.snapshot,
+            **self.options,  # type: ignore[arg-type]
         )
         try:
             world.store.open()
@@ -141,10 +144,10 @@ class Examiner:
         )
         try:
             again.store.open()
-            for name, content in expected.items():
+            for name, wanted in expected.items():
                 attachment = await again.attach(name)
-                found = await attachment.volume.read(0, len(content))
-                assert found == content, f"volume {name!r} lost data in a second crash"
+                found = await attachment.volume.read(0, len(wanted))
+                assert found == wanted, f"volume {name!r} lost data in a second crash"
             check_space(again)
         finally:
             await again.stop()

@@ -35,6 +35,16 @@ class VolumeHistory:
         """Note that all operations so far are answered, the log being at ``lsn``."""
         self._lsns += [lsn] * (len(self._operations) - len(self._lsns))
 
+    def amend(self, content: bytes) -> None:
+        """Replace the operations that were refused by what they left: the whole content."""
+        answered = self.answers
+        before = self.image(answered)
+        del self._operations[answered:]
+        del self._snapshots[answered // _SNAPSHOT_EVERY + 1 :]
+        self._recent.clear()
+        self._current = bytearray(before)
+        self.issue(0, content)
+
     @property
     def answers(self) -> int:
         """How many operations are answered."""
@@ -61,6 +71,7 @@ class VolumeHistory:
     def find(self, content: bytes, least: int, most: int, lsn: int) -> int | None:
         """Return how many operations ``content`` holds, ``least`` to ``most``; None when no
         prefix gives it.  ``lsn``, where the log was found to end, says where to look first."""
+        most = min(most, len(self))  # operations that were refused do not count
         guess = sum(1 for answered in self._lsns if answered <= lsn)
         order = sorted(range(least, most + 1), key=lambda count: abs(count - guess))
         for count in order:

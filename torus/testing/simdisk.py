@@ -168,11 +168,13 @@ class PowerLoss:
         elif event.kind == "sync":
             self._settle(event)
         elif event.kind == "make":
-            assert isinstance(event.a, int) and isinstance(event.b, tuple)
+            assert isinstance(event.a, int)
+            assert isinstance(event.b, tuple)
             durable.headers[event.a] = event.b[0]
             durable.segments[event.a] = bytearray(event.b[1])
         elif event.kind in ("replace", "append"):
-            assert isinstance(event.a, str) and isinstance(event.b, bytes)
+            assert isinstance(event.a, str)
+            assert isinstance(event.b, bytes)
             old = durable.files.get(event.a, b"") if event.kind == "append" else b""
             durable.files[event.a] = old + event.b
         self._count += 1
@@ -211,7 +213,8 @@ class PowerLoss:
         return image
 
     def _settle(self, sync: Event) -> None:
-        assert isinstance(sync.a, int) and isinstance(sync.b, int)
+        assert isinstance(sync.a, int)
+        assert isinstance(sync.b, int)
         left = []
         for number, event in self._pending:
             assert isinstance(event.a, int)
@@ -247,6 +250,7 @@ class PowerLoss:
         if current.kind in ("write", "punch"):
             self._tear(image, current, rng)
         elif current.kind == "append":
-            assert isinstance(current.a, str) and isinstance(current.b, bytes)
+            assert isinstance(current.a, str)
+            assert isinstance(current.b, bytes)
             part = current.b[: rng.randint(0, len(current.b))]
             image.files[current.a] = image.files.get(current.a, b"") + part

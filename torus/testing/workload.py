@@ -1,7 +1,6 @@
 """Workloads on simulated volumes, recorded so that their machine can crash at any moment."""
 
 import asyncio
-import random
 import struct
 from collections.abc import Awaitable
 
@@ -44,6 +43,11 @@ class Recorder:
         """The attachment, when attached."""
         assert self._attachment is not None
         return self._attachment
+
+    @property
+    def attached(self) -> bool:
+        """True while the volume is attached."""
+        return self._attachment is not None
 
     @property
     def size(self) -> int:
@@ -97,9 +101,7 @@ class Recorder:
             done += count
         self._answer(len(self.history))
 
-    async def zero(
-        self, offset: int, length: int, *, trim: bool, allocate: bool = False
-    ) -> None:
+    async def zero(self, offset: int, length: int, *, trim: bool, allocate: bool = False) -> None:
         """Trim or write zeroes."""
         number = self._issue(offset, bytes(length))
         volume = self.attachment.volume
@@ -112,7 +114,10 @@ class Recorder:
     async def flush(self) -> None:
         """Flush what was answered before."""
         number = self.history.answers
-        await self.attachment.volume.flush()
+        if self.rng.random() < 0.5:
+            await self.attachment.volume.flush()
+        else:
+            await self.attachment.volume.flush_soon()
         self._flush_done(number)
 
     async def checkpoint(self) -> None:
@@ -145,12 +150,20 @@ class Recorder:
         found = await self.attachment.volume.read(offset, length)
         assert found == self.history.content[offset : offset + length], (offset, length)
 
+    async def amend(self) -> None:
+        """After a refusal: a refused operation may be there, in part, or not at all."""
+        volume = self.attachment.volume
+        content = await volume.read(0, self.size)
+        self.history.amend(content)
+        self._answer(len(self.history))
+        await self.flush()
+
     # --- in the background --------------------------------------------------------------
 
     def start(self, work: Awaitable[None]) -> None:
         """Let something run beside the operations that follow."""
         task = asyncio.ensure_future(work)
-        self._tasks.add(task)  # type: ignore[arg-type]
+        self._tasks.add(task)
 
     async def settle(self) -> None:
         """Wait for everything in the background."""
@@ -165,7 +178,9 @@ class Recorder:
         length = self.rng.choice(_SIZES) // unit * unit or unit
         length = min(length, self.size // unit * unit)
         last = (self.size - length) // unit
-        place = self.rng.randint(0, last) if self.rng.random() < 0.7 else self.rng.randint(0, last // 8)
+        place = (
+            self.rng.randint(0, last) if self.rng.random() < 0.7 else self.rng.randint(0, last // 8)
+        )
         return place * unit, length
 
     async def random_step(self) -> None:
