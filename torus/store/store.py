@@ -25,6 +25,7 @@ from torus.ids import ChunkId
 from torus.log import get_logger
 from torus.store.appender import Appender, Slot
 from torus.store.cooling import Cooling
+from torus.store.damage import check_complete, chunks_in
 from torus.store.disk import Disk
 from torus.store.fences import Fences
 from torus.store.groupcommit import GroupCommit
@@ -70,6 +71,7 @@ class Store:
         self._cluster_id = bytes.fromhex(identity.cluster_id)
         self.commits = GroupCommit(self._start_sync, self._sync_failed, clock)
         self.damaged: list[str] = []
+        self._unreadable: set[ChunkId] = set()  # they may lie in damaged slots
         self.space_freed = asyncio.Event()
 
     # --- opening ------------------------------------------------------------------------
@@ -86,6 +88,7 @@ class Store:
             segment = parse_segment_name(name)
             if segment is not None:
                 self._open_segment(segment, name)
+        check_complete(self._segments, self.identity.disk_id)
 
     def _open_segment(self, segment: int, name: str) -> None:
         size = self.disk.open_segment(segment)
@@ -109,6 +112,7 @@ class Store:
             except Corruption as exc:
                 self.damaged.append(exc.message)
                 self._space.quarantine()
+                self._unreadable |= chunks_in(self.disk.read(address, header.slot_bytes))
                 log.error("store.slot.damaged", slot=where, reason=exc.message)
                 continue
             self._space.add_used()
@@ -150,11 +154,15 @@ class Store:
     def find(self, chunk: ChunkId) -> Slot | None:
         """Return the slot of ``chunk``; None when this disk never had it or deleted it.
 
-        Raises: DiskFailed: a failed disk cannot say "not here".
+        Raises: DiskFailed: a failed disk cannot say "not here"; Corruption when it may lie in
+            a slot that is damaged.
         """
         slot = self._slots.get(chunk)
         if slot is None:
             self.check_disk()
+            if chunk in self._unreadable:
+                where = f"a damaged slot of disk {self.identity.disk_id}"
+                raise Corruption(f"chunk {chunk} lies in {where}", hint="run 'torus check'")
         return slot
 
     # --- growing ------------------------------------------------------------------------
@@ -325,7 +333,11 @@ class Store:
         try:
             await self._pool.submit(self._wipe_headers, slots)
             await self.sync_segments({slot.segment for slot in slots})
-        except OSError as exc:
+        except (OSError, PoolFull) as exc:
+            # Deleting may be tried again, also where a header is wiped already.
+            self._slots.update((slot.chunk, slot) for slot in slots)
+            if isinstance(exc, PoolFull):
+                raise
             raise self.translate(exc, "delete chunks") from exc
         if slots:
             self._cooling.add([slot.address for slot in slots])
