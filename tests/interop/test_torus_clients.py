@@ -49,9 +49,10 @@ def uri(request: pytest.FixtureRequest, machine: Machine) -> Iterator[Uri]:
     yield make
     for gateway in gateways:
         gateway.stop()
-        assert [event for event in gateway.events() if event["level"] == "error"] == []
     for name in made:
         machine.run("volume", "delete", name, "--force")
+    for gateway in gateways:
+        assert [event for event in gateway.events() if event["level"] == "error"] == []
 
 
 @pytest.fixture
