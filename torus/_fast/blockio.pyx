@@ -25,11 +25,16 @@ cdef extern from *:
     #include <sys/uio.h>
     #include <fcntl.h>
     #include <unistd.h>
+    #include <limits.h>
     #ifndef RWF_NOWAIT
     #define RWF_NOWAIT 8
     #endif
+    #ifndef IOV_MAX
+    #define IOV_MAX 1024
+    #endif
     """
     int RWF_NOWAIT
+    int IOV_MAX
     ssize_t preadv2(int fd, const iovec* pieces, int count, off_t offset, int flags) nogil
     int c_fallocate "fallocate"(int fd, int mode, off_t offset, off_t size) nogil
     ssize_t pwritev(int fd, const iovec* pieces, int count, off_t offset) nogil
@@ -46,6 +51,8 @@ cdef class BlockIo:
 
     def write(self, uint64_t address, RecordBuilder record):
         """Write a finished record at ``address``, all of it. Raises: OSError."""
+        if record.size == 0:
+            raise ValueError("record is not finished")
         self.write_record(address, record)
 
 
@@ -71,6 +78,8 @@ cdef class FileIo(BlockIo):
     def set_file(self, Py_ssize_t segment, int fd):
         """Make ``fd`` the file of ``segment``; -1 takes it away."""
         cdef int* grown
+        if segment < 0:
+            raise ValueError(f"there is no segment {segment}")
         if segment >= self.file_count:
             grown = <int*>realloc(self.files, (segment + 1) * sizeof(int))
             if grown == NULL:
@@ -112,6 +121,8 @@ cdef class FileIo(BlockIo):
         cdef off_t offset = 0
         cdef int fd = self.locate(address, &offset)
         cdef ssize_t wrote
+        if record.piece_count > IOV_MAX:
+            return self.write_rest(fd, offset, record, 0)
         while True:
             wrote = pwritev(fd, record.pieces, <int>record.piece_count, offset)
             self.writes += 1
@@ -152,7 +163,7 @@ cdef class PythonIo(BlockIo):
         self.disk = disk
 
     cdef int read_now(self, uint64_t address, void* dest, size_t n) except -1:
-        data = self.disk.read_now(address, n)
+        cdef bytes data = self.disk.read_now(address, n)
         if data is None:
             return 0
         if <size_t>len(data) != n:

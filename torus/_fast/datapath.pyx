@@ -59,6 +59,8 @@ cdef class Datapath:
         """Answer the READs [first, stop) into ``replies``; return the indexes left over."""
         cdef Py_ssize_t i
         cdef object left = ()
+        if first < 0 or stop > requests.count:
+            raise ValueError(f"requests {first} to {stop} of {requests.count}")
         for i in range(first, stop):
             if self.serve(&requests.items[i], replies) == 1:
                 self.reads_served += 1
@@ -87,7 +89,10 @@ cdef class Datapath:
             replies.hole(request.cookie, request.offset, request.length)
             return 1
         dest = replies.reserve(request.cookie, request.offset, <size_t>request.length)
-        outcome = self.fill(request.offset, <size_t>request.length, dest, count)
+        try:
+            outcome = self.fill(request.offset, <size_t>request.length, dest, count)
+        except OSError:
+            outcome = 0     # the slow path reads again and knows what an error means
         if outcome != 1:
             replies.cancel()
         return outcome
@@ -161,6 +166,8 @@ cdef class Datapath:
         cdef Py_ssize_t i = first
         cdef const Request* request
         cdef size_t room, size
+        if first < 0 or stop > requests.count:
+            raise ValueError(f"requests {first} to {stop} of {requests.count}")
         while i < stop:
             request = &requests.items[i]
             if not self.blocks.resident(request.offset // BLOCK, request.length // BLOCK):
@@ -187,8 +194,8 @@ def first_wrong(data, Py_ssize_t first, bytes crcs, Py_ssize_t count):
     cdef const uint8_t[::1] view = data
     cdef const uint32_t* expected = <const uint32_t*><const char*>crcs
     cdef Py_ssize_t i
-    if first < 0 or count < 0 or (first + count) * BLOCK > view.shape[0] or (
-            (first + count) * 4 > len(crcs)):
+    cdef Py_ssize_t most = min(view.shape[0] // BLOCK, <Py_ssize_t>len(crcs) // 4)
+    if first < 0 or count < 0 or count > most or first > most - count:
         raise ValueError(f"blocks {first}+{count} of {view.shape[0]} bytes, {len(crcs) // 4} CRCs")
     for i in range(first, first + count):
         if crc32c(0, &view[i * BLOCK], BLOCK) != expected[i]:

@@ -22,7 +22,7 @@ cdef packed struct Header:          # docs/format.md, "Record header"; little en
     uint32_t payload_bytes
     uint16_t extent_count
     uint16_t reserved
-    uint32_t reserved_too
+    uint32_t salt
     uint32_t header_crc
 
 cdef packed struct Extent:
@@ -60,6 +60,7 @@ cdef class RecordReader:
     cdef readonly uint32_t next_index
     cdef readonly bint payload_ok
     cdef readonly object problem
+    cdef readonly object salt               # of the chunk; None until the first record
 
     cdef judge(self, const Header* head, size_t left)
     cdef size_t header_need(self, const Header* head) noexcept

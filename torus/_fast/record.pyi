@@ -29,6 +29,7 @@ class RecordBuilder:
         lsn: int,
         committed: int,
         offset: int,
+        salt: int = 0,
     ) -> int: ...
     def apply(self, blocks: BlockMap) -> None: ...
     def extent_list(self) -> list[tuple[int, int, bool]]: ...
@@ -40,6 +41,7 @@ class RecordReader:
     next_index: int
     payload_ok: bool
     problem: str | None
+    salt: int | None
     kind: int
     lsn: int
     committed: int
@@ -48,7 +50,12 @@ class RecordReader:
     header_bytes: int
     payload_bytes: int
     def __init__(
-        self, data: Buffer, chunk: tuple[int, int, int, int], offset: int, next_index: int
+        self,
+        data: Buffer,
+        chunk: tuple[int, int, int, int],
+        offset: int,
+        next_index: int,
+        salt: int | None = None,
     ) -> None: ...
     def advance(self, check_payload: bool = True) -> bool: ...
     def payload(self) -> bytes: ...

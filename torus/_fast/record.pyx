@@ -45,6 +45,8 @@ cdef class RecordBuilder:
     """
 
     def __cinit__(self, size_t payload_max, Py_ssize_t extents_max):
+        if not 0 < extents_max <= 0xFFFF or payload_max > 0x7FFFFFFF:
+            raise ValueError("a record's counts have 16 bits, its sizes 32")
         self.payload_max = payload_max
         self.extents_max = extents_max
         self.header_room = self.header_size(extents_max, payload_max)
@@ -103,9 +105,12 @@ cdef class RecordBuilder:
         return most & ~<size_t>(BLOCK - 1)
 
     cdef int add_piece(self, uint64_t block, const void* data, size_t size) except -1:
-        if self.extent_count >= self.extents_max or self.payload_bytes + size > self.payload_max:
+        if self.extent_count >= self.extents_max or size > self.payload_max - self.payload_bytes:
             raise ValueError("record is full")
+        if self.piece_count > self.extent_count + 1:
+            raise ValueError("record has a payload without extents")
         cdef Extent* extent = &self.extents[self.extent_count]
+        self.size = 0               # what finish() wrote does not hold any more
         extent.block = block
         extent.count = <uint32_t>(size // BLOCK)
         extent.kind = DATA_EXTENT
@@ -135,8 +140,11 @@ cdef class RecordBuilder:
 
     def add_zero(self, uint64_t block, uint32_t count):
         """Add an extent of ``count`` blocks that read as zeroes from now on."""
-        if self.extent_count >= self.extents_max:
-            raise ValueError("record is full")
+        if self.extent_count >= self.extents_max or self.piece_count > self.extent_count + 1:
+            raise ValueError("record is full, or has a payload without extents")
+        if count == 0:
+            raise ValueError("an extent of no blocks")
+        self.size = 0
         cdef Extent* extent = &self.extents[self.extent_count]
         extent.block = block
         extent.count = count
@@ -149,6 +157,7 @@ cdef class RecordBuilder:
             raise ValueError("record has content, or the payload is not aligned")
         if <size_t>len(payload) > self.payload_max:
             raise ValueError("record is full")
+        self.size = 0
         self.pieces[1].iov_base = <void*>PyBytes_AS_STRING(payload)
         self.pieces[1].iov_len = len(payload)
         self.piece_count = 2
@@ -156,10 +165,10 @@ cdef class RecordBuilder:
         self.owners.append(payload)
 
     def finish(self, uint16_t kind, chunk, uint32_t index, uint64_t lsn, uint64_t committed,
-               uint32_t offset):
+               uint32_t offset, uint32_t salt=0):
         """Write the header for place ``offset`` of ``chunk``; return the record's size.
 
-        ``chunk`` is (volume, epoch, tag, sequence).  Every block of the payload gets its
+        ``chunk`` is (volume, epoch, tag, sequence), ``salt`` the chunk's own random number.  Every block of the payload gets its
         checksum here, where the data enters.
         """
         cdef Header* head = <Header*>self.header
@@ -180,6 +189,7 @@ cdef class RecordBuilder:
         head.lsn = lsn
         head.committed = committed
         head.offset = offset
+        head.salt = salt
         head.header_bytes = <uint32_t>size
         head.payload_bytes = <uint32_t>self.payload_bytes
         head.extent_count = <uint16_t>self.extent_count
@@ -206,6 +216,8 @@ cdef class RecordBuilder:
 
     def apply(self, BlockMap blocks):
         """Enter the finished record's extents into ``blocks``, in order."""
+        if self.size == 0:
+            raise ValueError("record is not finished")
         cdef const uint32_t* crc = <const uint32_t*>(
             self.header + sizeof(Header) + self.extent_count * sizeof(Extent)
         )
@@ -222,6 +234,8 @@ cdef class RecordBuilder:
     def tobytes(self):
         """Return the finished record's bytes, header and payload."""
         cdef Py_ssize_t i
+        if self.size == 0:
+            raise ValueError("record is not finished")
         result = PyBytes_FromStringAndSize(NULL, self.size)
         cdef char* out = PyBytes_AS_STRING(result)
         for i in range(self.piece_count):
@@ -243,21 +257,29 @@ cdef int apply_extents(BlockMap blocks, const Extent* extents, Py_ssize_t count,
     return 0
 
 
+cdef inline const Header* found(RecordReader reader) except NULL:
+    if reader.head == NULL:
+        raise ValueError("there is no record here")
+    return reader.head
+
+
 cdef class RecordReader:
     """A walk over the records in ``data``, the bytes of ``chunk`` from ``offset`` on.
 
     `advance` moves to the next record and says whether there is one; when there is none,
     ``problem`` says why the bytes at ``end`` are not it.  A record whose header is whole but
-    whose payload is not is still a record: ``payload_ok`` tells.
+    whose payload is not is still a record: ``payload_ok`` tells.  Without ``salt`` the first
+    record says which salt the others must have.
     """
 
-    def __cinit__(self, data, chunk, uint32_t offset, uint32_t next_index):
+    def __cinit__(self, data, chunk, uint32_t offset, uint32_t next_index, salt=None):
         PyObject_GetBuffer(data, &self.view, PyBUF_SIMPLE)
         self.held = True
         self.chunk = chunk
         self.start_offset = offset
         self.end = offset
         self.next_index = next_index
+        self.salt = salt
         self.head = NULL
 
     def __dealloc__(self):
@@ -274,6 +296,8 @@ cdef class RecordReader:
         if self.problem is not None:
             return False
         self.head = head
+        if self.salt is None:
+            self.salt = head.salt
         self.payload_ok = not check_payload or self.check_payload()
         self.end += head.header_bytes + head.payload_bytes
         self.next_index += 1
@@ -304,6 +328,8 @@ cdef class RecordReader:
             return "header checksum is wrong"
         if (head.volume, head.epoch, head.tag, head.sequence) != self.chunk:
             return "record of another chunk"
+        if self.salt is not None and head.salt != self.salt:
+            return "record of another use of the slot"
         if head.offset != self.end:
             return f"record written for offset {head.offset}"
         if head.index != self.next_index:
@@ -315,6 +341,9 @@ cdef class RecordReader:
                 return f"extent {i} is of an unknown kind or empty"
             if extent[i].kind == DATA_EXTENT:
                 blocks += extent[i].count
+        # Without this `apply` would take checksums from behind the header.
+        if (head.kind == 1) != (head.extent_count != 0):
+            return f"record kind {head.kind} with {head.extent_count} extents"
         if head.kind == 1 and blocks * BLOCK != payload:
             return "extents do not cover the payload"
         return None
@@ -343,43 +372,46 @@ cdef class RecordReader:
             <const uint8_t*>self.head + sizeof(Header) + self.head.extent_count * sizeof(Extent)
         )
 
+    # What follows is of the record that `advance` found.  Raises: ValueError when it did not.
+
     @property
     def kind(self):
-        return self.head.kind
+        return found(self).kind
 
     @property
     def lsn(self):
-        return self.head.lsn
+        return found(self).lsn
 
     @property
     def committed(self):
-        return self.head.committed
+        return found(self).committed
 
     @property
     def index(self):
-        return self.head.index
+        return found(self).index
 
     @property
     def offset(self):
-        return self.head.offset
+        return found(self).offset
 
     @property
     def header_bytes(self):
-        return self.head.header_bytes
+        return found(self).header_bytes
 
     @property
     def payload_bytes(self):
-        return self.head.payload_bytes
+        return found(self).payload_bytes
 
     def payload(self):
         """Return a copy of the record's payload."""
+        cdef const Header* head = found(self)
         return PyBytes_FromStringAndSize(
-            <const char*>self.head + self.head.header_bytes, self.head.payload_bytes
+            <const char*>head + head.header_bytes, head.payload_bytes
         )
 
     def extent_list(self):
         """Return the extents as (block, count, is_zero)."""
-        cdef const Extent* extents = <const Extent*>(<const uint8_t*>self.head + sizeof(Header))
+        cdef const Extent* extents = <const Extent*>(<const uint8_t*>found(self) + sizeof(Header))
         return [
             (extents[i].block, extents[i].count, extents[i].kind == ZERO_EXTENT)
             for i in range(self.head.extent_count)
@@ -387,7 +419,7 @@ cdef class RecordReader:
 
     def ready(self, BlockMap blocks):
         """True when every leaf that `apply` needs is resident."""
-        cdef const Extent* extents = <const Extent*>(<const uint8_t*>self.head + sizeof(Header))
+        cdef const Extent* extents = <const Extent*>(<const uint8_t*>found(self) + sizeof(Header))
         cdef Py_ssize_t i
         for i in range(self.head.extent_count):
             if not blocks.resident(extents[i].block, extents[i].count):
@@ -396,7 +428,7 @@ cdef class RecordReader:
 
     def apply(self, BlockMap blocks):
         """Enter the record's extents into ``blocks``, in order."""
-        cdef const Extent* extents = <const Extent*>(<const uint8_t*>self.head + sizeof(Header))
+        cdef const Extent* extents = <const Extent*>(<const uint8_t*>found(self) + sizeof(Header))
         apply_extents(blocks, extents, self.head.extent_count, self.head.sequence,
                       (self.head.offset + self.head.header_bytes) // ALIGN, self.crcs())
 
@@ -414,6 +446,8 @@ def find_header(data, Py_ssize_t start):
     cdef Py_ssize_t at = start
     cdef size_t need
     cdef uint32_t crc
+    if start < 0:
+        raise ValueError(f"position {start} lies before the data")
     PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
     try:
         while at + <Py_ssize_t>sizeof(Header) <= view.len:

@@ -75,9 +75,9 @@ cdef class SyncThread:
         self.thread.start()
 
     def submit(self, int fd, uint64_t token):
-        """Ask for an fdatasync of ``fd``; False when too many are outstanding."""
+        """Ask for an fdatasync of ``fd``; False when too many are outstanding, or when closed."""
         pthread_mutex_lock(&self.mutex)
-        cdef bint room = self.asked_in - self.answered_out < RING
+        cdef bint room = self.asked_in - self.answered_out < RING and not self.ending
         if room:
             self.asked[self.asked_in % RING].fd = fd
             self.asked[self.asked_in % RING].token = token
@@ -105,7 +105,9 @@ cdef class SyncThread:
         """Let what was asked finish, end the thread, close the descriptors; idempotent."""
         if self.answer_fd < 0:
             return
+        pthread_mutex_lock(&self.mutex)
         self.ending = True
+        pthread_mutex_unlock(&self.mutex)
         self.signal(self.wake_fd)
         if self.thread is not None:
             self.thread.join()
@@ -127,16 +129,17 @@ cdef class SyncThread:
         cdef uint64_t count
         cdef Job job
         cdef int64_t began
-        cdef bint found
+        cdef bint found, ending
         while True:
             pthread_mutex_lock(&self.mutex)
             found = self.asked_out < self.asked_in
             if found:
                 job = self.asked[self.asked_out % RING]
                 self.asked_out += 1
+            ending = self.ending    # with the ring: what was asked before it is never left
             pthread_mutex_unlock(&self.mutex)
             if not found:
-                if self.ending:
+                if ending:
                     return
                 read(self.wake_fd, &count, sizeof(count))
                 continue

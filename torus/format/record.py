@@ -49,7 +49,7 @@ class RecordHeader:
     payload_bytes: int
     extent_count: int
     reserved: int
-    reserved_too: int
+    salt: int
     header_crc: int
 
     @classmethod

@@ -6,6 +6,7 @@ the map.  Implements docs/format.md, "The log".
 """
 
 import asyncio
+import secrets
 from dataclasses import dataclass
 
 from torus import limits
@@ -42,6 +43,7 @@ class Log:
         self._chunk = ChunkId(volume, epoch, 0, start.sequence)
         self._offset = chunks.slot_bytes
         self._index = 0
+        self._salt = 0
         self._dirty: dict[ChunkId, int] = {}
         self.first_sequence = start.sequence + 1
         self.lsn = start.lsn
@@ -182,6 +184,7 @@ class Log:
 
     def _use(self, chunk: ChunkId, writer: ChunkWriter, *, reserved: bool) -> None:
         self._chunk, self._writer, self.reserved = chunk, writer, reserved
+        self._salt = secrets.randbits(32)
         self._offset, self._index = limits.SLOT_HEADER_BYTES, 0
 
     def _head_record(self) -> RecordBuilder:
@@ -191,7 +194,9 @@ class Log:
         return record
 
     def _finish(self, record: RecordBuilder, kind: int) -> None:
-        record.finish(kind, self._chunk, self._index, self.lsn + 1, self.committed, self._offset)
+        record.finish(
+            kind, self._chunk, self._index, self.lsn + 1, self.committed, self._offset, self._salt
+        )
 
     def _advance(self, record: RecordBuilder) -> None:
         size = record.size

@@ -16,7 +16,7 @@ from torus._fast.crc import checksum
 from torus._fast.record import KIND_DATA, KIND_ROOT, RecordReader, find_header
 from torus.cluster.chunks import Chunks
 from torus.errors import Corruption
-from torus.format.record import RecordHeader
+from torus.format.record import HEADER, MAGIC, RecordHeader
 from torus.format.root import RootPayload
 from torus.ids import ChunkId
 from torus.log import get_logger
@@ -157,9 +157,7 @@ class Recovery:
         if span.last is None:
             await self._refuse_loss(span, found)
         else:
-            found.end = Position(
-                span.last + 1, limits.SLOT_HEADER_BYTES, 0, found.end.lsn
-            )
+            found.end = Position(span.last + 1, limits.SLOT_HEADER_BYTES, 0, found.end.lsn)
 
     def _scan(
         self, span: Span, sequence: int, end: Position | None
@@ -183,7 +181,8 @@ class Recovery:
         self, chunk: ChunkId, data: bytes, start: Position, span: Span, found: Recovered
     ) -> bool:
         """Apply a chunk's records; True when its bytes were records to the very end."""
-        reader = RecordReader(data, chunk, start.offset, start.index)
+        salt = await self._salt_of(chunk) if start.index else None
+        reader = RecordReader(data, chunk, start.offset, start.index, salt)
         lsn = start.lsn
         exact = span.end if chunk.sequence == span.last else None
         stop = self._chunks.slot_bytes if exact is None else exact
@@ -207,6 +206,13 @@ class Recovery:
         if exact is not None and end != exact:
             raise self._lost(span, chunk.sequence, f"ends at {end}, not {exact}")
         return end >= stop
+
+    async def _salt_of(self, chunk: ChunkId) -> int | None:
+        """Return the salt of a chunk whose first record was replayed before; None when that
+        record is damaged."""
+        place = (chunk, limits.SLOT_HEADER_BYTES, HEADER.size)
+        header = RecordHeader.unpack((await self._chunks.read([place]))[0])
+        return header.salt if header.magic == MAGIC and header.chunk == chunk else None
 
     async def _apply(self, reader: RecordReader, blocks: BlockMap) -> None:
         extents = reader.extent_list()
