@@ -99,7 +99,7 @@ def test_a_short_file_is_left_to_the_slow_path(files: tuple[FileIo, list[int]]) 
 def test_what_is_not_cached_is_left_to_the_slow_path(tmp_path: Path) -> None:
     """Reading it would hold up every client of the process."""
     path = tmp_path / "cold"
-    data = random.Random(1).randbytes(HEADER + SEGMENT)
+    data = random.Random(1).randbytes(limits.MIB)  # the cache drops large pieces as a whole
     path.write_bytes(data)
     fd = os.open(path, os.O_RDWR)
     os.fsync(fd)
@@ -226,13 +226,13 @@ def test_a_short_write_goes_on_and_its_error_is_told(files: tuple[FileIo, list[i
     assert len(found) == 512 + BLOCK + 100
 
 
-def test_a_short_write_is_finished_in_order() -> None:
-    """A pipe takes what it has room for; the rest follows without a gap."""
+def test_a_pipe_is_no_disk() -> None:
+    """It has no offsets, so nothing is written anywhere."""
     receiver, sender = os.pipe()
     io = FileIo(SEGMENT, 0)
     io.set_file(0, sender)
     with pytest.raises(OSError) as caught:
-        io.write(0, record_of(bytes(BLOCK)))  # a pipe has no offsets at all
+        io.write(0, record_of(bytes(BLOCK)))
     os.close(receiver)
     os.close(sender)
 
