@@ -50,6 +50,8 @@ class Poller:
         """Return the bytes of the next requests, received into the batch; 0: go to the loop."""
         if self._fd < 0 or self._rounds >= limits.NBD_POLL_ROUNDS_MAX:
             return 0
+        if self._transport.is_closing():
+            return 0  # the descriptor's number may soon be another connection's
         if self._skip:
             self._skip -= 1
             return 0

@@ -114,7 +114,7 @@ def test_what_is_not_cached_is_left_to_the_slow_path(tmp_path: Path) -> None:
     os.close(fd)
 
     if cold is not None:
-        pytest.skip("this file system is memory: nothing is ever cold")
+        pytest.skip("this file system keeps what it is asked to drop")
     assert warm == expected
 
 
