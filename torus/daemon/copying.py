@@ -5,6 +5,7 @@ is noted while it is read from the source, then compared with what the target gi
 """
 
 import asyncio
+import errno
 import os
 import stat
 import sys
@@ -83,9 +84,12 @@ async def import_into(volume: Volume, source: str, progress: Progress) -> CopyRe
                     running = await _some_done(running)
             while running:
                 running = await _some_done(running)
+        except OSError as exc:
+            raise _file_error(source, exc) from exc
         finally:
             for task in running:
                 task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
     rest = volume.size_bytes - end
     if rest:
         await volume.write_zeroes(end, rest, durable=False, allocate=False)
@@ -165,7 +169,9 @@ def _data_ranges(file: BinaryIO, total: int | None) -> Iterator[tuple[int, int |
     while at < total:
         try:
             start = os.lseek(file.fileno(), at, os.SEEK_DATA)
-        except OSError:
+        except OSError as exc:
+            if exc.errno != errno.ENXIO:
+                raise  # what cannot be read must not become zeroes
             break  # no data behind here
         at = os.lseek(file.fileno(), start, os.SEEK_HOLE)
         start = max(start // _PIECE * _PIECE, reached)
@@ -219,7 +225,7 @@ async def export_from(volume: Volume, target: str, progress: Progress) -> CopyRe
                 file.truncate(0)
                 file.truncate(volume.size_bytes)
             await _copy_out(volume, file, tally, sparse=regular)
-            os.fsync(file.fileno())
+            _sync(file)
             if regular:
                 await asyncio.get_running_loop().run_in_executor(None, _verify_file, file, tally)
     except OSError as exc:
@@ -245,6 +251,14 @@ async def _copy_out(volume: Volume, file: BinaryIO, tally: _Tally, *, sparse: bo
         data = await volume.read(offset, size)
         await loop.run_in_executor(None, _write, file, offset if sparse else None, data)
         tally.note(offset, data, size)
+
+
+def _sync(file: BinaryIO) -> None:
+    try:
+        os.fsync(file.fileno())
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:  # pipes and terminals have nothing to sync
+            raise
 
 
 def _write(file: BinaryIO, offset: int | None, data: bytes) -> None:
