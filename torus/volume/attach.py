@@ -11,7 +11,7 @@ from torus import limits
 from torus._fast.blockmap import BlockMap
 from torus.clock import Clock
 from torus.cluster.chunks import Chunks
-from torus.errors import Corruption, TorusError
+from torus.errors import Corruption, PoolFull, TorusError
 from torus.log import get_logger
 from torus.metadata.schema import Head, Owner
 from torus.volume.catalog_ask import Volume as Found
@@ -109,7 +109,7 @@ class _Holder:
             await volume.early_flush.stop()
             if core.failure is None:
                 if core.dirty:
-                    await volume.checkpointer.write()
+                    await self._last_checkpoint(volume)
                 await core.journal.sync()
                 await self._release(volume)
         finally:
@@ -117,6 +117,12 @@ class _Holder:
             await volume.queue.stop()
         if core.failure is None:
             log.info("volume.detached", volume=core.spec.name, epoch=core.epoch)
+
+    async def _last_checkpoint(self, volume: Volume) -> None:
+        try:
+            await volume.checkpointer.write()
+        except PoolFull as exc:  # the log has everything: the next attach replays it
+            log.warning("volume.no_last_checkpoint", volume=volume.name, error=str(exc))
 
     async def _release(self, volume: Volume) -> None:
         core, head = volume.core, volume.checkpointer.head

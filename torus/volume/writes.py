@@ -68,6 +68,7 @@ class WriteQueue:
         self._current: Item | None = None  # the item that is being added
         self._record = RecordBuilder(limits.RECORD_PAYLOAD_BYTES_MAX, limits.RECORD_EXTENTS_MAX)
         self._from_reserve = False
+        self._stopped = False
         self._wake = asyncio.Event()
         self._rest = asyncio.Event()
         self._rest.set()
@@ -78,7 +79,7 @@ class WriteQueue:
     @property
     def idle(self) -> bool:
         """True when the fast path may append: nothing is queued, under way or waiting."""
-        return self._rest.is_set() and not self._blocked
+        return self._rest.is_set() and not self._blocked and not self._stopped
 
     @property
     def blocked(self) -> int:
@@ -91,6 +92,8 @@ class WriteQueue:
         Raises: PoolFull (unless writes pause), DiskFailed, Fenced, Unavailable, Corruption.
         """
         self._core.check()
+        if self._stopped:
+            raise ShuttingDown("the volume is closed")
         if self._blocked and not item.may_use_reserve:
             self._blocked.append(item)
         else:
@@ -114,6 +117,7 @@ class WriteQueue:
 
     async def stop(self) -> None:
         """End the task; idempotent."""
+        self._stopped = True
         self._task.cancel()
         await asyncio.wait([self._task])
         self._reject_all(ShuttingDown("the volume was closed before this request was done"))
