@@ -108,6 +108,8 @@ class AttachedVolumes:
         """
         if self._names is not None and name not in self._names:
             raise NotFound(f"volume {name!r} is not served here")
+        if name not in self._places:
+            await self._catalog.get(name)  # names that clients make up must not fill the memory
         place = self._places.setdefault(name, _Place())
         async with place.lock:
             if self._closing:
@@ -193,11 +195,11 @@ class AttachedVolumes:
     async def _watch(self, revision: int) -> None:
         while not self._closing:
             try:
-                watch = await self._metadata.watch(VOLUMES, revision)
-                async for events in watch:
-                    for event in events:
-                        await self._on_event(event)
-                        revision = max(revision, event.revision)
+                async with await self._metadata.watch(VOLUMES, revision) as watch:
+                    async for events in watch:
+                        for event in events:
+                            await self._on_event(event)
+                            revision = max(revision, event.revision)
             except Unavailable as exc:
                 log.warning("volumes.watch.lost", error=str(exc))
                 await asyncio.sleep(limits.WATCH_RETRY_S)
