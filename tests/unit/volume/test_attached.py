@@ -353,7 +353,7 @@ def test_a_deletion_by_force_ends_an_attached_volume(run: Callable[..., None]) -
     run(scenario)
 
 
-class Interrupted(MemoryMetadata):
+class LosesTrack(MemoryMetadata):
     """A metadata store whose watches lose track when told to, and which is away meanwhile."""
 
     lose = False
@@ -389,7 +389,7 @@ def test_changes_that_a_watch_missed_are_caught_up(
     monkeypatch.setattr(limits, "WATCH_RETRY_S", 0)
 
     async def scenario(machine: Machine) -> None:
-        store = Interrupted(machine.world.clock)
+        store = LosesTrack(machine.world.clock)
         await machine.metadata.close()
         machine.metadata = AsyncMetadata(store)
         machine.catalog = machine.catalog_of(machine.metadata)
