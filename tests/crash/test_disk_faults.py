@@ -43,8 +43,9 @@ async def _run(seed: str, kind: str, at: int, error: int, part: float, count: in
         await recorder.settle()
     except PoolFull:
         assert error == errno.ENOSPC
-    except TorusError as exc:
-        assert disk.failures, f"{exc!r} without a failure of the disk"
+    except TorusError:
+        if not disk.failures:
+            raise
     if world.store.failure is not None:
         await _check_out(world, recorder)
     await world.stop()
@@ -64,10 +65,12 @@ async def _check_out(world: World, recorder: Recorder) -> None:
         volume = recorder.attachment.volume
         with pytest.raises(TorusError):
             await volume.write(0, bytes(4096), durable=False)
-        with pytest.raises(TorusError):
-            await volume.flush()
-        with pytest.raises(TorusError):
-            await volume.flush_soon()
+        for flush in (volume.flush, volume.flush_soon):
+            try:
+                await flush()
+            except TorusError:
+                continue
+            recorder.flushed()  # allowed only if there was nothing to flush
     with pytest.raises(DiskFailed):
         await world.store.sync([])
     with pytest.raises(DiskFailed):
@@ -82,13 +85,13 @@ async def _check_out(world: World, recorder: Recorder) -> None:
 )
 def test_nth_call_fails_keeps_every_promise(kind: str, error: int, part: float, seed: int) -> None:
     """EIO takes the disk out at once; ENOSPC is an answer; what was flushed is there."""
-    if kind not in ("write", "append_file") and part:
-        return
+    if part and (kind not in ("write", "append_file") or (part == 1.0 and error == errno.ENOSPC)):
+        return  # only writes arrive in part; one without space never arrives whole
     for round_ in range(2):
         for at in range(1, 400):
             try:
                 came = asyncio.run(_run(f"{seed}:{round_}", kind, at, error, part))
-            except Exception as exc:
+            except BaseException as exc:
                 exc.add_note(f"seed '{seed}:{round_}', {kind} number {at}, part {part}")
                 raise
             if not came:

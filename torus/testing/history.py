@@ -35,7 +35,7 @@ class VolumeHistory:
         """Note that all operations so far are answered, the log being at ``lsn``."""
         self._lsns += [lsn] * (len(self._operations) - len(self._lsns))
 
-    def amend(self, content: bytes) -> None:
+    def amend(self, content: bytes) -> int:
         """Replace the operations that were refused by what they left: the whole content."""
         answered = self.answers
         before = self.image(answered)
@@ -43,7 +43,7 @@ class VolumeHistory:
         del self._snapshots[answered // _SNAPSHOT_EVERY + 1 :]
         self._recent.clear()
         self._current = bytearray(before)
-        self.issue(0, content)
+        return self.issue(0, content)
 
     @property
     def answers(self) -> int:

@@ -120,6 +120,10 @@ class Recorder:
             await self.attachment.volume.flush_soon()
         self._flush_done(number)
 
+    def flushed(self) -> None:
+        """Note that somebody flushed what is answered."""
+        self._flush_done(self.history.answers)
+
     async def checkpoint(self) -> None:
         """Write a checkpoint; like a flush, it makes what came before durable."""
         number = self.history.answers
@@ -154,8 +158,9 @@ class Recorder:
         """After a refusal: a refused operation may be there, in part, or not at all."""
         volume = self.attachment.volume
         content = await volume.read(0, self.size)
-        self.history.amend(content)
-        self._answer(len(self.history))
+        number = self.history.amend(content)
+        self.world.mark(("issued", self.name, number))
+        self._answer(number)
         await self.flush()
 
     # --- in the background --------------------------------------------------------------
