@@ -1,0 +1,68 @@
+"""Commands that run on an event loop: how they end."""
+
+import asyncio
+
+import pytest
+
+from torus.config import CommonConfig
+from torus.daemon import app
+from torus.errors import Interrupted, NotFound
+
+
+def _config(level: str) -> CommonConfig:
+    made = object.__new__(CommonConfig)
+    object.__setattr__(made, "log_level", level)
+    object.__setattr__(made, "log_format", "text")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"), [("info", "warning"), ("debug", "debug"), ("error", "error")]
+)
+def test_a_commands_log_is_for_those_who_ask(
+    asked: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a node says as a matter of course would only be in the way."""
+    levels: list[str] = []
+    monkeypatch.setattr(app.log, "configure", lambda level, _format: levels.append(level))
+
+    async def work() -> int:
+        return 7
+
+    assert app._run_command(_config(asked), work()) == 7
+    assert levels == [shown]
+
+
+def test_an_interruption_is_an_error_with_its_own_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After the work has been cancelled and has cleaned up."""
+    monkeypatch.setattr(app.log, "configure", lambda *_arguments: None)
+    ended: list[str] = []
+
+    async def work() -> None:
+        try:
+            asyncio.get_running_loop().call_soon(_interrupt)
+            await asyncio.Event().wait()
+        finally:
+            ended.append("cleaned up")
+
+    def _interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as caught:
+        app._run_command(_config("info"), work())
+    assert caught.value.exit_code == 130
+    assert ended == ["cleaned up"]
+
+
+def test_an_error_passes_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the work says is what people see."""
+    monkeypatch.setattr(app.log, "configure", lambda *_arguments: None)
+
+    async def work() -> None:
+        raise NotFound("no such thing", hint="look elsewhere")
+
+    with pytest.raises(NotFound, match="no such thing") as caught:
+        app._run_command(_config("info"), work())
+    assert caught.value.hint == "look elsewhere"
