@@ -48,6 +48,7 @@ async def _run(seed: str, kind: str, at: int, error: int, part: float, count: in
             raise
     if world.store.failure is not None:
         await _check_out(world, recorder)
+    await recorder.abandon()
     await world.stop()
     disk.kind = ""
     examiner = Examiner({"v": recorder.history}, rng, {"slots": 24}, deep_every=2)

@@ -175,6 +175,13 @@ class Recorder:
         tasks, self._tasks = self._tasks, set()
         await asyncio.gather(*tasks)
 
+    async def abandon(self) -> None:
+        """End what is in the background, however it ends."""
+        tasks, self._tasks = self._tasks, set()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     # --- chance -------------------------------------------------------------------------
 
     def extent(self, *, aligned: bool) -> tuple[int, int]:
