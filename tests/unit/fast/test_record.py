@@ -77,6 +77,25 @@ def test_what_has_room_fits(data: st.DataObject) -> None:
         assert RecordReader(builder.tobytes(), CHUNK, 512, 0).advance()
 
 
+@pytest.mark.parametrize("zeroes", [0, 1, 7, 26, 27, 28, 60])
+def test_all_the_room_at_once_fits_in_every_chunk(zeroes: int) -> None:
+    """Where the header grows by a sector, too: by extents, and by checksums."""
+    builder = RecordBuilder(200 * BLOCK, 100)
+    payload = memoryview(bytes(200 * BLOCK))
+    for chunk_room in range(0, 130 * BLOCK, 512):
+        builder.clear()
+        for number in range(zeroes):
+            if builder.room(chunk_room):
+                builder.add_zero(number, 1)
+        room = builder.room(chunk_room)
+        if room:
+            builder.add_data(0, payload[:room])
+            size = builder.finish(KIND_DATA, CHUNK, 0, 1, 0, 512)
+
+            assert size <= chunk_room, (zeroes, chunk_room)
+            assert builder.room(chunk_room) < BLOCK * 2
+
+
 def test_an_empty_chunk_has_room_for_nearly_all_of_itself() -> None:
     """room() may be careful, not stingy: less than two blocks and the header are left over."""
     builder = RecordBuilder(limits.RECORD_PAYLOAD_BYTES_MAX, limits.RECORD_EXTENTS_MAX)
