@@ -112,6 +112,19 @@ def test_checksums_are_what_another_library_computes(
     ]
 
 
+def test_the_salt_stands_before_the_checksum() -> None:
+    """The chunk's random number, 0 in the records above."""
+    salted = ZERO[:64] + bytes.fromhex("64636261 f079e9c3") + ZERO[72:]
+    builder = RecordBuilder(limits.MIB, 8)
+    of_zeroes(builder)
+    builder.finish(KIND_DATA, *PLACE, 0x61626364)
+    reader = RecordReader(salted, CHUNK, 1536, 9)
+
+    assert builder.tobytes() == salted
+    assert reader.advance()
+    assert reader.salt == 0x61626364
+
+
 def test_kinds_are_frozen() -> None:
     """Numbers that stand on disks."""
     assert (KIND_DATA, KIND_PAGES, KIND_ROOT, KIND_HEAD) == (1, 2, 3, 4)

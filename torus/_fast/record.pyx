@@ -168,8 +168,8 @@ cdef class RecordBuilder:
                uint32_t offset, uint32_t salt=0):
         """Write the header for place ``offset`` of ``chunk``; return the record's size.
 
-        ``chunk`` is (volume, epoch, tag, sequence), ``salt`` the chunk's own random number.  Every block of the payload gets its
-        checksum here, where the data enters.
+        ``chunk`` is (volume, epoch, tag, sequence), ``salt`` the chunk's own random number.
+        Every block of the payload gets its checksum here, where the data enters.
         """
         cdef Header* head = <Header*>self.header
         cdef size_t size = self.header_size(self.extent_count, self.payload_bytes)

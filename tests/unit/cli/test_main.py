@@ -194,7 +194,9 @@ def test_terminal_gets_a_table_and_no_color_is_obeyed(run_process, environment) 
 def test_interrupt_from_a_keyboard_ends_a_process_with_130(environment, tmp_path: Path) -> None:
     """A real SIGINT while the command waits for its input."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import sys, torus.cli.segment as s\n"
+        "import signal, sys, torus.cli.segment as s\n"
+        # a shell's background job ignores the signal, and so would its children
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def wait(arguments, session):\n"
         "    print('waiting', flush=True)\n"
         "    sys.stdin.read()\n"
@@ -207,8 +209,6 @@ def test_interrupt_from_a_keyboard_ends_a_process_with_130(environment, tmp_path
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # a shell's background job ignores the signal, and so would its children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
