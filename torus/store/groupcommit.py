@@ -17,13 +17,13 @@ class GroupCommit:
     def __init__(
         self,
         start: Callable[[int], asyncio.Future[None]],
-        translate: Callable[[OSError], Exception],
+        outcome: Callable[[OSError | None], Exception | None],
         clock: Clock,
     ) -> None:
-        """``start(segment)`` begins a sync of the segment's file; ``translate`` says what its
-        error means to those who wait."""
+        """``start(segment)`` begins a sync of the segment's file; ``outcome`` says what its
+        error, or its success, means to those who wait."""
         self._begin = start
-        self._translate = translate
+        self._outcome = outcome
         self._clock = clock
         self._running: dict[int, asyncio.Future[None]] = {}
         self._waiting: dict[int, list[asyncio.Future[None]]] = {}
@@ -58,8 +58,8 @@ class GroupCommit:
             del self._running[segment]
             self.observe(self._clock.monotonic_ns() - began)
             error = ShuttingDown("the disk was closed") if ended.cancelled() else ended.exception()
-            if isinstance(error, OSError):
-                error = self._translate(error)
+            if error is None or isinstance(error, OSError):
+                error = self._outcome(error)
             for future in waiting:
                 if future.done():
                     continue

@@ -69,7 +69,7 @@ class Store:
         self._newest = -1  # segment whose file exists
         self._disk_id = bytes.fromhex(identity.disk_id)
         self._cluster_id = bytes.fromhex(identity.cluster_id)
-        self.commits = GroupCommit(self._start_sync, self._sync_failed, clock)
+        self.commits = GroupCommit(self._start_sync, self._sync_ended, clock)
         self.damaged: list[str] = []
         self._unreadable: set[ChunkId] = set()  # they may lie in damaged slots
         self.space_freed = asyncio.Event()
@@ -161,8 +161,7 @@ class Store:
         if slot is None:
             self.check_disk()
             if chunk in self._unreadable:
-                where = f"a damaged slot of disk {self.identity.disk_id}"
-                raise Corruption(f"chunk {chunk} lies in {where}", hint="run 'torus check'")
+                raise Corruption(f"chunk {chunk} lies in a damaged slot", hint="run 'torus check'")
         return slot
 
     # --- growing ------------------------------------------------------------------------
@@ -289,8 +288,9 @@ class Store:
             except OSError as exc:
                 raise self.translate(exc, "prepare a slot") from exc
 
-    def _sync_failed(self, exc: OSError) -> TorusError:
-        return self.translate(exc, "sync")
+    def _sync_ended(self, exc: OSError | None) -> TorusError | None:
+        """A success behind a failure means nothing: the kernel forgets what it did not write."""
+        return self.failure if exc is None else self._fail(exc, "sync")
 
     def _start_sync(self, segment: int) -> asyncio.Future[None]:
         future = self.disk.sync_soon(segment)
@@ -378,6 +378,9 @@ class Store:
                 f"the file system under disk {self.identity.disk_id} has no space to {doing}",
                 hint="free space on the host, or start the node with a smaller --size",
             )
+        return self._fail(exc, doing)
+
+    def _fail(self, exc: OSError, doing: str) -> DiskFailed:
         if self.failure is None:
             self.failure = DiskFailed(
                 f"disk {self.identity.disk_id} failed to {doing}: {exc}; it takes no more data",
