@@ -14,7 +14,7 @@ from torus.testing.world import World
 pytestmark = [pytest.mark.crash, pytest.mark.slow]
 
 SCALE = float(os.environ.get("TORUS_CRASH_SCALE", "1"))
-WORKLOADS = max(1, int(14 * SCALE))
+WORKLOADS = max(1, int(26 * SCALE))
 CUTS = 2  # images with lost power at each moment
 
 
@@ -54,6 +54,45 @@ async def _examine(seed: str, steps: int, volumes: int, **options: object) -> in
             )
             raise
     return examiner.points
+
+
+async def _examine_short(kinds: tuple[str, ...], seed: str) -> int:
+    """Crash a fresh volume of 16 blocks at every moment of a workload of a few operations."""
+    rng = random.Random(f"{seed}:{kinds}")
+    world = World(rng)
+    world.store.open()
+    await world.catalog.init_cluster()
+    await world.catalog.create("v", 64 * limits.KIB)
+    recorder = Recorder(world, "v", 64 * limits.KIB)
+    await recorder.attach()
+    first = len(world.history)
+    for kind in kinds:
+        await getattr(recorder, kind)()
+    await recorder.settle()
+    await world.stop()
+    examiner = Examiner({"v": recorder.history}, rng)
+    for moment in moments(world, first):
+        try:
+            await examiner.killed(moment)
+            await examiner.cut(moment)
+        except Exception as exc:
+            exc.add_note(f"workload {kinds}, before event {moment.number}")
+            raise
+    return examiner.points
+
+
+SHORT = ("do_write", "do_unaligned", "do_durable", "do_trim", "do_later", "do_checkpoint")
+
+
+@pytest.mark.parametrize("first", SHORT)
+def test_crash_in_every_short_workload_keeps_what_was_promised(first: str, seed: int) -> None:
+    """All workloads of up to three operations, all their moments."""
+    points = 0
+    for second in ("", *SHORT):
+        for third in ("", *SHORT) if second else ("",):
+            kinds = tuple(f"_{kind}" for kind in (first, second, third) if kind)
+            points += asyncio.run(_examine_short(kinds, str(seed)))
+    assert points > 300
 
 
 @pytest.mark.parametrize("number", range(WORKLOADS))

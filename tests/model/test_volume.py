@@ -269,7 +269,9 @@ class VolumeMachine(RuleBasedStateMachine):
             at += length
         assert at == offset + size
 
-    @rule(place=places, size=st.sampled_from((4096, 65536, 5 << 20, 1 << 30)), limit=st.integers(1, 9))
+    @rule(
+        place=places, size=st.sampled_from((4096, 65536, 5 << 20, 1 << 30)), limit=st.integers(1, 9)
+    )
     def block_status(self, place: int, size: int, limit: int) -> None:
         """Holes read as zeroes; the extents lie side by side."""
         offset, size = self.extent(place, size, 512)

@@ -105,7 +105,7 @@ def test_truncated_segment_is_refused() -> None:
     image = _made().disk.image
     for size in (SMALL.segment_bytes - 1, SMALL.slot_bytes, 0):
         image.segments[0] = image.segments[0][:size]
-        with pytest.raises(Corruption, match="its 16 slots need|header alone"):
+        with pytest.raises(Corruption, match=r"its 16 slots need|header alone"):
             _open(image)
 
 

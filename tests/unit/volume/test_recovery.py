@@ -149,8 +149,9 @@ def test_damaged_slot_header_of_the_open_span_refuses_to_attach(byte: int) -> No
         await _write(world, 40, flush_at=40)
         chunk = _places(world)[-1][2]
         slot = _slot(world, chunk)
-        world.disk.image.segments[slot.segment][world.disk.geometry.slot_of(slot.address)
-                                                * world.disk.geometry.slot_bytes + byte] ^= 4  # fmt: skip
+        geometry = world.disk.geometry
+        start = geometry.slot_of(slot.address) * geometry.slot_bytes
+        world.disk.image.segments[slot.segment][start + byte] ^= 4
         again = _again(world)
         assert again.store.damaged
         assert again.store.usage.quarantined == 1
