@@ -43,6 +43,7 @@ class Core:
         self.places: dict[int, int] = {}
         self.path = None if chunks.io is None else Datapath(blocks, chunks.io, self.places)
         self.failure: TorusError | None = None
+        journal.on_chunk = self.enter_chunk
         self.on_failure: Callable[[TorusError], None] | None = None  # called once, with it
         self.hold_leaves = False  # a record is being made
         self.last_data_lsn = journal.lsn
@@ -79,6 +80,11 @@ class Core:
         Raises: Corruption.
         """
         return self.spans.chunk(sequence)
+
+    def enter_chunk(self, sequence: int) -> None:
+        """Make a chunk that the log has just opened known to the map and the compiled path."""
+        self.blocks.open_sequence(sequence)
+        self.note_place(sequence)
 
     def note_place(self, sequence: int) -> None:
         """Tell the compiled path where a chunk lies, when that is in this process."""

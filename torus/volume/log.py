@@ -7,6 +7,7 @@ the map.  Implements docs/format.md, "The log".
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torus import limits
@@ -49,6 +50,7 @@ class Log:
         self.lsn = start.lsn
         self.committed = start.lsn
         self.head_payload: bytes | None = None  # first record of the span; set by the owner
+        self.on_chunk: Callable[[int], None] = lambda _sequence: None  # called for each new one
         self.reserved = False  # the open chunk is one of the reserve: not for new data
         self.records = 0
         self.appended_bytes = 0
@@ -82,6 +84,8 @@ class Log:
     @property
     def room(self) -> int:
         """Return the bytes left in the open chunk; 0 when the next one must be opened."""
+        if self.head_payload is not None:
+            return 0  # nothing goes before the head record
         left = self._chunks.slot_bytes - self._offset
         return left if left >= _ROOM_MIN else 0
 
@@ -95,11 +99,12 @@ class Log:
 
         Raises: Fenced, PoolFull, DiskFailed.
         """
-        chunk = self._chunk._replace(sequence=self._chunk.sequence + 1)
-        writer = self._chunks.open_now(chunk, from_reserve=from_reserve)
-        if writer is None:
-            return False
-        self._use(chunk, writer, reserved=from_reserve)
+        if not self._use_again(reserved=from_reserve):
+            chunk = self._chunk._replace(sequence=self._chunk.sequence + 1)
+            writer = self._chunks.open_now(chunk, from_reserve=from_reserve)
+            if writer is None:
+                return False
+            self._use(chunk, writer, reserved=from_reserve)
         if self.head_payload is not None:
             record = self._head_record()
             appended = self.append_now(record, KIND_HEAD)
@@ -112,9 +117,10 @@ class Log:
 
         Raises: Fenced, PoolFull, DiskFailed, Unavailable.
         """
-        chunk = self._chunk._replace(sequence=self._chunk.sequence + 1)
-        writer = await self._chunks.open(chunk, from_reserve=from_reserve)
-        self._use(chunk, writer, reserved=from_reserve)
+        if not self._use_again(reserved=from_reserve):
+            chunk = self._chunk._replace(sequence=self._chunk.sequence + 1)
+            writer = await self._chunks.open(chunk, from_reserve=from_reserve)
+            self._use(chunk, writer, reserved=from_reserve)
         if self.head_payload is not None:
             await self.append(self._head_record(), KIND_HEAD)
             self.head_payload = None
@@ -184,8 +190,19 @@ class Log:
 
     def _use(self, chunk: ChunkId, writer: ChunkWriter, *, reserved: bool) -> None:
         self._chunk, self._writer, self.reserved = chunk, writer, reserved
-        self._salt = secrets.randbits(32)
         self._offset, self._index = limits.SLOT_HEADER_BYTES, 0
+        self._salt = secrets.randbits(32)
+        self.on_chunk(chunk.sequence)
+
+    def _use_again(self, *, reserved: bool) -> bool:
+        """Stay in a chunk that is open and has no record, because its first one found no space.
+
+        Going on in another would leave a hole in the log, where recovery would take it to end.
+        """
+        if self.unused_chunk is None:
+            return False
+        self.reserved = reserved
+        return True
 
     def _head_record(self) -> RecordBuilder:
         assert self.head_payload is not None

@@ -73,7 +73,7 @@ class Volume:
         try:
             while index < stop:
                 full = core.journal.room == 0 or core.journal.reserved
-                if full and not self._next_chunk_now():
+                if full and not core.journal.next_chunk_now(from_reserve=False):
                     break
                 reached, skip = self._append_some(requests, index, stop, skip)
                 if reached == index and self._record.size == 0:
@@ -103,15 +103,6 @@ class Volume:
         record.apply(core.blocks)
         core.last_data_lsn = core.journal.lsn
         return index, skip
-
-    def _next_chunk_now(self) -> bool:
-        core = self.core
-        if not core.journal.next_chunk_now(from_reserve=False):
-            return False
-        sequence = core.journal.chunk.sequence
-        core.blocks.open_sequence(sequence)
-        core.note_place(sequence)
-        return True
 
     # --- the slow path ------------------------------------------------------------------
 

@@ -312,9 +312,6 @@ class WriteQueue:
             if not self._from_reserve:
                 raise
             await self._core.journal.next_chunk(from_reserve=True)
-        sequence = self._core.journal.chunk.sequence
-        self._core.blocks.open_sequence(sequence)
-        self._core.note_place(sequence)
 
     async def _commit(self) -> None:
         """Append the record under way, enter it into the map, answer its items."""
