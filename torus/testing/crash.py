@@ -9,10 +9,11 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from torus.format.segment import Geometry
 from torus.metadata.schema import NEXT_VOLUME
 from torus.testing.history import VolumeHistory
 from torus.testing.metadata import Snapshot
-from torus.testing.simdisk import DiskImage, Event, PowerLoss
+from torus.testing.simdisk import SMALL, DiskImage, Event, PowerLoss
 from torus.testing.world import World
 
 
@@ -67,14 +68,29 @@ class Examiner:
 
     async def killed(self, moment: Moment) -> None:
         """The process dies: everything answered must be there."""
-        image = moment.disk.killed(moment.current, self.rng)
-        await self._examine(moment, image, "answered")
+        deep = self._is_deep()
+        image = moment.disk.killed(None if deep else moment.current, self.rng)
+        power = moment.disk.continued() if deep else None
+        await self._examine(moment, image, "answered", power)
 
     async def cut(self, moment: Moment) -> None:
         """The power goes: everything flushed must be there."""
-        await self._examine(moment, moment.disk.cut(self.rng, moment.current), "flushed")
+        image = moment.disk.cut(self.rng, moment.current)
+        power = PowerLoss(self._geometry(), image.copy()) if self._is_deep() else None
+        await self._examine(moment, image, "flushed", power)
 
-    async def _examine(self, moment: Moment, image: DiskImage, promise: str) -> None:
+    def _is_deep(self) -> bool:
+        return (self.points + 1) % self.deep_every == 0
+
+    def _geometry(self) -> Geometry:
+        geometry = self.options.get("geometry", SMALL)
+        assert isinstance(geometry, Geometry)
+        return geometry
+
+    async def _examine(
+        self, moment: Moment, image: DiskImage, promise: str, power: PowerLoss | None
+    ) -> None:
+        """``power`` is the disk for a second crash, None for one crash only."""
         self.points += 1
         assert moment.snapshot is not None
         world = World(
@@ -95,8 +111,8 @@ class Examiner:
                 contents[name] = await self._check(world, name, history, least, known.issued)
             if NEXT_VOLUME in moment.snapshot[1]:
                 check_space(world)
-            if self.points % self.deep_every == 0:
-                await self._go_on(world, contents)
+            if power is not None:
+                await self._go_on(world, contents, power)
         finally:
             await world.stop()
 
@@ -115,7 +131,7 @@ class Examiner:
         volume.core.blocks.verify()
         return content
 
-    async def _go_on(self, world: World, contents: dict[str, bytes]) -> None:
+    async def _go_on(self, world: World, contents: dict[str, bytes], power: PowerLoss) -> None:
         """Write, crash again, and compare: recovery must leave a log that can be gone on with."""
         expected = {}
         for attachment in list(world.attachments):
@@ -133,7 +149,6 @@ class Examiner:
             if rng.random() < 0.3:
                 await attachment.detach()
             expected[volume.name] = bytes(content)
-        power = PowerLoss(world.disk.geometry, world.start)
         for event in world.history:
             power.step(event)
         again = World(

@@ -179,6 +179,13 @@ class PowerLoss:
             durable.files[event.a] = old + event.b
         self._count += 1
 
+    def continued(self) -> "PowerLoss":
+        """Return the same disk for a history of its own, which begins now: that of a process
+        which comes after one that was killed, and whose page cache it inherits."""
+        copy = PowerLoss(self._geometry, self._durable.copy())
+        copy._pending = [(-1, event) for _, event in self._pending]
+        return copy
+
     @property
     def unsynced(self) -> int:
         """Operations that a power loss may undo."""
