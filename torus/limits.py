@@ -35,7 +35,7 @@ CHECKPOINT_INTERVAL_S = 60.0
 
 # --- attached volumes -------------------------------------------------------------------
 DETACH_LINGER_S = 5.0  # a volume without clients stays attached that long
-PUNCH_DELAY_S = 30.0  # a freed slot that is reused sooner keeps its blocks and its page cache
+PUNCH_DELAY_S = 300.0  # a freed slot that is reused sooner keeps its blocks and its page cache
 WATCH_RETRY_S = 1.0
 COPY_PIECE_BYTES = 1 * MIB  # import and export move this much at a time
 COPY_IN_FLIGHT = 4
