@@ -180,6 +180,8 @@ def check_space(world: World) -> None:
             assert core.chunk(chunk.sequence) == chunk, f"chunk {chunk} belongs to nobody"
             assert core.blocks.live(chunk.sequence) is not None, f"chunk {chunk} is not counted"
             counted.add(chunk)
+        forgotten = [number for number in core.places if core.blocks.live(number) is None]
+        assert not forgotten, f"places of chunks {forgotten} are kept"
         for span in core.spans:
             last = core.journal.chunk.sequence if span.last is None else span.last
             for sequence in range(span.first, last + 1):
