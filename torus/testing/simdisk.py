@@ -186,6 +186,10 @@ class PowerLoss:
         copy._pending = [(-1, event) for _, event in self._pending]
         return copy
 
+    def certain(self) -> DiskImage:
+        """Return the image after a power loss that took all it could."""
+        return self._durable.copy()
+
     @property
     def unsynced(self) -> int:
         """Operations that a power loss may undo."""

@@ -15,7 +15,7 @@ from torus.store.pool import ThreadPool
 from torus.store.store import Store
 from torus.testing.clock import ManualClock
 from torus.testing.faults import FaultyDisk
-from torus.testing.simdisk import SMALL, DiskImage, SimDisk
+from torus.testing.simdisk import SMALL, DiskImage, PowerLoss, SimDisk
 from torus.testing.world import CLUSTER_ID, DISK_ID, World
 
 SIZE = 256 * limits.KIB
@@ -124,6 +124,31 @@ def test_failed_disk_never_says_not_here() -> None:
             await volume.write(0, bytes(4096), durable=True)
         with pytest.raises(DiskFailed):
             world.store.find(volume.core.journal.chunk._replace(sequence=77))
+        await world.stop()
+
+    asyncio.run(scenario())
+
+
+def test_deleted_chunk_does_not_come_back_when_the_power_goes() -> None:
+    """Its slot is free only when the wiped header is durable."""
+
+    async def scenario() -> None:
+        world = World(random.Random(2))
+        world.store.open()
+        await world.catalog.init_cluster()
+        await world.catalog.create("v", SIZE)
+        volume = (await world.attach("v")).volume
+        await volume.write(0, bytes(4096), durable=True)
+        [chunk] = world.store.chunks()
+        slot = world.store.find(chunk)
+        assert slot is not None
+        assert await world.store.delete(chunk.volume, chunk.epoch, [chunk]) == 1
+        assert await world.store.delete(chunk.volume, chunk.epoch, [chunk]) == 0
+        power = PowerLoss(SMALL)
+        for event in world.history:
+            power.step(event)
+        image = power.certain()
+        assert not any(image.segments[0][slot.address : slot.address + limits.SLOT_HEADER_BYTES])
         await world.stop()
 
     asyncio.run(scenario())
