@@ -4,6 +4,7 @@ whose header has a flipped bit.
 TORUS_FUZZ_INPUTS sets how many inputs there are (100,000 by default, shared by all).
 """
 
+import ctypes
 import mmap
 import os
 import random
@@ -125,8 +126,7 @@ def test_nothing_is_read_behind_the_end(rng: random.Random) -> None:
 
     A read beyond it would end this process.
     """
-    libc = pytest.importorskip("ctypes").CDLL(None, use_errno=True)
-    ctypes = pytest.importorskip("ctypes")
+    libc = ctypes.CDLL(None, use_errno=True)
     pages = 8
     area = mmap.mmap(-1, (pages + 1) * PAGE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(area))

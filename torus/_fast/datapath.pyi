@@ -8,10 +8,6 @@ from torus._fast.frame import RequestBatch
 from torus._fast.record import RecordBuilder
 from torus._fast.reply import ReplyBuilder
 
-SERVED: int
-WAIT: int
-MISMATCH: int
-
 class Datapath:
     reads_served: int
     reads_deferred: int

@@ -22,8 +22,6 @@ cdef enum:
     UNIT = 512
     INLINE_BLOCKS = 512             # larger reads would hold up the other connections
 
-SERVED, WAIT, MISMATCH = 1, 0, 2
-
 
 cdef class Datapath:
     """One volume's fast lane.

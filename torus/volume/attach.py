@@ -51,7 +51,7 @@ class Attachment:
         """The epoch under which this process writes."""
         return self.volume.core.epoch
 
-    async def resize(self, size_bytes: int, *, spec_size: int | None = None) -> None:
+    async def resize(self, size_bytes: int) -> None:
         """Use a size that the operator set in the metadata; a shrink unmaps what is cut off.
 
         Raises: the volume's failure, Corruption, Unavailable.
@@ -164,7 +164,7 @@ async def attach(
     except TorusError:
         await _give_back(catalog, held)
         raise
-    volume = _assemble(held, head, recovered, chunks, options, holder, clock)
+    volume = _assemble(held, head, spans, recovered, chunks, options, holder, clock)
     attachment = Attachment(volume, holder)
     try:
         await _finish_shrink(volume, recovered)
@@ -187,6 +187,7 @@ async def attach(
 def _assemble(
     held: Found,
     head: Head,
+    spans: Spans,
     recovered: Recovered,
     chunks: Chunks,
     options: VolumeOptions,
@@ -194,7 +195,6 @@ def _assemble(
     clock: Clock,
 ) -> Volume:
     spec, epoch = held.spec, head.epoch
-    spans = recovered.spans.open(epoch, recovered.spans.last_sequence + 1)
     start = Position(recovered.spans.last_sequence, 0, 0, recovered.end.lsn)
     journal = Log(chunks, spec.volume, epoch, start)
     journal.head_payload = head_payload(spec.to_bytes(), head.to_bytes())

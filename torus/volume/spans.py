@@ -6,7 +6,7 @@ whole chunk id.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from torus.errors import Corruption
@@ -26,7 +26,7 @@ class Spans:
                 raise Corruption(f"volume {volume}: span {later} does not follow {earlier}")
         self._firsts = [span.first for span in self._spans]
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[Span]:
         return iter(self._spans)
 
     def chunk(self, sequence: int) -> ChunkId:
