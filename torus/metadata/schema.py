@@ -18,6 +18,9 @@ CLUSTER = "cluster"
 VOLUMES = "volumes/"  # by id: specification and head
 NAMES = "names/"  # by name: the volume's id
 NODES = "nodes/"
+SNAPSHOTS = "snapshots/"  # by volume id and name
+READERS = "readers/"  # by volume id and snapshot number: who reads a snapshot now
+GATEWAYS = "gateways/"  # processes that serve volumes without a disk
 NEXT_VOLUME = "next-volume"
 
 
@@ -44,6 +47,31 @@ def name_key(name: str) -> str:
 def node_key(node: str) -> str:
     """Return the key of a node's registration."""
     return f"{NODES}{node}"
+
+
+def snapshots_prefix(volume: int) -> str:
+    """Return the prefix of all snapshots of one volume."""
+    return f"{SNAPSHOTS}{volume:016x}/"
+
+
+def snapshot_key(volume: int, name: str) -> str:
+    """Return the key of one snapshot."""
+    return f"{snapshots_prefix(volume)}{name}"
+
+
+def readers_prefix(volume: int, number: int) -> str:
+    """Return the prefix of those who read one snapshot."""
+    return f"{READERS}{volume:016x}/{number:08x}/"
+
+
+def reader_key(volume: int, number: int, reader: str) -> str:
+    """Return the key under which one reader of a snapshot says that it is there."""
+    return f"{readers_prefix(volume, number)}{reader}"
+
+
+def gateway_key(gateway: str) -> str:
+    """Return the key of a gateway's registration."""
+    return f"{GATEWAYS}{gateway}"
 
 
 class Value:
@@ -125,6 +153,15 @@ class Owner:
     role: str  # "node", "gateway", "import", ...
     address: str
     since_ns: int
+    control: str = ""  # path of its control socket, for questions from the same machine
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The snapshot that a clone grew from and still reads."""
+
+    volume: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +203,12 @@ class Head(Value):
     spans: tuple[Span, ...]
     root: RootRef | None
     mapped_blocks: int = 0  # at the last checkpoint, for listings
+    base: Base | None = None
+    newest_snapshot: int = 0  # number of the last snapshot ever made; they are never reused
 
     @classmethod
     def _from_fields(cls, body: dict[str, Any]) -> Self:
-        owner, root = body.pop("owner"), body.pop("root")
+        owner, root, base = body.pop("owner"), body.pop("root"), body.pop("base", None)
         spans = []
         for fields in body.pop("spans"):
             excluded = tuple(fields.pop("excluded"))
@@ -177,9 +216,74 @@ class Head(Value):
         return cls(
             owner=None if owner is None else Owner(**owner),
             root=None if root is None else RootRef(**root),
+            base=None if base is None else Base(**base),
             spans=tuple(spans),
             **body,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot(Value):
+    """A volume as it was at one moment.
+
+    ``number`` orders the snapshots of a volume.  ``uid`` names the content: a backup stream
+    carries it to other clusters.  ``root`` is None when nothing was written in the volume's own
+    log yet; what it reads then is ``base``'s, or zeroes.
+    """
+
+    volume: int
+    number: int
+    name: str
+    uid: str
+    created_ns: int
+    size_bytes: int
+    root: RootRef | None
+    base: Base | None = None
+    mapped_blocks: int = 0
+    protected: bool = False
+    state: str = "ready"  # or "deleting"
+    clones: tuple[int, ...] = ()  # ids of the volumes that grew from it and still read it
+
+    @classmethod
+    def _from_fields(cls, body: dict[str, Any]) -> Self:
+        root, base = body.pop("root"), body.pop("base")
+        return cls(
+            root=None if root is None else RootRef(**root),
+            base=None if base is None else Base(**base),
+            clones=tuple(body.pop("clones")),
+            **body,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reader(Value):
+    """A process that reads a snapshot; the snapshot stays while its process lives."""
+
+    host: str
+    machine_boot_id: str
+    pid: int
+    pid_start: int
+    role: str
+    since_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway(Value):
+    """A gateway's registration: which volumes it serves where."""
+
+    gateway_id: str
+    host: str
+    machine_boot_id: str
+    pid: int
+    pid_start: int
+    nbd_addresses: tuple[str, ...]
+    control: str
+    since_ns: int
+
+    @classmethod
+    def _from_fields(cls, body: dict[str, Any]) -> Self:
+        body["nbd_addresses"] = tuple(body["nbd_addresses"])
+        return cls(**body)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ class Spans:
 
     def __init__(self, volume: int, spans: Sequence[Span]) -> None:
         """Raises: Corruption when the spans are out of order."""
-        self._volume = volume
+        self.volume = volume
         self._spans = list(spans)
         for earlier, later in zip(self._spans, self._spans[1:], strict=False):
             if earlier.last is None or later.first <= earlier.last or later.epoch < earlier.epoch:
@@ -38,8 +38,8 @@ class Spans:
         if place >= 0:
             span = self._spans[place]
             if span.last is None or sequence <= span.last:
-                return ChunkId(self._volume, span.epoch, span.tag, sequence)
-        raise Corruption(f"volume {self._volume}: no span of its log has chunk {sequence}")
+                return ChunkId(self.volume, span.epoch, span.tag, sequence)
+        raise Corruption(f"volume {self.volume}: no span of its log has chunk {sequence}")
 
     @property
     def last(self) -> Span | None:
@@ -63,11 +63,11 @@ class Spans:
                 del spans[-1]
             else:
                 spans[-1] = replace(spans[-1], last=last, end=end)
-        return Spans(self._volume, spans)
+        return Spans(self.volume, spans)
 
     def open(self, epoch: int, first: int) -> "Spans":
         """Return these spans with a new open one."""
-        return Spans(self._volume, [*self._spans, Span(epoch, 0, first)])
+        return Spans(self.volume, [*self._spans, Span(epoch, 0, first)])
 
     def trim(self, needed: int, gone: Callable[[int], bool]) -> "Spans":
         """Return these spans without leading chunks that are gone; ``needed`` and later stay."""
@@ -82,7 +82,7 @@ class Spans:
                 spans.append(replace(span, first=first))
             else:
                 spans.append(span)
-        return Spans(self._volume, spans)
+        return Spans(self.volume, spans)
 
     def to_tuple(self) -> tuple[Span, ...]:
         """Return the spans as they are stored in the head."""
