@@ -36,17 +36,35 @@ CHECKPOINT_INTERVAL_S = 60.0
 # --- attached volumes -------------------------------------------------------------------
 DETACH_LINGER_S = 5.0  # a volume without clients stays attached that long
 PUNCH_DELAY_S = 300.0  # a freed slot that is reused sooner keeps its blocks and its page cache
+DELETE_DELAY_S = 5.0  # a chunk that a checkpoint no longer needs is kept that long after it
+CLONE_DEPTH_MAX = 64  # clones of clones
 WATCH_RETRY_S = 1.0
 COPY_PIECE_BYTES = 1 * MIB  # import and export move this much at a time
 COPY_IN_FLIGHT = 4
+BACKUP_FRAME_BYTES_MAX = 1 * MIB  # data in one frame of a backup stream
+BACKUP_HEADER_BYTES_MAX = 64 * KIB  # of a backup stream
 THREAD_SWITCH_S = 0.0005
 POOL_THREADS = 6  # blocking disk calls at once
+
+# --- garbage collection -----------------------------------------------------------------
+GC_TARGET_PERCENT = 70  # the live part of a log that collection keeps up
+GC_WORTH_PERCENT = 95  # a chunk that is fuller is not worth a copy
+GC_ROUND_CHUNKS = 64  # emptied at once in the background; 'torus gc' takes more
+GC_ROUND_CHUNKS_MAX = 4096
+GC_DEAD_CHUNKS_MAX = 256  # emptied chunks that wait for a checkpoint before one is asked for
+GC_RATE_BYTES_DEFAULT = 64 * MIB  # per second
+GC_STEP_BYTES = 256 * KIB  # written between two looks at what clients want
+GC_LOOK_BYTES = 64 * MIB  # of log between two looks at the volume's utilisation
+GC_SLOW_US = 5_000  # a step that waits longer for its turn says that clients are slow
+GC_SHORT_PERCENT = 10  # free slots of the pool below which collection does not hold back
 
 # --- NBD --------------------------------------------------------------------------------
 NBD_REQUEST_BYTES_MAX = 32 * MIB
 NBD_OPTION_BYTES_MAX = 64 * KIB
 NBD_NAME_BYTES_MAX = 4096
 NBD_HANDSHAKE_TIMEOUT_S = 30.0
+NBD_CONTEXTS_MAX = 16  # metadata contexts that one connection may select
+NBD_LISTED_SNAPSHOTS_MAX = 10_000  # shown by LIST beside the volumes
 NBD_CONNECTIONS_MAX = 1024
 NBD_IN_FLIGHT_BYTES_MAX = 64 * MIB  # per connection: replies not yet sent and payloads held
 NBD_IN_FLIGHT_REQUESTS_MAX = 1024
@@ -72,6 +90,9 @@ METADATA_BUSY_TIMEOUT_S = 10.0
 METADATA_LEASE_TTL_S_MAX = 24 * 3600.0
 CATALOG_ATTEMPTS_MAX = 256  # lost races in a row before a command says "busy"
 
+# --- snapshots and clones ---------------------------------------------------------------
+SNAPSHOTS_MAX = 1024  # of one volume: each checkpoint's root record carries the list of them
+
 # --- the peer protocol ------------------------------------------------------------------
 PEER_FRAME_BYTES_MAX = 8 * MIB  # header and body
 PEER_READ_BYTES_MAX = 4 * MIB  # of all pieces that one READ asks for
@@ -89,6 +110,11 @@ CONTROL_REQUEST_BYTES_MAX = 64 * KIB
 CONTROL_ANSWER_BYTES_MAX = 4 * MIB
 CONTROL_CONNECTIONS_MAX = 32
 CONTROL_TIMEOUT_S = 5.0
+CONTROL_WAIT_S_MAX = 2.0  # how long a question about a task may wait for its end
+TASKS_MAX = 16  # long operations at once that a process was asked for
+TASK_KEPT_S = 60.0  # how long the outcome of one can be asked for
+TASKS_KEPT_MAX = 256
+RELEASE_HOLD_S_MAX = 30.0  # how long a volume that was taken away is not attached anew
 
 assert BLOCK_BYTES % SECTOR_BYTES == 0
 assert VOLUME_BYTES_MIN >= BLOCK_BYTES
@@ -103,4 +129,5 @@ assert METADATA_COMMIT_CHANGES_MAX < METADATA_HISTORY_CHANGES_MAX
 assert PEER_FRAME_BYTES_MAX >= SLOT_BYTES + 64 * KIB, "a SCAN is answered in one frame"
 assert PEER_FRAME_BYTES_MAX >= PEER_READ_BYTES_MAX + 64 * KIB
 assert PEER_IN_FLIGHT_BYTES_MAX >= 2 * PEER_FRAME_BYTES_MAX
+assert CONTROL_WAIT_S_MAX < CONTROL_TIMEOUT_S
 assert PEER_RETRY_S < PEER_REQUEST_TIMEOUT_S

@@ -1,64 +1,178 @@
-"""What a gateway process consists of: volumes of a node, served over NBD from here."""
+"""What a gateway process consists of: volumes of a node, served over NBD from here.
+
+Decides where its control socket lies and what becomes of those that dead gateways left.
+"""
 
 import asyncio
+import os
+import socket
+import uuid
 from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from torus._fast.stats import Histogram
 from torus.config import GatewayConfig
-from torus.daemon.reach import let_go, reach, volume_options
+from torus.daemon.owner_control import OwnerControl, attached_now
+from torus.daemon.reach import Reach, let_go, reach, volume_options
+from torus.daemon.reports import AttachedVolume
 from torus.daemon.sources import NbdSource, ProcessSource, VolumesSource
 from torus.daemon.status import StatusServer
+from torus.errors import TorusError
 from torus.gateway.server import NbdServer
 from torus.log import get_logger
+from torus.metadata.base import Delete, Expect, Put
+from torus.metadata.schema import GATEWAYS, Gateway, Owner, gateway_key
 from torus.net.address import parse_address
 from torus.volume.attached import AttachedVolumes
-from torus.volume.owner import this_process
+from torus.volume.owner import is_alive, this_process
 
 log = get_logger("torus.gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayStatus:
+    """What a running gateway says of itself; `dataclasses.asdict` of it is the control answer."""
+
+    gateway_id: str
+    pid: int
+    uptime_s: float
+    problems: tuple[str, ...]  # empty: healthy; else a sentence each, for people
+    connections: int
+    volumes: tuple[AttachedVolume, ...]
 
 
 async def serve_volumes(config: GatewayConfig, stack: AsyncExitStack, stop: asyncio.Event) -> None:
     """Bring a gateway up, serve until ``stop``; ``stack`` takes it down.
 
-    The volumes are attached at once, so that what stands in the way is said now.
-
     Raises: TorusError when it cannot start.
     """
-    reached = await stack.enter_async_context(reach(config.common, node_only=True))
-    times = Histogram()
-    volumes = AttachedVolumes(
-        reached.metadata,
-        reached.catalog,
-        reached.chunks,
-        this_process("gateway", ",".join(config.nbd_addresses), reached.clock),
-        reached.clock,
-        volume_options(config.common, times.observe),
-        names=config.volumes,
-        read_only=config.read_only,
-    )
-    stack.push_async_callback(volumes.stop)
-    await volumes.start()
-    for name in config.volumes:
-        await let_go(reached, name)
-        await volumes.open(name)  # and never closed: attached as long as the gateway runs
-    server = NbdServer(volumes, clock=reached.clock)
-    volumes.on_lost = server.cut_off
-    stack.push_async_callback(server.close)
-    stack.callback(volumes.stop_waiting)
-    await server.start([parse_address(text) for text in config.nbd_addresses])
-    if config.http_address is not None:
-        sources = (
-            ProcessSource(reached.clock),
-            NbdSource(server.stats),
-            VolumesSource(volumes, times),
-        )
-        problems = volumes.problems
-        status = StatusServer(config.http_address, sources, problems)
-        stack.push_async_callback(status.close)
-        await status.start()
+    gateway = RunningGateway(config)
+    await gateway.start(stack)
     log.info(
         "gateway.ready",
         volumes=list(config.volumes),
-        nbd=[str(address) for address in server.addresses],
+        nbd=[str(address) for address in gateway.nbd.addresses],
+        control=gateway.owner.control,
     )
     await stop.wait()
+
+
+class RunningGateway:
+    """The parts of a gateway, once `start` has made them."""
+
+    volumes: AttachedVolumes
+    nbd: NbdServer
+    owner: Owner
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self._config = config
+        self.gateway_id = uuid.uuid4().hex
+        self.checkpoint_times = Histogram()
+
+    async def start(self, stack: AsyncExitStack) -> None:
+        """Bring everything up in order; what is up goes onto ``stack``.
+
+        The volumes are attached at once, so that what stands in the way is said now, and stay
+        attached as long as the gateway runs.
+        """
+        config = self._config
+        reached = await stack.enter_async_context(reach(config.common, node_only=True))
+        self._reached, self._began_ns = reached, reached.clock.monotonic_ns()
+        self.owner = this_process(
+            "gateway", ",".join(config.nbd_addresses), reached.clock,
+            control=control_path_of(config.common.home, os.getpid()),
+        )  # fmt: skip
+        options = volume_options(config.common, self.checkpoint_times.observe)
+        self.volumes = AttachedVolumes(
+            reached.metadata, reached.catalog, reached.chunks, self.owner, reached.clock, options,
+            names=config.volumes, read_only=config.read_only, linger_s=None,
+        )  # fmt: skip
+        stack.push_async_callback(self.volumes.stop)
+        await self.volumes.start()
+        self.nbd = NbdServer(self.volumes, clock=reached.clock)
+        self.volumes.on_lost = self.nbd.cut_off
+        control = OwnerControl(self.volumes, reached.clock, lambda: asdict(self.status()))
+        await control.serve(self.owner.control, stack)
+        for name in config.volumes:
+            await let_go(reached, name)
+            await self.volumes.close(await self.volumes.open(name))
+        stack.push_async_callback(self.nbd.close)
+        stack.callback(self.volumes.stop_waiting)
+        await self.nbd.start([parse_address(text) for text in config.nbd_addresses])
+        await self._serve_http(stack, reached)
+        await self._register(stack, reached)
+
+    async def _serve_http(self, stack: AsyncExitStack, reached: Reach) -> None:
+        if self._config.http_address is None:
+            return
+        sources = (
+            ProcessSource(reached.clock),
+            NbdSource(self.nbd.stats),
+            VolumesSource(self.volumes, self.checkpoint_times),
+        )
+        status = StatusServer(self._config.http_address, sources, self.volumes.problems)
+        stack.push_async_callback(status.close)
+        await status.start()
+
+    async def _register(self, stack: AsyncExitStack, reached: Reach) -> None:
+        await forget_dead_gateways(reached)
+        gateway = Gateway(
+            gateway_id=self.gateway_id,
+            host=self.owner.host,
+            machine_boot_id=self.owner.machine_boot_id,
+            pid=self.owner.pid,
+            pid_start=self.owner.pid_start,
+            nbd_addresses=tuple(str(address) for address in self.nbd.addresses),
+            control=self.owner.control,
+            since_ns=self.owner.since_ns,
+        )
+        key = gateway_key(self.gateway_id)
+        revision = await reached.metadata.commit((), (Put(key, gateway.to_bytes()),))
+        assert revision is not None, "a change without expectations is not refused"
+        stack.push_async_callback(self._unregister, reached, key, revision)
+
+    async def _unregister(self, reached: Reach, key: str, revision: int) -> None:
+        try:
+            await reached.metadata.commit((Expect(key, revision),), (Delete(key),))
+        except TorusError as exc:
+            log.warning("gateway.not_unregistered", error=str(exc))
+
+    def status(self) -> GatewayStatus:
+        """Return the state for whoever asks at the control socket."""
+        return GatewayStatus(
+            gateway_id=self.gateway_id,
+            pid=os.getpid(),
+            uptime_s=(self._reached.clock.monotonic_ns() - self._began_ns) / 1e9,
+            problems=tuple(self.volumes.problems()),
+            connections=self.nbd.stats.connections_open,
+            volumes=attached_now(self.volumes),
+        )
+
+
+def control_path_of(home: Path, pid: int) -> str:
+    """Return the control socket of the gateway ``pid``; makes its folder, for this user only.
+
+    Sockets that nobody listens on, because their gateway was killed, are removed.
+    """
+    folder = home / "gateways"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for path in folder.glob("*.ctl"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.setblocking(False)  # a busy listener is no dead one
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
+            except OSError as exc:
+                log.debug("gateway.socket.unclear", path=str(path), error=str(exc))
+    return str(folder / f"{pid}.ctl")
+
+
+async def forget_dead_gateways(reached: Reach) -> None:
+    """Remove the registrations of gateways of this machine that were killed."""
+    for entry in (await reached.metadata.list(GATEWAYS)).entries:
+        if is_alive(Gateway.from_bytes(entry.value, entry.key)) is False:
+            await reached.metadata.commit(
+                (Expect(entry.key, entry.revision),), (Delete(entry.key),)
+            )

@@ -1,6 +1,6 @@
 """What a node process consists of, and the order in which it comes up and goes down.
 
-Up: metadata, cluster, disk, unfinished deletions, peer service, volumes, NBD, HTTP, control,
+Up: metadata, cluster, disk, unfinished deletions, peer service, volumes, control, NBD, HTTP,
 registration.  Down: the other way round, so that nothing is promised that is no longer kept.
 """
 
@@ -8,20 +8,20 @@ import asyncio
 import os
 from contextlib import AsyncExitStack
 from dataclasses import asdict
-from typing import Any
 
 from torus._fast.stats import Histogram
 from torus.clock import Clock, SystemClock
 from torus.cluster.local import LocalChunks
 from torus.config import NodeConfig
 from torus.daemon.disks import open_store, read_identity
+from torus.daemon.owner_control import OwnerControl, attached_now
 from torus.daemon.reach import Reach, free_volume, live_node, volume_options
-from torus.daemon.reports import AttachedVolume, NodeStatus
+from torus.daemon.reports import NodeStatus
 from torus.daemon.sources import NbdSource, ProcessSource, StoreSource, VolumesSource
 from torus.daemon.status import StatusServer
 from torus.errors import Busy, NotFound, TorusError
 from torus.gateway.server import NbdServer
-from torus.limits import BLOCK_BYTES, PUNCH_DELAY_S
+from torus.limits import PUNCH_DELAY_S
 from torus.log import get_logger
 from torus.metadata.base import Delete, Expect, Put
 from torus.metadata.loop import AsyncMetadata
@@ -29,7 +29,6 @@ from torus.metadata.open import open_metadata
 from torus.metadata.schema import Node, node_key
 from torus.net.address import UnixAddress, parse_address
 from torus.node.control import control_path_beside
-from torus.node.control_server import serve_control
 from torus.node.service import PeerService, listen_for_peers
 from torus.store.store import Store
 from torus.volume.attached import AttachedVolumes
@@ -91,12 +90,15 @@ class RunningNode:
         await self._finish_deletions(Reach(self.metadata, catalog, chunks, self._clock))
         peer = await self._serve_peers(stack)
         options = volume_options(common, self.checkpoint_times.observe)
-        owner = this_process("node", ",".join(config.nbd_addresses), self._clock)
+        addresses = ",".join(config.nbd_addresses)
+        owner = this_process("node", addresses, self._clock, control=control_path_beside(peer))
         self.volumes = AttachedVolumes(self.metadata, catalog, chunks, owner, self._clock, options)
         stack.push_async_callback(self.volumes.stop)
         await self.volumes.start()
         self.nbd = NbdServer(self.volumes, clock=self._clock)
         self.volumes.on_lost = self.nbd.cut_off
+        control = OwnerControl(self.volumes, self._clock, lambda: asdict(self.status()))
+        await control.serve(owner.control, stack)
         stack.push_async_callback(self.nbd.close)
         stack.callback(self.volumes.stop_waiting)
         await self.nbd.start([parse_address(text) for text in config.nbd_addresses])
@@ -136,15 +138,13 @@ class RunningNode:
             )
 
     async def _serve_peers(self, stack: AsyncExitStack) -> str:
-        """Open the peer socket and the control socket; return the peer address."""
+        """Open the peer socket; return its address."""
         folder = self._config.common.home
         peer = UnixAddress(str(folder / "peer.sock"))
         service = PeerService(self.store, name=self.store.identity.disk_id)
         stack.push_async_callback(service.close)
         listener = await listen_for_peers(peer, service)
         stack.callback(listener.close)
-        control = await serve_control(control_path_beside(str(peer)), self.answer)
-        stack.push_async_callback(control.close)
         return str(peer)
 
     async def _serve_http(self, stack: AsyncExitStack) -> None:
@@ -204,17 +204,6 @@ class RunningNode:
         """Return the state for `torus status`."""
         usage = self.store.usage
         slot = usage.slot_bytes
-        attached = tuple(
-            AttachedVolume(
-                attachment.volume.name,
-                attachment.volume.core.spec.volume,
-                attachment.volume.size_bytes,
-                attachment.volume.core.blocks.mapped_blocks * BLOCK_BYTES,
-                attachment.epoch,
-                users,
-            )
-            for attachment, users in self.volumes.attachments()
-        )
         return NodeStatus(
             node_id=self.store.identity.disk_id,
             pid=os.getpid(),
@@ -227,16 +216,5 @@ class RunningNode:
             free_bytes=usage.free * slot,
             reserve_bytes=usage.reserve * slot,
             connections=self.nbd.stats.connections_open,
-            volumes=attached,
+            volumes=attached_now(self.volumes),
         )
-
-    async def answer(self, question: dict[str, Any]) -> dict[str, Any]:
-        """Answer a question of the control socket.
-
-        Raises: NotFound for one that is not known.
-        """
-        if question.get("ask") == "status":
-            return asdict(self.status())
-        if question.get("ask") == "release":
-            return {"released": await self.volumes.release(str(question.get("volume")))}
-        raise NotFound(f"the node does not know the question {question.get('ask')!r}")

@@ -21,10 +21,11 @@ from torus.metadata.loop import AsyncMetadata
 from torus.metadata.open import open_metadata
 from torus.metadata.schema import NODES, Node
 from torus.net.address import parse_address
-from torus.node.control import ask, control_path
-from torus.volume.attach import Attachment, VolumeOptions, attach
+from torus.node.control_task import run_task
+from torus.volume.attach import VolumeOptions, attach
+from torus.volume.attachment import Attachment
 from torus.volume.catalog_async import AsyncCatalog
-from torus.volume.owner import is_alive, same_process, this_process
+from torus.volume.owner import is_alive, this_process
 
 log = get_logger("torus.reach")
 
@@ -95,21 +96,23 @@ async def reach(common: CommonConfig, *, node_only: bool = False) -> AsyncIterat
         await metadata.close()
 
 
-async def let_go(reached: Reach, name: str) -> None:
-    """Ask the node to give the volume up if it keeps it only for clients that might come back.
+async def let_go(reached: Reach, name: str) -> bool:
+    """Ask the owner to give the volume up if it keeps it only for clients that might come back.
 
-    Nothing is lost when it does not answer: who attaches is told that the volume is in use.
+    Tells whether it did.  Nothing is lost when it does not answer: who attaches is told that
+    the volume is in use.
 
     Raises: NotFound, Unavailable.
     """
-    found = await reached.catalog.get(name)
-    node = await live_node(reached.metadata)
-    if node is None or not same_process(found.head.owner, node):
-        return
+    owner = (await reached.catalog.get(name)).head.owner
+    if owner is None or not owner.control or not is_alive(owner):
+        return False
     try:
-        await asyncio.to_thread(ask, control_path(node), {"ask": "release", "volume": name})
+        answer = await asyncio.to_thread(run_task, owner.control, "release", name)
     except TorusError as exc:
         log.debug("reach.not_released", volume=name, error=str(exc))
+        return False
+    return answer.get("released") is True
 
 
 @asynccontextmanager

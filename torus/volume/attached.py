@@ -6,18 +6,20 @@ volume that is attached: another size, another owner, deletion.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from torus import limits
 from torus.clock import Clock
 from torus.cluster.chunks import Chunks
-from torus.errors import DiskFailed, Fenced, NotFound, ShuttingDown, TorusError, Unavailable
+from torus.errors import Busy, DiskFailed, Fenced, NotFound, ShuttingDown, TorusError, Unavailable
 from torus.log import get_logger
 from torus.metadata.base import Event
 from torus.metadata.loop import AsyncMetadata
 from torus.metadata.schema import VOLUMES, Head, Owner, VolumeSpec
-from torus.volume.attach import Attachment, VolumeOptions, attach
+from torus.volume.attach import VolumeOptions, attach
+from torus.volume.attachment import Attachment
 from torus.volume.catalog_ask import DELETING
 from torus.volume.catalog_async import AsyncCatalog
 from torus.volume.owner import same_process
@@ -29,12 +31,13 @@ log = get_logger("torus.volumes")
 class _Place:
     """One name: its attachment, its users, and the lock that serialises changes of both."""
 
-    __slots__ = ("attachment", "lingering", "lock", "users")
+    __slots__ = ("attachment", "held_until_ns", "lingering", "lock", "users")
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.attachment: Attachment | None = None
         self.users = 0
+        self.held_until_ns = 0
         self.lingering: asyncio.Task[None] | None = None
 
 
@@ -61,10 +64,11 @@ class AttachedVolumes:
         *,
         names: Sequence[str] | None = None,
         read_only: bool = False,
-        linger_s: float = limits.DETACH_LINGER_S,
+        linger_s: float | None = limits.DETACH_LINGER_S,
     ) -> None:
         """With ``names``, no other volumes are offered.  ``linger_s``: how long a volume
-        without clients stays attached, for those who come back at once."""
+        without clients stays attached, for those who come back at once; None: as long as this
+        process runs, unless it is taken away."""
         self._metadata = metadata
         self._catalog = catalog
         self._chunks = chunks
@@ -114,6 +118,10 @@ class AttachedVolumes:
         async with place.lock:
             if self._closing:
                 raise ShuttingDown("this process is stopping")
+            if self._clock.monotonic_ns() < place.held_until_ns:
+                raise Busy(
+                    f"volume {name!r} was taken away for another process", hint="try again later"
+                )
             if place.attachment is not None and place.attachment.volume.core.failure is not None:
                 await self._detach(place)
             if place.attachment is None:
@@ -133,6 +141,8 @@ class AttachedVolumes:
         if place.users == 0 and not self._closing and place.lingering is None:
             lost = place.attachment.volume.core.failure is not None
             linger_s = 0 if lost else self._linger_s
+            if linger_s is None:
+                return
             place.lingering = asyncio.ensure_future(self._linger(place, linger_s))
 
     async def _attach(self, name: str) -> Attachment:
@@ -154,10 +164,47 @@ class AttachedVolumes:
         if self.on_lost is not None and not isinstance(error, DiskFailed):
             asyncio.get_running_loop().call_soon(self.on_lost, volume, error)
 
+    @asynccontextmanager
+    async def using(self, name: str) -> AsyncIterator[Attachment | None]:
+        """Give a volume that is attached already, and keep it so meanwhile; None if it is not."""
+        place = self._places.get(name)
+        attachment = None
+        if place is not None:
+            async with place.lock:
+                attachment = place.attachment
+                place.users += attachment is not None
+        try:
+            yield attachment
+        finally:
+            if attachment is not None:
+                await self.close(attachment.volume)
+
+    async def take_away(self, name: str, why: TorusError, hold_s: float) -> bool:
+        """Detach a volume now, whoever uses it, and do not attach it anew for ``hold_s``.
+
+        Its clients are cut off with ``why``.  Tells whether it was attached.
+        """
+        place = self._places.get(name)
+        if place is None:
+            return False
+        place.held_until_ns = self._clock.monotonic_ns() + int(hold_s * 1e9)
+        async with place.lock:
+            if place.attachment is None:
+                return False
+            if self.on_lost is not None:
+                self.on_lost(place.attachment.volume, why)
+            await self._detach(place)
+            return True
+
+    def resume(self, name: str) -> None:
+        """Let a volume that was taken away be attached again."""
+        if name in self._places:
+            self._places[name].held_until_ns = 0
+
     async def release(self, name: str) -> bool:
         """Detach a volume now if nobody uses it; tell whether that was so."""
         place = self._places.get(name)
-        if place is None:
+        if place is None or self._linger_s is None:
             return False
         async with place.lock:
             if place.users or place.attachment is None:

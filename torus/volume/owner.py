@@ -39,8 +39,12 @@ class ProcessIdentity(Protocol):
         """Return the start time in clock ticks since boot."""
 
 
-def this_process(role: str, address: str, clock: Clock, *, proc_dir: str = "/proc") -> Owner:
+def this_process(
+    role: str, address: str, clock: Clock, *, control: str = "", proc_dir: str = "/proc"
+) -> Owner:
     """Return this process as an owner since now; ``role`` is a word such as 'node'.
+
+    ``control`` is the path of the socket where it answers questions, empty if it has none.
 
     Raises: Unavailable when /proc does not tell who this process is.
     """
@@ -58,6 +62,7 @@ def this_process(role: str, address: str, clock: Clock, *, proc_dir: str = "/pro
         role=role,
         address=address,
         since_ns=clock.wall_ns(),
+        control=control,
     )
 
 

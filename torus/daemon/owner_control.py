@@ -1,0 +1,198 @@
+"""What other processes of this machine may ask one that owns volumes, node or gateway.
+
+Decides which questions there are and what each means for an attached volume.  How a question
+travels is `torus.node.control_server`'s, how long operations are kept is
+`torus.daemon.tasks`'s.
+
+Implements docs/protocol.md, "Control" and "Tasks".
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+from torus import limits
+from torus.clock import Clock
+from torus.daemon.reports import AttachedVolume
+from torus.daemon.tasks import Report, Tasks, Work
+from torus.errors import Busy, NotFound, UsageError
+from torus.limits import BLOCK_BYTES
+from torus.log import get_logger
+from torus.metadata.schema import Snapshot
+from torus.node.control_server import serve_control
+from torus.volume.attachment import Attachment
+from torus.volume.attached import AttachedVolumes
+
+log = get_logger("torus.control")
+
+Question = dict[str, Any]
+Answer = dict[str, Any]
+OnAttachment = Callable[[Attachment, Question, Report], Awaitable[Answer]]
+"""Works on a volume that is attached here and stays so meanwhile."""
+
+NOT_ATTACHED: Answer = {"attached": False}
+
+
+class OwnerControl:
+    """Answers for the volumes that this process has attached."""
+
+    def __init__(
+        self,
+        volumes: AttachedVolumes,
+        clock: Clock,
+        status: Callable[[], Answer],
+        tasks: dict[str, OnAttachment] | None = None,
+    ) -> None:
+        """``status`` makes the answer to that question; ``tasks`` adds to what can be started."""
+        self._volumes = volumes
+        self._clock = clock
+        self._status = status
+        self._tasks = Tasks(clock)
+        self._works: dict[str, OnAttachment] = {
+            "snapshot": self._snapshot,
+            "reclaim": _reclaim,
+            "flatten": _flatten,
+            **(tasks or {}),
+        }
+
+    async def answer(self, question: Question) -> Answer:
+        """Answer one question.
+
+        Raises: NotFound for one that is not known, UsageError for one that lacks something,
+            and what the operation raises.
+        """
+        kind = question.get("ask")
+        if kind == "status":
+            return self._status()
+        if kind == "start":
+            return await self._start(question)
+        if kind == "task":
+            return await self._tasks.state(_number(question), _seconds(question, "wait_s"))
+        if kind == "cancel":
+            self._tasks.cancel(_number(question))
+            return await self._tasks.state(_number(question), _seconds(question, "wait_s"))
+        if kind == "release":  # in one question, for those who do not wait for a slow disk
+            wait_s = limits.CONTROL_WAIT_S_MAX
+            state = await self._start({**question, "task": "release", "wait_s": wait_s})
+            return dict(state.get("result") or state)
+        if kind == "resume":
+            self._volumes.resume(_volume(question))
+            return {"resumed": True}
+        raise NotFound(f"the owner of the volume does not know the question {kind!r}")
+
+    async def serve(self, path: str, stack: AsyncExitStack) -> None:
+        """Answer at the unix socket ``path``; ``stack`` ends that and then the tasks.
+
+        Raises: Busy, PermissionDenied, UsageError.
+        """
+        stack.push_async_callback(self.stop)
+        server = await serve_control(path, self.answer)
+        stack.push_async_callback(server.close)
+
+    async def stop(self) -> None:
+        """End the tasks: no volume is worked on any more.  Idempotent."""
+        await self._tasks.stop()
+
+    # --- tasks --------------------------------------------------------------------------
+
+    async def _start(self, question: Question) -> Answer:
+        kind, volume = str(question.get("task")), _volume(question)
+        if kind == "release":
+            work = self._release_work(volume, question)
+        elif kind in self._works:
+            work = self._work(self._works[kind], volume, question)
+        else:
+            raise NotFound(f"the owner of volume {volume!r} does not know the task {kind!r}")
+        number = self._tasks.start(kind, volume, work, alone=kind not in ("snapshot", "release"))
+        return await self._tasks.state(number, _seconds(question, "wait_s"))
+
+    def _work(self, on_attachment: OnAttachment, volume: str, question: Question) -> Work:
+        async def work(report: Report) -> Answer:
+            async with self._volumes.using(volume) as attachment:
+                if attachment is None:
+                    return NOT_ATTACHED
+                return {"attached": True, **await on_attachment(attachment, question, report)}
+
+        return work
+
+    def _release_work(self, volume: str, question: Question) -> Work:
+        force = question.get("force") is True
+        hold_s = min(_seconds(question, "hold_s"), limits.RELEASE_HOLD_S_MAX)
+        reason = str(question.get("reason") or "another process asked for it")
+
+        async def work(_report: Report) -> Answer:
+            if force:
+                await self._tasks.cancel_volume(volume, but=asyncio.current_task())
+                why = Busy(f"volume {volume!r} was taken away from its clients: {reason}")
+                return {"released": await self._volumes.take_away(volume, why, hold_s)}
+            return {"released": await self._volumes.release(volume)}
+
+        return work
+
+    async def _snapshot(
+        self, attachment: Attachment, question: Question, _report: Report
+    ) -> Answer:
+        name = str(question.get("name"))
+        made = await attachment.snapshot(name, self._clock.wall_ns())
+        return {"snapshot": snapshot_document(made)}
+
+
+async def _reclaim(attachment: Attachment, _question: Question, _report: Report) -> Answer:
+    return {"chunks": await attachment.reclaim()}
+
+
+async def _flatten(attachment: Attachment, _question: Question, report: Report) -> Answer:
+    await attachment.flatten(report)
+    return {"flattened": True}
+
+
+def attached_now(volumes: AttachedVolumes) -> tuple[AttachedVolume, ...]:
+    """Return what a status says of attached volumes."""
+    return tuple(
+        AttachedVolume(
+            attachment.volume.name,
+            attachment.volume.core.spec.volume,
+            attachment.volume.size_bytes,
+            attachment.volume.core.blocks.mapped_blocks * BLOCK_BYTES,
+            attachment.epoch,
+            users,
+        )
+        for attachment, users in volumes.attachments()
+    )
+
+
+def snapshot_document(snapshot: Snapshot) -> Answer:
+    """Return a snapshot as it travels in an answer: the metadata's own JSON."""
+    document: Answer = json.loads(snapshot.to_bytes())
+    return document
+
+
+def snapshot_from(document: object) -> Snapshot:
+    """Return the snapshot of an answer.
+
+    Raises: Corruption when it is none.
+    """
+    return Snapshot.from_bytes(json.dumps(document).encode(), "answer")
+
+
+def _volume(question: Question) -> str:
+    volume = question.get("volume")
+    if not isinstance(volume, str) or not volume:
+        raise UsageError(f"the question {question.get('ask')!r} names no volume")
+    return volume
+
+
+def _number(question: Question) -> int:
+    number = question.get("id")
+    if not isinstance(number, int):
+        raise UsageError(f"the question {question.get('ask')!r} names no task")
+    return number
+
+
+def _seconds(question: Question, key: str) -> float:
+    seconds = question.get(key, 0)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0:
+        raise UsageError(f"the question's {key} is no time: {seconds!r}")
+    return float(seconds)
