@@ -8,6 +8,7 @@ from torus._fast.blockmap import BlockMap
 from torus._fast.crc import checksum
 
 CHUNK_UNITS = 8192
+Pages = dict[tuple[int, int, int], bytes]  # base, sequence, offset
 
 
 @dataclass(slots=True)
@@ -19,6 +20,17 @@ class PageLog:
     sequence: int = 0
     offset: int = CHUNK_UNITS
     stored: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    ancestors: dict[tuple[int, int, int], bytes] = field(default_factory=dict)  # base first
+
+    def pages(self) -> Pages:
+        """All pages that the volume can read, by (base, sequence, offset)."""
+        return {(0, *place): page for place, page in self.stored.items()} | self.ancestors
+
+    def page(self, sequence: int, offset: int, base: int) -> bytes:
+        """A stored page of this volume or of an ancestor."""
+        if base:
+            return self.ancestors[base, sequence, offset]
+        return self.stored[sequence, offset]
 
     def reserve(self, count_units: int) -> tuple[int, int]:
         """The next free place of that many units."""
@@ -55,8 +67,9 @@ class PageLog:
     def load(self, block: int, count: int) -> int:
         """Load the cold leaves of a range; return how many there were."""
         missing = self.map.missing(block, count)
-        for index, sequence, offset, _, _ in missing:
-            assert self.map.load_leaf(index, self.stored[sequence, offset], sequence, offset)
+        for index, sequence, offset, _, _, base in missing:
+            page = self.page(sequence, offset, base)
+            assert self.map.load_leaf(index, page, sequence, offset, base)
         return len(missing)
 
     def write_leaf(self, index: int) -> None:
@@ -94,13 +107,22 @@ class PageLog:
         self.map.end_checkpoint()
         return root
 
-    def reopen(self, root: bytes, cache_bytes: int = 1 << 20) -> BlockMap:
-        """A new map from the root, its directories and usage pages loaded."""
-        opened = BlockMap.from_root(root, cache_bytes)
-        for level, index, sequence, offset, _, _ in opened.unloaded():
+    def reopen(self, root: bytes, cache_bytes: int = 1 << 20, base: int = 0) -> BlockMap:
+        """A new map from the root, its directories and usage pages loaded.
+
+        base: how many members away from this log's volume the reader is.
+        """
+        opened = BlockMap.from_root(root, cache_bytes, base)
+        for level, index, sequence, offset, _, _, member in opened.unloaded():
             load = opened.load_directory if level == "directory" else opened.load_usage
-            load(index, self.stored[sequence, offset])
+            load(index, self.page(sequence, offset, member - base))
         return opened
+
+    def compare(self) -> None:
+        """Every block and count against the oracle; loads everything."""
+        self.load(0, self.oracle.size_blocks)
+        spans = [(at & -1024, 1024) for at in {at & -1024 for at in self.oracle.entries}]
+        assert_same(self.map, self.oracle, spans)
 
 
 def new_log(size_blocks: int, cache_bytes: int = 1 << 20) -> PageLog:
@@ -108,10 +130,11 @@ def new_log(size_blocks: int, cache_bytes: int = 1 << 20) -> PageLog:
     return PageLog(BlockMap(size_blocks, cache_bytes), MapOracle(size_blocks))
 
 
-def load_all(opened: BlockMap, stored: dict[tuple[int, int], bytes]) -> None:
+def load_all(opened: BlockMap, stored: Pages) -> None:
     """Load every cold leaf."""
-    for index, sequence, offset, _, _ in opened.missing(0, opened.size_blocks):
-        assert opened.load_leaf(index, stored[sequence, offset], sequence, offset)
+    for index, sequence, offset, _, _, base in opened.missing(0, opened.size_blocks):
+        page = stored[base, sequence, offset]
+        assert opened.load_leaf(index, page, sequence, offset, base)
 
 
 def assert_same(found: BlockMap, oracle: MapOracle, spans: list[tuple[int, int]]) -> None:

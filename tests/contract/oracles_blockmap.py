@@ -5,12 +5,14 @@
 
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 LEAF, DIRECTORY, USAGE, ROOT = range(4)
 Entry = tuple[int, int, int, int]  # sequence, offset, base, crc
-Ref = tuple[int, int, int, int]  # sequence, offset, size_bytes, crc
+Ref = tuple[int, int, int, int]  # sequence, offset, size_bytes, crc: a page of the volume itself
+StoredRef = tuple[int, int, int, int] | tuple[int, int, int, int, int]  # the last one is base
 NO_REF: Ref = (0, 0, 0, 0)
 
 
@@ -116,25 +118,36 @@ def encode_leaf(index: int, entries: dict[int, Entry]) -> bytes:
     return _sparse(LEAF, index, 1024, packed)
 
 
-def encode_directory(index: int, refs: dict[int, Ref]) -> bytes:
+def _packed_ref(ref: StoredRef) -> bytes:
+    sequence, offset, size_bytes, crc, base = (*ref, 0)[:5]
+    return struct.pack("<IHHII", sequence, offset, base, size_bytes, crc)
+
+
+def encode_directory(index: int, refs: Mapping[int, StoredRef]) -> bytes:
     """A directory page of references by their slot (0..1023)."""
-    packed = {slot: struct.pack("<IHII", *ref) for slot, ref in refs.items()}
-    return _sparse(DIRECTORY, index, 1024, packed)
+    return _sparse(DIRECTORY, index, 1024, {slot: _packed_ref(ref) for slot, ref in refs.items()})
 
 
-def encode_usage(index: int, counts: dict[int, int]) -> bytes:
-    """A usage page of live units by slot (0..4095)."""
+def encode_usage(
+    index: int, counts: dict[int, int], eras: Mapping[int, int] = MappingProxyType({})
+) -> bytes:
+    """A usage page of live units by slot (0..4095), and of the eras of the dead."""
     packed = {slot: struct.pack("<H", count) for slot, count in counts.items()}
-    return _sparse(USAGE, index, 4096, packed)
+    dead = [slot for slot in sorted(counts) if counts[slot] == 0]
+    tail = b"".join(struct.pack("<I", eras.get(slot, 0)) for slot in dead)
+    return _sparse(USAGE, index, 4096, packed) + tail
 
 
 def encode_root(
-    size_blocks: int, mapped_blocks: int, directories: dict[int, Ref], usage: dict[int, Ref]
+    size_blocks: int,
+    mapped_blocks: int,
+    directories: Mapping[int, StoredRef],
+    usage: Mapping[int, StoredRef],
 ) -> bytes:
     """The root page with its CRC."""
     page = _header(ROOT, 0, 0)
     page += struct.pack("<QQII", size_blocks, mapped_blocks, len(directories), len(usage))
     for refs in (directories, usage):
         for index, ref in sorted(refs.items()):
-            page += struct.pack("<IIHII", index, *ref)
+            page += struct.pack("<I", index) + _packed_ref(ref)
     return page + struct.pack("<I", crc32c(page))

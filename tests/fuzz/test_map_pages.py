@@ -15,7 +15,7 @@ from torus.errors import Corruption, UnknownVersion
 INPUTS = int(os.environ.get("TORUS_FUZZ_INPUTS", "100000"))
 SEED = 20_240_907
 INDEX = 3
-Ref = tuple[int, int, int, int, int]
+Ref = tuple[int, int, int, int, int, int]
 
 pytestmark = pytest.mark.fuzz
 
@@ -38,7 +38,11 @@ READERS: dict[str, tuple[Callable[[bytes], object], Callable[..., bytes]]] = {
     ),
     "usage": (
         lambda page: mappages.read_usage(page, INDEX),
-        lambda found: oracle.encode_usage(INDEX, dict(found)),
+        lambda found: oracle.encode_usage(
+            INDEX,
+            {slot: units for slot, units, _ in found},
+            {slot: era for slot, _, era in found},
+        ),
     ),
     "root": (mappages.read_root, encode_root),
 }
@@ -50,7 +54,13 @@ def samples(level: str, rng: random.Random) -> list[bytes]:
     for count in (1, 3, 40, 1024):
         slots = sorted(rng.sample(range(1024), count))
         refs = {
-            slot: (rng.randrange(1, 1 << 32), rng.randrange(8000), rng.randrange(1, 9000), slot)
+            slot: (
+                rng.randrange(1, 1 << 32),
+                rng.randrange(8000),
+                rng.randrange(1, 9000),
+                slot,
+                slot % 3,
+            )
             for slot in slots
         }
         if level == "leaf":
@@ -59,9 +69,11 @@ def samples(level: str, rng: random.Random) -> list[bytes]:
         elif level == "directory":
             pages.append(oracle.encode_directory(INDEX, refs))
         elif level == "usage":
-            pages.append(oracle.encode_usage(INDEX, {slot: slot * 8 for slot in slots}))
+            counts = {slot: slot // 2 * 8 if slot % 4 else 0 for slot in slots}
+            pages.append(oracle.encode_usage(INDEX, counts, {slot: slot << 20 for slot in slots}))
         elif count < 1024:  # the oracle's checksum is slow
-            pages.append(oracle.encode_root(1 << 34, 12345, refs, refs))
+            own = {slot: ref[:4] for slot, ref in refs.items()}
+            pages.append(oracle.encode_root(1 << 34, 12345, refs, own))
     return pages
 
 

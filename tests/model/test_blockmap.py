@@ -109,7 +109,7 @@ class BlockMapMachine(RuleBasedStateMachine):
         self.frozen.chunks &= self.log.oracle.chunks
         self.durable = (root, self.frozen)
         opened = self.log.reopen(root)
-        load_all(opened, self.log.stored)
+        load_all(opened, self.log.pages())
         assert_same(opened, self.frozen_chunks(), SPANS)
         if whole:
             self.drop_dead()

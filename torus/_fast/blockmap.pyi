@@ -11,19 +11,26 @@ from typing import Self, final
 
 from torus._fast.checkpoint import CheckpointTree
 
-_Place = tuple[int, int, int, int, int]  # leaf index, sequence, offset, size_bytes, crc
+_Place = tuple[int, int, int, int, int, int]  # leaf index, sequence, offset, size, crc, base
 
 @final
 class BlockMap(CheckpointTree):
     @classmethod
-    def from_root(cls, root: bytes, cache_bytes: int) -> Self:
+    def from_root(cls, root: bytes, cache_bytes: int, base: int = 0) -> Self:
         """Open the map of a root page; usable when `unloaded` has become empty.
+
+        base: the member of the family whose log holds the root.  All that the root and its
+        pages name is then said as the volume says it, `base` members further.  The usage of
+        another member is not taken over: it starts empty.
 
         Raises: Corruption, UnknownVersion.
         """
 
-    def unloaded(self) -> list[tuple[str, int, int, int, int, int]]:
-        """Pages still to load: ("directory" | "usage", index, sequence, offset, size, crc)."""
+    def unloaded(self) -> list[tuple[str, int, int, int, int, int, int]]:
+        """Pages still to load: ("directory" | "usage", index, sequence, offset, size, crc, base).
+
+        base: the member of the family whose log holds the page.
+        """
 
     def load_directory(self, index: int, page: bytes) -> None:
         """Raises: Corruption, UnknownVersion, LookupError when it is not waited for."""
@@ -62,7 +69,12 @@ class BlockMap(CheckpointTree):
         """The cold leaves of a range, at most `limit`."""
 
     def load_leaf(
-        self, index: int, page: bytes, sequence: int | None = None, offset: int | None = None
+        self,
+        index: int,
+        page: bytes,
+        sequence: int | None = None,
+        offset: int | None = None,
+        base: int = 0,
     ) -> bool:
         """Take a stored leaf in; False when it is not wanted (any more).
 
@@ -104,6 +116,19 @@ class BlockMap(CheckpointTree):
 
     def dead(self, first: int, last: int) -> list[int]:
         """Chunks of first..last, both included, with no live unit; none after a fault."""
+
+    def dead_unassigned(self, first: int, last: int) -> list[int]:
+        """Those of `dead` whose era is 0."""
+
+    def era(self, sequence: int) -> int:
+        """The era that a dead chunk was given; 0: none, or it is not dead, or not there.
+
+        Eras are stored with the live units.  A chunk that gets a live unit again, or goes, has
+        lost its era.
+        """
+
+    def set_era(self, sequence: int, era: int) -> None:
+        """Raises: LookupError when the chunk is not dead, ValueError beyond 32 bits."""
 
     def pinned_sequences(self) -> AbstractSet[int]:
         """Chunks that hold usage pages, which `live` does not count; the root's is not known."""

@@ -13,7 +13,7 @@ from torus._fast.crc cimport crc32c
 from torus._fast.leaftree cimport Directory, Leaf, Slot, append, remove
 from torus._fast.mappages cimport (
     BLOCK_UNITS, DIRECTORY_LEAVES, LEAF_ENTRIES, decode_leaf, decode_refs, decode_root, set_ref,
-    units_of
+    shift_entries, shift_refs, shift_root_refs, units_of
 )
 
 from torus.errors import Corruption
@@ -131,11 +131,11 @@ cdef class BlockMap(CheckpointTree):
         found = []
         while (limit is None or len(found) < limit) and self.next_cold(&index, end):
             ref = self.slot_of(index).ref
-            found.append((index, ref.sequence, ref.offset, ref.size_bytes, ref.crc))
+            found.append((index, ref.sequence, ref.offset, ref.size_bytes, ref.crc, ref.base))
             index += 1
         return found
 
-    def load_leaf(self, index, bytes page, sequence=None, offset=None):
+    def load_leaf(self, index, bytes page, sequence=None, offset=None, base=0):
         cdef Entry entries[LEAF_ENTRIES]
         cdef Slot* slot = self.slot_of(index)
         cdef uint64_t block = <uint64_t>index << 10
@@ -143,11 +143,13 @@ cdef class BlockMap(CheckpointTree):
         cdef Leaf* leaf
         if slot is NULL or slot.leaf is not NULL or slot.ref.sequence == 0:
             return False
-        if sequence is not None and (sequence, offset) != (slot.ref.sequence, slot.ref.offset):
+        if sequence is not None and (sequence, offset, base) != (
+                slot.ref.sequence, slot.ref.offset, slot.ref.base):
             return False
         check_page(f"map leaf {index} in chunk {slot.ref.sequence} at unit {slot.ref.offset}",
                    page, slot.ref.size_bytes, slot.ref.crc)
         present = decode_leaf(page, index, entries)
+        shift_entries(index, entries, slot.ref.base)
         for i in range(LEAF_ENTRIES):
             if entries[i].sequence and block + <uint64_t>i >= self.size_blocks:
                 raise Corruption(f"map leaf {index} maps block {block + i} of a volume of "
@@ -196,8 +198,10 @@ cdef class BlockMap(CheckpointTree):
     # --- opening from a root --------------------------------------------------------------
 
     @classmethod
-    def from_root(cls, bytes root, cache_bytes):
+    def from_root(cls, bytes root, cache_bytes, uint64_t base=0):
         size_blocks, mapped_blocks, directories, usage = decode_root(root)
+        if base:  # the chunks are counted by the volume that owns them
+            directories, usage = shift_root_refs(directories, base), []
         cdef BlockMap opened = cls(size_blocks, cache_bytes)
         opened.mapped_blocks = mapped_blocks
         opened.directories_unloaded = {ref[0]: ref for ref in directories}
@@ -225,6 +229,7 @@ cdef class BlockMap(CheckpointTree):
         cdef int count, i
         ref = self.expect(self.directories_unloaded, "directory", index, page)
         count = decode_refs(page, index, refs)
+        shift_refs(index, refs, ref[5])
         for i in range(DIRECTORY_LEAVES):
             if refs[i].sequence and (<uint64_t>index << 10) + i >= leaf_end:
                 raise Corruption(f"map directory {index} has a leaf beyond the volume's end")
@@ -232,13 +237,13 @@ cdef class BlockMap(CheckpointTree):
         for i in range(DIRECTORY_LEAVES):
             directory.slots[i].ref = refs[i]
         directory.cold = count
-        set_ref(&directory.ref, ref[1], ref[2], ref[3], ref[4])
+        set_ref(&directory.ref, ref[1], ref[2], ref[3], ref[4], ref[5])
         del self.directories_unloaded[index]
         self.usable = not self.directories_unloaded and not self.usage_unloaded
 
     def load_usage(self, index, bytes page):
         ref = self.expect(self.usage_unloaded, "usage", index, page)
-        self.usage.load(page, *ref)
+        self.usage.load(page, *ref[:5])
         del self.usage_unloaded[index]
         self.usable = not self.directories_unloaded and not self.usage_unloaded
 
@@ -255,6 +260,15 @@ cdef class BlockMap(CheckpointTree):
 
     def dead(self, first, last):
         return self.usage.dead(first, last)
+
+    def dead_unassigned(self, first, last):
+        return self.usage.dead(first, last, True)
+
+    def era(self, sequence):
+        return self.usage.era(sequence)
+
+    def set_era(self, sequence, era):
+        self.usage.set_era(sequence, era)
 
     def pinned_sequences(self):
         return self.usage.pinned_sequences()
@@ -286,10 +300,10 @@ cdef class BlockMap(CheckpointTree):
         cdef int i, j
         cdef uint32_t present, mapped = 0, resident = 0, cold = 0
         cdef Leaf* leaf
-        refs = [(directory.ref.sequence, directory.ref.size_bytes)]
+        refs = [directory.ref]
         for i in range(DIRECTORY_LEAVES):
             leaf, present = directory.slots[i].leaf, 0
-            refs.append((directory.slots[i].ref.sequence, directory.slots[i].ref.size_bytes))
+            refs.append(directory.slots[i].ref)
             if leaf is NULL:
                 cold += directory.slots[i].ref.sequence != 0
                 continue
@@ -300,8 +314,9 @@ cdef class BlockMap(CheckpointTree):
                     units[sequence] = units.get(sequence, 0) + BLOCK_UNITS
             assert present == leaf.present, f"leaf {leaf.index}: {present} != {leaf.present}"
             mapped, resident = mapped + present, resident + 1
-        for sequence, size_bytes in refs:
-            if sequence:
-                units[sequence] = units.get(sequence, 0) + units_of(size_bytes)
+        for ref in refs:
+            if ref["sequence"] and ref["base"] == 0:
+                units[ref["sequence"]] = (units.get(ref["sequence"], 0)
+                                          + units_of(ref["size_bytes"]))
         assert (resident, cold) == (directory.resident, directory.cold), f"directory {index}"
         return mapped, resident, cold

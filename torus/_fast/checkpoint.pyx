@@ -155,7 +155,7 @@ cdef class CheckpointTree(LeafTree):
         for i in range(self.directory_count):
             if self.directories[i] is not NULL and self.directories[i].ref.sequence:
                 ref = self.directories[i].ref
-                found.append((i, ref.sequence, ref.offset, ref.size_bytes, ref.crc))
+                found.append((i, ref.sequence, ref.offset, ref.size_bytes, ref.crc, ref.base))
         return found
 
     def encode_root(self):

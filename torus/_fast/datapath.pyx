@@ -26,8 +26,9 @@ cdef enum:
 cdef class Datapath:
     """One volume's fast lane.
 
-    ``places`` maps a chunk's sequence number to its disk address; the volume fills it as
-    chunks are first used and empties it when they are deleted.
+    ``places`` maps a chunk to its disk address; the volume fills it as chunks are first used
+    and empties it when they are deleted.  The key is the chunk's sequence number in the log of
+    family member ``base``, plus base << 32.
     """
 
     cdef BlockMap blocks
@@ -141,7 +142,10 @@ cdef class Datapath:
         if entry.sequence == 0:
             memset(dest, 0, count * BLOCK)
             return 1
-        place = self.places.get(entry.sequence) if entry.base == 0 else None
+        if entry.base == 0:
+            place = self.places.get(entry.sequence)
+        else:
+            place = self.places.get(<uint64_t>entry.base << 32 | entry.sequence)
         if place is None:
             return 0
         address = <uint64_t>place + <uint64_t>entry.offset * UNIT

@@ -1,6 +1,6 @@
 """Readers of map pages for inspection; the codecs themselves serve other kernels."""
 
-_Ref = tuple[int, int, int, int, int]  # index, sequence, offset (512 B), size_bytes, crc
+_Ref = tuple[int, int, int, int, int, int]  # index, sequence, offset (512 B), size, crc, base
 
 LEVEL_NAMES: tuple[str, ...]
 
@@ -16,8 +16,8 @@ def read_directory(page: bytes, index: int) -> list[_Ref]:
     Raises: Corruption, UnknownVersion.
     """
 
-def read_usage(page: bytes, index: int) -> list[tuple[int, int]]:
-    """(slot, live units of 512 bytes) of the chunks that exist.
+def read_usage(page: bytes, index: int) -> list[tuple[int, int, int]]:
+    """(slot, live units of 512 bytes, era) of the chunks that exist; era 0: not assigned.
 
     Raises: Corruption, UnknownVersion.
     """

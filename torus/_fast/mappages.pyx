@@ -21,9 +21,11 @@ cdef enum:
     VERSION = 1
     HEADER_BYTES = 16
     ENTRY_BYTES = 12
-    REF_BYTES = 14
+    REF_BYTES = 16
+    UNITS_BYTES = 2
+    ERA_BYTES = 4
     ROOT_FIXED_BYTES = 40
-    ROOT_REF_BYTES = 18          # index and reference
+    ROOT_REF_BYTES = 20          # index and reference
     LEVEL_LEAF = 0
     LEVEL_DIRECTORY = 1
     LEVEL_USAGE = 2
@@ -68,12 +70,16 @@ cdef int check_header(bytes page, uint8_t level, uint32_t index) except -1:
 
 
 cdef int check_sparse(bytes page, uint8_t level, uint32_t index, int slots,
-                      int item_bytes) except -1:
-    """Check header, presence bitmap and length; return how many items are present."""
+                      int item_bytes, bint more=False) except -1:
+    """Check header, presence bitmap and length; return how many items are present.
+
+    more: something that the caller checks may follow the items.
+    """
     cdef int count = check_header(page, level, index), present = 0, i
     cdef const uint8_t* bitmap = <const uint8_t*>PyBytes_AS_STRING(page) + HEADER_BYTES
     cdef Py_ssize_t size = HEADER_BYTES + slots // 8 + <Py_ssize_t>count * item_bytes
-    if not 1 <= count <= slots or PyBytes_GET_SIZE(page) != size:
+    cdef Py_ssize_t excess = PyBytes_GET_SIZE(page) - size
+    if not 1 <= count <= slots or excess < 0 or excess > 0 and not more:
         raise corrupt(level, index, f"{len(page)} bytes do not hold {count} items")
     for i in range(slots):
         present += bitmap[i >> 3] >> (i & 7) & 1
@@ -82,9 +88,10 @@ cdef int check_sparse(bytes page, uint8_t level, uint32_t index, int slots,
     return count
 
 
-cdef bytes new_sparse(uint8_t level, uint32_t index, int slots, int item_bytes, int count):
+cdef bytes new_sparse(uint8_t level, uint32_t index, int slots, int item_bytes, int count,
+                      int more_bytes=0):
     """A page with its header and an empty bitmap; the caller sets bits and items."""
-    cdef Py_ssize_t size = HEADER_BYTES + slots // 8 + <Py_ssize_t>count * item_bytes
+    cdef Py_ssize_t size = HEADER_BYTES + slots // 8 + <Py_ssize_t>count * item_bytes + more_bytes
     cdef bytes page = PyBytes_FromStringAndSize(NULL, size)
     cdef uint8_t* at = <uint8_t*>PyBytes_AS_STRING(page)
     put_header(at, level, count, index)
@@ -134,8 +141,9 @@ cdef int decode_leaf(bytes page, uint32_t index, Entry* out) except -1:
 cdef void store_ref(uint8_t* at, const PageRef* ref) noexcept:
     store_le32(at, ref.sequence)
     store_le16(at + 4, ref.offset)
-    store_le32(at + 6, ref.size_bytes)
-    store_le32(at + 10, ref.crc)
+    store_le16(at + 6, ref.base)
+    store_le32(at + 8, ref.size_bytes)
+    store_le32(at + 12, ref.crc)
 
 
 cdef bint ref_is_sound(const PageRef* ref) noexcept:
@@ -147,21 +155,23 @@ cdef bint load_ref(const uint8_t* at, PageRef* ref) noexcept:
     """Fill ref; False when it cannot be meant."""
     ref.sequence = load_le32(at)
     ref.offset = load_le16(at + 4)
-    ref.size_bytes = load_le32(at + 6)
-    ref.crc = load_le32(at + 10)
+    ref.base = load_le16(at + 6)
+    ref.size_bytes = load_le32(at + 8)
+    ref.crc = load_le32(at + 12)
     return ref_is_sound(ref)
 
 
 cdef int set_ref(PageRef* ref, uint64_t sequence, uint64_t offset, uint64_t size_bytes,
-                 uint64_t crc) except -1:
+                 uint64_t crc, uint64_t base=0) except -1:
     """Fill ref; size_bytes 0 means that there is no page.  Raises: ValueError."""
     memset(ref, 0, sizeof(PageRef))
     if size_bytes == 0:
         return 0
-    if sequence >> 32 or offset >> 16 or size_bytes >> 32 or crc >> 32:
+    if sequence >> 32 or offset >> 16 or size_bytes >> 32 or crc >> 32 or base >> 16:
         raise ValueError("a page reference's field is out of range")
     ref.sequence = <uint32_t>sequence
     ref.offset = <uint16_t>offset
+    ref.base = <uint16_t>base
     ref.size_bytes = <uint32_t>size_bytes
     ref.crc = <uint32_t>crc
     if not ref_is_sound(ref):
@@ -201,43 +211,92 @@ cdef int decode_refs(bytes page, uint32_t index, PageRef* out) except -1:
     return count
 
 
-cdef bytes encode_units(uint32_t index, const uint16_t* units):
+cdef int shift_refs(uint32_t index, PageRef* refs, uint16_t base) except -1:
+    cdef int i
+    for i in range(DIRECTORY_LEAVES):
+        if refs[i].sequence:
+            if refs[i].base + <uint32_t>base >= MEMBERS:
+                raise corrupt(LEVEL_DIRECTORY, index, f"reference {i} of member {base} names "
+                              f"its member {refs[i].base}, beyond the longest family")
+            refs[i].base += base
+    return 0
+
+
+cdef int shift_entries(uint32_t index, Entry* entries, uint16_t base) except -1:
+    cdef int i
+    for i in range(LEAF_ENTRIES):
+        if entries[i].sequence:
+            if entries[i].base + <uint32_t>base >= MEMBERS:
+                raise corrupt(LEVEL_LEAF, index, f"entry {i} of member {base} names its member "
+                              f"{entries[i].base}, beyond the longest family")
+            entries[i].base += base
+    return 0
+
+
+cdef list shift_root_refs(list refs, uint64_t base):
+    shifted = []
+    for index, sequence, offset, size_bytes, crc, own in refs:
+        if own + base >= MEMBERS:
+            raise corrupt(LEVEL_ROOT, 0, f"the directory {index} of member {base} names its "
+                          f"member {own}, beyond the longest family")
+        shifted.append((index, sequence, offset, size_bytes, crc, own + base))
+    return shifted
+
+
+cdef bytes encode_usage(uint32_t index, const UsageTable* table):
     """Bytes of a usage page; b"" when every sequence is GONE."""
-    cdef int count = 0, i
+    cdef int count = 0, empty = 0, i
     for i in range(PAGE_SEQUENCES):
-        count += units[i] != GONE
+        count += table.units[i] != GONE
+        empty += table.units[i] == 0
     if count == 0:
         return b""
-    cdef bytes page = new_sparse(LEVEL_USAGE, index, PAGE_SEQUENCES, 2, count)
+    cdef bytes page = new_sparse(LEVEL_USAGE, index, PAGE_SEQUENCES, UNITS_BYTES, count,
+                                 empty * ERA_BYTES)
     cdef uint8_t* bitmap = <uint8_t*>PyBytes_AS_STRING(page) + HEADER_BYTES
     cdef uint8_t* at = bitmap + PAGE_SEQUENCES // 8
+    cdef uint8_t* era_at = at + count * UNITS_BYTES
     for i in range(PAGE_SEQUENCES):
-        if units[i] != GONE:
+        if table.units[i] != GONE:
             bitmap[i >> 3] |= 1 << (i & 7)
-            store_le16(at, units[i])
-            at += 2
+            store_le16(at, table.units[i])
+            at += UNITS_BYTES
+        if table.units[i] == 0:
+            store_le32(era_at, table.eras[i])
+            era_at += ERA_BYTES
     return page
 
 
-cdef int decode_units(bytes page, uint32_t index, uint16_t* out) except -1:
-    cdef int count = check_sparse(page, LEVEL_USAGE, index, PAGE_SEQUENCES, 2), i
+cdef int decode_usage(bytes page, uint32_t index, UsageTable* out) except -1:
+    cdef int count = check_sparse(page, LEVEL_USAGE, index, PAGE_SEQUENCES, UNITS_BYTES, True)
     cdef const uint8_t* bitmap = <const uint8_t*>PyBytes_AS_STRING(page) + HEADER_BYTES
     cdef const uint8_t* at = bitmap + PAGE_SEQUENCES // 8
-    memset(out, 0xFF, PAGE_SEQUENCES * sizeof(uint16_t))
+    cdef const uint8_t* era_at = at + count * UNITS_BYTES
+    cdef const uint8_t* end = <const uint8_t*>PyBytes_AS_STRING(page) + PyBytes_GET_SIZE(page)
+    cdef int i
+    memset(out.units, 0xFF, sizeof(out.units))
+    memset(out.eras, 0, sizeof(out.eras))
     for i in range(PAGE_SEQUENCES):
         if bitmap[i >> 3] >> (i & 7) & 1:
-            out[i] = load_le16(at)
-            if out[i] > CHUNK_UNITS:
-                raise corrupt(LEVEL_USAGE, index, f"sequence {i} has {out[i]} live units")
-            at += 2
-    if index == 0 and out[0] != GONE:
+            out.units[i] = load_le16(at)
+            if out.units[i] > CHUNK_UNITS:
+                raise corrupt(LEVEL_USAGE, index, f"sequence {i} has {out.units[i]} live units")
+            at += UNITS_BYTES
+        if out.units[i] == 0:
+            if end - era_at < ERA_BYTES:
+                raise corrupt(LEVEL_USAGE, index, "it ends within the eras of empty chunks")
+            out.eras[i] = load_le32(era_at)
+            era_at += ERA_BYTES
+    if era_at != end:
+        raise corrupt(LEVEL_USAGE, index, f"{end - era_at} bytes follow the eras")
+    if index == 0 and out.units[0] != GONE:
         raise corrupt(LEVEL_USAGE, index, "sequence 0 is in use")
     return count
 
 
 cdef bytes encode_root(uint64_t size_blocks, uint64_t mapped_blocks, list directories,
                        list usage):
-    """Bytes of the root; both lists hold (index, sequence, offset, size_bytes, crc)."""
+    """Bytes of the root; both lists hold (index, sequence, offset, size_bytes, crc, base)."""
     cdef Py_ssize_t size = ROOT_FIXED_BYTES + 4
     size += ROOT_REF_BYTES * (len(directories) + len(usage))
     cdef bytes page = PyBytes_FromStringAndSize(NULL, size)
@@ -250,8 +309,8 @@ cdef bytes encode_root(uint64_t size_blocks, uint64_t mapped_blocks, list direct
     store_le32(start + 32, <uint32_t>len(directories))
     store_le32(start + 36, <uint32_t>len(usage))
     for refs in (directories, usage):
-        for index, sequence, offset, size_bytes, crc in sorted(refs):
-            set_ref(&ref, sequence, offset, size_bytes, crc)
+        for index, sequence, offset, size_bytes, crc, base in sorted(refs):
+            set_ref(&ref, sequence, offset, size_bytes, crc, base)
             store_le32(at, index)
             store_ref(at + 4, &ref)
             at += ROOT_REF_BYTES
@@ -259,7 +318,8 @@ cdef bytes encode_root(uint64_t size_blocks, uint64_t mapped_blocks, list direct
     return page
 
 
-cdef list decode_root_refs(const uint8_t* at, uint32_t count, uint64_t index_end):
+cdef list decode_root_refs(const uint8_t* at, uint32_t count, uint64_t index_end,
+                           uint32_t members):
     cdef uint64_t least = 0
     cdef uint32_t i, index
     cdef PageRef ref
@@ -268,7 +328,10 @@ cdef list decode_root_refs(const uint8_t* at, uint32_t count, uint64_t index_end
         index = load_le32(at)
         if not least <= index < index_end or not load_ref(at + 4, &ref):
             raise corrupt(LEVEL_ROOT, 0, f"reference {i} to page {index} is out of range")
-        refs.append((index, ref.sequence, ref.offset, ref.size_bytes, ref.crc))
+        if ref.base >= members:
+            raise corrupt(LEVEL_ROOT, 0, f"the usage page {index} lies in the log of another "
+                          f"volume, {ref.base}")
+        refs.append((index, ref.sequence, ref.offset, ref.size_bytes, ref.crc, ref.base))
         least = <uint64_t>index + 1
         at += ROOT_REF_BYTES
     return refs
@@ -293,8 +356,8 @@ cdef tuple decode_root(bytes page):
     return (
         size_blocks,
         mapped_blocks,
-        decode_root_refs(at, directories, (size_blocks + (1 << 20) - 1) >> 20),
-        decode_root_refs(at + <size_t>directories * ROOT_REF_BYTES, usage, 1 << 20),
+        decode_root_refs(at, directories, (size_blocks + (1 << 20) - 1) >> 20, MEMBERS),
+        decode_root_refs(at + <size_t>directories * ROOT_REF_BYTES, usage, 1 << 20, 1),
     )
 
 
@@ -308,14 +371,16 @@ def read_leaf(bytes page, uint32_t index):
 def read_directory(bytes page, uint32_t index):
     cdef PageRef refs[DIRECTORY_LEAVES]
     decode_refs(page, index, refs)
-    return [(i, refs[i].sequence, refs[i].offset, refs[i].size_bytes, refs[i].crc)
+    return [(i, refs[i].sequence, refs[i].offset, refs[i].size_bytes, refs[i].crc,
+             refs[i].base)
             for i in range(DIRECTORY_LEAVES) if refs[i].sequence]
 
 
 def read_usage(bytes page, uint32_t index):
-    cdef uint16_t units[PAGE_SEQUENCES]
-    decode_units(page, index, units)
-    return [(i, units[i]) for i in range(PAGE_SEQUENCES) if units[i] != GONE]
+    cdef UsageTable table
+    decode_usage(page, index, &table)
+    return [(i, table.units[i], table.eras[i])
+            for i in range(PAGE_SEQUENCES) if table.units[i] != GONE]
 
 
 def read_root(bytes page):

@@ -2,15 +2,15 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from torus._fast.mappages cimport CHUNK_UNITS, GONE, PAGE_SEQUENCES, PageRef
+from torus._fast.mappages cimport CHUNK_UNITS, GONE, PAGE_SEQUENCES, PageRef, UsageTable
 
 cdef struct UsagePage:
     PageRef ref
     bint dirty                   # differs from its stored page
     bint frozen_dirty            # the frozen copy differs from the stored page
     uint32_t present             # how many sequences are not GONE
-    uint16_t* frozen             # the copy that a checkpoint writes; NULL = all GONE
-    uint16_t units[PAGE_SEQUENCES]
+    UsageTable* frozen           # the copy that a checkpoint writes; NULL outside of one
+    UsageTable now
 
 cdef class Usage:
     cdef UsagePage** pages
@@ -39,16 +39,17 @@ cdef inline UsagePage* page_of(Usage usage, uint32_t sequence) noexcept:
 
 cdef inline bint is_open(Usage usage, uint32_t sequence) noexcept:
     cdef UsagePage* page = page_of(usage, sequence)
-    return page is not NULL and page.units[sequence % PAGE_SEQUENCES] != GONE
+    return page is not NULL and page.now.units[sequence % PAGE_SEQUENCES] != GONE
 
 
 cdef inline void add(Usage usage, uint32_t sequence, uint32_t units) noexcept:
     cdef UsagePage* page = page_of(usage, sequence)
     cdef uint32_t place = sequence % PAGE_SEQUENCES
-    if page is NULL or page.units[place] + units > CHUNK_UNITS:  # GONE is above it too
+    if page is NULL or page.now.units[place] + units > CHUNK_UNITS:  # GONE is above it too
         usage.faults += 1
         return
-    page.units[place] += <uint16_t>units
+    page.now.units[place] += <uint16_t>units
+    page.now.eras[place] = 0
     page.dirty = True
     usage.total_units += units
 
@@ -56,9 +57,9 @@ cdef inline void add(Usage usage, uint32_t sequence, uint32_t units) noexcept:
 cdef inline void subtract(Usage usage, uint32_t sequence, uint32_t units) noexcept:
     cdef UsagePage* page = page_of(usage, sequence)
     cdef uint32_t place = sequence % PAGE_SEQUENCES
-    if page is NULL or page.units[place] == GONE or page.units[place] < units:
+    if page is NULL or page.now.units[place] == GONE or page.now.units[place] < units:
         usage.faults += 1
         return
-    page.units[place] -= <uint16_t>units
+    page.now.units[place] -= <uint16_t>units
     page.dirty = True
     usage.total_units -= units

@@ -2,6 +2,8 @@
 
 Decides when a chunk is dead: no block and no stored map page of the volume lies in it.  Does
 not decide when it may be deleted (snapshots, and the last durable root, may still need it).
+A dead chunk may carry an era, the number of the newest snapshot ever made when it was first
+found dead; what that means is decided elsewhere, here it goes when the chunk is live again.
 Kept in pages of 4096 sequences so that a checkpoint writes only what changed.  While frozen,
 every page has a second table: the counts as the checkpoint's root will describe them.
 
@@ -13,11 +15,10 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
 from torus._fast.mappages cimport (
-    CHUNK_UNITS, GONE, decode_units, encode_units, set_ref, units_of
+    CHUNK_UNITS, GONE, decode_usage, encode_usage, set_ref, units_of
 )
 
 cdef enum:
-    TABLE_BYTES = PAGE_SEQUENCES * 2
     PAGES_MAX = 1 << 20
 
 cdef uint64_t SEQUENCES_MAX = <uint64_t>1 << 32
@@ -45,11 +46,12 @@ cdef class Usage:
         cdef uint32_t place = sequence % PAGE_SEQUENCES
         cdef int count = 0
         if page is not NULL:  # a chunk opened since the freeze holds only checkpoint pages
-            count = page.frozen[place] if page.frozen[place] != GONE or units < 0 else 0
+            count = page.frozen.units[place] if page.frozen.units[place] != GONE or units < 0 else 0
         if page is NULL or not 0 <= count + units <= CHUNK_UNITS:
             self.faults += 1
             return
-        page.frozen[place] = <uint16_t>(count + units)
+        page.frozen.units[place] = <uint16_t>(count + units)
+        page.frozen.eras[place] = 0
         page.frozen_dirty = True
 
     cdef int move_page(self, PageRef* old, PageRef* new) except -1:
@@ -64,7 +66,7 @@ cdef class Usage:
             add(self, new.sequence, new_units)
             if self.frozen:
                 self.adjust_frozen(new.sequence, <int>new_units)
-        if old.sequence:
+        if old.sequence and old.base == 0:  # its own volume counts any other page
             subtract(self, old.sequence, old_units)
             if self.frozen:
                 self.adjust_frozen(old.sequence, -<int>old_units)
@@ -92,7 +94,7 @@ cdef class Usage:
             page = <UsagePage*>PyMem_Calloc(1, sizeof(UsagePage))
             if page is NULL:
                 raise MemoryError
-            memset(page.units, 0xFF, TABLE_BYTES)
+            memset(page.now.units, 0xFF, sizeof(page.now.units))
             if self.frozen and self.freeze_page(page) < 0:
                 PyMem_Free(page)
                 raise MemoryError
@@ -100,10 +102,10 @@ cdef class Usage:
         return self.pages[index - first]
 
     cdef int freeze_page(self, UsagePage* page) noexcept:
-        page.frozen = <uint16_t*>PyMem_Malloc(TABLE_BYTES)
+        page.frozen = <UsageTable*>PyMem_Malloc(sizeof(UsageTable))
         if page.frozen is NULL:
             return -1
-        memcpy(page.frozen, page.units, TABLE_BYTES)
+        memcpy(page.frozen, &page.now, sizeof(UsageTable))
         page.frozen_dirty = page.dirty
         return 0
 
@@ -154,7 +156,7 @@ cdef class Usage:
                 and (self.pages[i].frozen_dirty if self.frozen else self.pages[i].dirty)]
 
     def encode(self, index):
-        return encode_units(index, self.frozen_page(index).frozen)
+        return encode_usage(index, self.frozen_page(index).frozen)
 
     def written(self, index, sequence, offset, size_bytes, crc):
         cdef UsagePage* page = self.frozen_page(index)
@@ -166,23 +168,23 @@ cdef class Usage:
             self.replaced.add(page.ref.sequence)
         page.ref = ref
         page.frozen_dirty = False
-        page.dirty = memcmp(page.units, page.frozen, TABLE_BYTES) != 0
+        page.dirty = memcmp(&page.now, page.frozen, sizeof(UsageTable)) != 0
 
     def load(self, bytes content, index, sequence, offset, size_bytes, crc):
         """Take a stored page in.  Raises: Corruption, UnknownVersion."""
-        cdef uint16_t units[PAGE_SEQUENCES]
+        cdef UsageTable table
         cdef PageRef ref
-        cdef int present = decode_units(content, index, units), i
+        cdef int present = decode_usage(content, index, &table), i
         set_ref(&ref, sequence, offset, size_bytes, crc)
         cdef UsagePage* page = self.create_page(index)
-        memcpy(page.units, units, TABLE_BYTES)
+        page.now = table
         page.ref = ref
         page.present = <uint32_t>present
         for i in range(PAGE_SEQUENCES):
-            self.total_units += units[i] if units[i] != GONE else 0
+            self.total_units += table.units[i] if table.units[i] != GONE else 0
 
     def references(self):
-        return [(self.first_page + i, ref.sequence, ref.offset, ref.size_bytes, ref.crc)
+        return [(self.first_page + i, ref.sequence, ref.offset, ref.size_bytes, ref.crc, ref.base)
                 for i in range(self.page_count) if self.pages[i] is not NULL
                 for ref in [self.pages[i].ref] if ref.sequence]
 
@@ -193,9 +195,9 @@ cdef class Usage:
             raise ValueError(f"{sequence} is not a chunk's sequence number")
         cdef UsagePage* page = self.create_page(sequence // PAGE_SEQUENCES)
         cdef uint32_t place = sequence % PAGE_SEQUENCES
-        if page.units[place] != GONE:
+        if page.now.units[place] != GONE:
             return
-        page.units[place] = 0
+        page.now.units[place] = 0
         page.present += 1
         page.dirty = True
 
@@ -204,10 +206,10 @@ cdef class Usage:
             return
         cdef UsagePage* page = page_of(self, sequence)
         cdef uint32_t place = sequence % PAGE_SEQUENCES
-        if (self.faults or page.units[place] != 0 or sequence in self.pinned_sequences()
-                or self.frozen and page.frozen[place] not in (0, GONE)):
+        if (self.faults or page.now.units[place] != 0 or sequence in self.pinned_sequences()
+                or self.frozen and page.frozen.units[place] not in (0, GONE)):
             raise ValueError(f"chunk {sequence} still holds something that the map needs")
-        page.units[place] = GONE
+        page.now.units[place], page.now.eras[place] = GONE, 0
         page.present -= 1
         page.dirty = True
 
@@ -216,12 +218,13 @@ cdef class Usage:
         if not 0 <= sequence < SEQUENCES_MAX or not is_open(self, sequence):
             return None
         page = page_of(self, sequence)
-        return page.units[<uint32_t>sequence % PAGE_SEQUENCES]
+        return page.now.units[<uint32_t>sequence % PAGE_SEQUENCES]
 
-    def dead(self, first, last):
+    def dead(self, first, last, unassigned=False):
         cdef uint64_t sequence = max(first, <uint64_t>self.first_page * PAGE_SEQUENCES)
         cdef uint64_t end = min(
             last + 1, (<uint64_t>self.first_page + self.page_count) * PAGE_SEQUENCES)
+        cdef bint any_era = not unassigned
         cdef UsagePage* page
         found = []
         while not self.faults and sequence < end:
@@ -229,10 +232,28 @@ cdef class Usage:
             if page is NULL:
                 sequence = (sequence // PAGE_SEQUENCES + 1) * PAGE_SEQUENCES
                 continue
-            if page.units[sequence % PAGE_SEQUENCES] == 0:
+            if (page.now.units[sequence % PAGE_SEQUENCES] == 0
+                    and (any_era or page.now.eras[sequence % PAGE_SEQUENCES] == 0)):
                 found.append(sequence)
             sequence += 1
         return found
+
+    def era(self, sequence):
+        if self.live(sequence) is None:
+            return 0
+        return page_of(self, sequence).now.eras[<uint32_t>sequence % PAGE_SEQUENCES]
+
+    def set_era(self, sequence, era):
+        if not 0 <= era < SEQUENCES_MAX:
+            raise ValueError(f"{era} is not the number of a snapshot")
+        live = self.live(sequence)
+        if live != 0:
+            raise LookupError(f"chunk {sequence} is not dead: its live units are {live}")
+        cdef UsagePage* page = page_of(self, sequence)
+        cdef uint32_t place = sequence % PAGE_SEQUENCES
+        if page.now.eras[place] != <uint32_t>era:
+            page.now.eras[place] = <uint32_t>era
+            page.dirty = True
 
     def pinned_sequences(self):
         return self.replaced | {reference[1] for reference in self.references()}
@@ -242,6 +263,6 @@ cdef class Usage:
 
     def counts(self):
         """The counts of every chunk, for verification."""
-        return {(self.first_page + i) * PAGE_SEQUENCES + place: self.pages[i].units[place]
+        return {(self.first_page + i) * PAGE_SEQUENCES + place: self.pages[i].now.units[place]
                 for i in range(self.page_count) if self.pages[i] is not NULL
-                for place in range(PAGE_SEQUENCES) if self.pages[i].units[place] != GONE}
+                for place in range(PAGE_SEQUENCES) if self.pages[i].now.units[place] != GONE}

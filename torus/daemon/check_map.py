@@ -112,7 +112,7 @@ class MapCheck:
             wanted = [place for place in missing if place[0] not in bad]
             if not wanted:
                 break
-            for index, sequence, offset, size, crc in wanted:
+            for index, sequence, offset, size, crc, _ in wanted:
                 try:
                     page = self._page(sequence, offset * UNIT, size, crc)
                     self._blocks.load_leaf(index, page, sequence, offset)

@@ -190,7 +190,7 @@ def test_cold_leaf_refuses_every_call_that_needs_it() -> None:
 def test_load_leaf_ignores_an_old_page() -> None:
     """A page read before the leaf moved is not taken in, and not called corrupt."""
     log = cold_log()
-    index, sequence, offset, size, crc = log.map.missing(0, 1)[0]
+    index, sequence, offset, size, crc, _ = log.map.missing(0, 1)[0]
     old = log.stored[sequence, offset]
     log.set(6, [99])
     log.write_leaf(0)
@@ -208,7 +208,7 @@ def test_load_leaf_ignores_an_old_page() -> None:
 def test_load_leaf_refuses_a_changed_page() -> None:
     """The reference's CRC and size cover every bit of the page."""
     log = cold_log()
-    index, sequence, offset, _, _ = log.map.missing(0, 1)[0]
+    index, sequence, offset, _, _, _ = log.map.missing(0, 1)[0]
     page = log.stored[sequence, offset]
 
     for bad in (page[:-1], page + b"\0", page[:-1] + bytes([page[-1] ^ 1]), b""):

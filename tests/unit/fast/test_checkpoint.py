@@ -38,7 +38,7 @@ def test_checkpoint_holds_the_moment_of_its_beginning() -> None:
     log.map.end_checkpoint()
     frozen.pages = dict(log.oracle.pages)
     opened = log.reopen(root)
-    load_all(opened, log.stored)
+    load_all(opened, log.pages())
 
     assert leaves == [0, 2]
     assert_same(opened, frozen, SPANS)
@@ -114,7 +114,7 @@ def test_abort_loses_nothing() -> None:
     with pytest.raises(LookupError):
         log.map.leaf_written(2, 1, 500, 156, 0)
     opened = log.reopen(log.checkpoint())
-    load_all(opened, log.stored)
+    load_all(opened, log.pages())
 
     assert_same(opened, log.oracle, SPANS)
 
