@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 
 from torus import limits, log
 from torus.config import CommonConfig, GatewayConfig, NodeConfig
+from torus.daemon.command import run_command
 from torus.daemon.copying import export_from, import_into
 from torus.daemon.gateway import serve_volumes
 from torus.daemon.node import serve_node
 from torus.daemon.reach import attached, delete_without_disk, free_volume, reach, volume_options
 from torus.daemon.reports import CopyReport, Progress
-from torus.errors import Interrupted, NotFound
+from torus.errors import NotFound
 
 Result = TypeVar("Result")
 events = log.get_logger("torus.process")
@@ -54,7 +55,7 @@ def import_volume(config: CommonConfig, name: str, source: str, progress: Progre
             async with attached(reached, name, "import", volume_options(config)) as attachment:
                 return await import_into(attachment.volume, source, progress)
 
-    return _run_command(config, work())
+    return run_command(config, work())
 
 
 def export_volume(config: CommonConfig, name: str, target: str, progress: Progress) -> CopyReport:
@@ -68,7 +69,7 @@ def export_volume(config: CommonConfig, name: str, target: str, progress: Progre
             async with attached(reached, name, "export", volume_options(config)) as attachment:
                 return await export_from(attachment.volume, target, progress)
 
-    return _run_command(config, work())
+    return run_command(config, work())
 
 
 def delete_volume(config: CommonConfig, name: str, force: bool) -> None:
@@ -86,7 +87,7 @@ def delete_volume(config: CommonConfig, name: str, force: bool) -> None:
                 raise
             await delete_without_disk(config, name, force=force)
 
-    _run_command(config, work())
+    run_command(config, work())
 
 
 # --- processes --------------------------------------------------------------------------
@@ -122,13 +123,3 @@ def _run(work: Coroutine[Any, Any, Result]) -> Result:
     import uvloop
 
     return uvloop.run(work)
-
-
-def _run_command(config: CommonConfig, work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a command's work; its log lines are for people who ask for them."""
-    level = config.log_level if config.log_level != "info" else "warning"
-    log.configure(level, config.log_format)
-    try:
-        return _run(work)
-    except KeyboardInterrupt as exc:
-        raise Interrupted("interrupted") from exc

@@ -29,7 +29,7 @@ def test_a_commands_log_is_for_those_who_ask(
     async def work() -> int:
         return 7
 
-    assert app._run_command(_config(asked), work()) == 7
+    assert app.run_command(_config(asked), work()) == 7
     assert levels == [shown]
 
 
@@ -51,7 +51,7 @@ def test_an_interruption_is_an_error_with_its_own_exit_code(
         raise KeyboardInterrupt
 
     with pytest.raises(Interrupted) as caught:
-        app._run_command(_config("info"), work())
+        app.run_command(_config("info"), work())
     assert caught.value.exit_code == 130
     assert ended == ["cleaned up"]
 
@@ -64,5 +64,5 @@ def test_an_error_passes_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
         raise NotFound("no such thing", hint="look elsewhere")
 
     with pytest.raises(NotFound, match="no such thing") as caught:
-        app._run_command(_config("info"), work())
+        app.run_command(_config("info"), work())
     assert caught.value.hint == "look elsewhere"
