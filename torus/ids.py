@@ -1,4 +1,4 @@
-"""Identities: what names a chunk, a disk, a volume.  Never reused, never rewritten."""
+"""Identities: what names a chunk, a volume, a snapshot.  Never reused, never rewritten."""
 
 import re
 import struct
@@ -8,7 +8,8 @@ from torus.errors import UsageError
 
 _CHUNK_ID = struct.Struct("<QIHI")
 CHUNK_ID_SIZE = _CHUNK_ID.size
-_VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NAME_CHARACTERS_MAX = 128  # of a volume's name and of a snapshot's
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class ChunkId(NamedTuple):
@@ -40,17 +41,48 @@ def check_volume_name(name: str) -> str:
 
     Raises: UsageError naming the first character that is not allowed.
     """
-    if _VOLUME_NAME.fullmatch(name):
+    return _check_name("volume", name)
+
+
+def check_snapshot_name(name: str) -> str:
+    """Return ``name``, without its volume's, if it may name a snapshot.
+
+    Raises: UsageError naming the first character that is not allowed.
+    """
+    return _check_name("snapshot", name)
+
+
+def split_snapshot(text: str) -> tuple[str, str]:
+    """Return the volume's and the snapshot's name in ``VOLUME@SNAPSHOT``.
+
+    Raises: UsageError when there is not exactly one '@' or a name is not legal.
+    """
+    volume, found, snapshot = text.partition("@")
+    if not found:
+        raise UsageError(
+            f"{text!r} names no snapshot: there is no '@' in it",
+            hint="write VOLUME@SNAPSHOT, like vm1@monday",
+        )
+    return check_volume_name(volume), check_snapshot_name(snapshot)
+
+
+def join_snapshot(volume: str, snapshot: str) -> str:
+    """Return how people write a snapshot: ``VOLUME@SNAPSHOT``."""
+    return f"{volume}@{snapshot}"
+
+
+def _check_name(what: str, name: str) -> str:
+    if _NAME.fullmatch(name):
         return name
     if not name:
         reason = "it is empty"
-    elif len(name) > 128:
-        reason = f"it has {len(name)} characters, more than 128"
+    elif len(name) > NAME_CHARACTERS_MAX:
+        reason = f"it has {len(name)} characters, more than {NAME_CHARACTERS_MAX}"
     else:
-        allowed = re.compile(r"[A-Za-z0-9]" if not name[0].isalnum() else r"[A-Za-z0-9._-]")
-        bad = next((c for c in name if not allowed.fullmatch(c)), name[0])
-        reason = f"{bad!r} is not allowed" + (" at its start" if bad == name[0] else "")
+        first = re.fullmatch(r"[A-Za-z0-9]", name[0]) is not None
+        bad = next(c for c in name if not re.fullmatch(r"[A-Za-z0-9._-]", c)) if first else name[0]
+        reason = f"{bad!r} is not allowed" + ("" if first else " at its start")
     raise UsageError(
-        f"volume name {name!r} cannot be used: {reason}",
+        f"{what} name {name!r} cannot be used: {reason}",
         hint="use letters, digits, '.', '_' and '-', beginning with a letter or a digit",
     )

@@ -93,6 +93,9 @@ CATALOG_ATTEMPTS_MAX = 256  # lost races in a row before a command says "busy"
 # --- snapshots and clones ---------------------------------------------------------------
 SNAPSHOTS_MAX = 1024  # of one volume: each checkpoint's root record carries the list of them
 
+# --- snapshots and clones ---------------------------------------------------------------
+SNAPSHOTS_MAX = 1024  # of one volume: each checkpoint's root record carries the list of them
+
 # --- the peer protocol ------------------------------------------------------------------
 PEER_FRAME_BYTES_MAX = 8 * MIB  # header and body
 PEER_READ_BYTES_MAX = 4 * MIB  # of all pieces that one READ asks for

@@ -61,7 +61,12 @@ def snapshot_key(volume: int, name: str) -> str:
 
 def readers_prefix(volume: int, number: int) -> str:
     """Return the prefix of those who read one snapshot."""
-    return f"{READERS}{volume:016x}/{number:08x}/"
+    return f"{volume_readers_prefix(volume)}{number:08x}/"
+
+
+def volume_readers_prefix(volume: int) -> str:
+    """Return the prefix of those who read any snapshot of one volume."""
+    return f"{READERS}{volume:016x}/"
 
 
 def reader_key(volume: int, number: int, reader: str) -> str:

@@ -13,7 +13,16 @@ from typing import Any, TypeAlias, TypeVar
 from torus.errors import Busy, Corruption, NotFound
 from torus.limits import CATALOG_ATTEMPTS_MAX
 from torus.metadata.base import Delete, Entry, Expect, Put
-from torus.metadata.schema import Head, Owner, VolumeSpec, head_key, spec_key, volume_prefix
+from torus.metadata.schema import (
+    Head,
+    Owner,
+    Reader,
+    VolumeSpec,
+    head_key,
+    spec_key,
+    volume_prefix,
+)
+from torus.volume.owner import ProcessIdentity
 
 READY = "ready"
 DELETING = "deleting"
@@ -54,7 +63,7 @@ class Volume:
 Step: TypeAlias = Get | ListUnder | Commit
 _T = TypeVar("_T")
 Steps: TypeAlias = Generator[Step, Any, _T]
-Alive: TypeAlias = Callable[[Owner], bool | None]
+Alive: TypeAlias = Callable[[ProcessIdentity], bool | None]
 
 
 def read_entry(key: str) -> Steps[Entry | None]:
@@ -124,8 +133,8 @@ def get_by_id(volume_id: int) -> Steps[Volume]:
     return volume
 
 
-def describe(owner: Owner) -> str:
-    """Return where a volume is attached, for people."""
+def describe(owner: Owner | Reader) -> str:
+    """Return where a volume is attached or a snapshot is read, for people."""
     since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(owner.since_ns // 10**9))
     return f"{owner.role} pid {owner.pid} on {owner.host} since {since}"
 

@@ -1,19 +1,31 @@
 """The catalog of volumes, for the event loop: nodes and gateways.
 
-Carries out what `catalog_steps` and `epoch_steps` decide, on an `AsyncMetadata`.
+Carries out what the `*_steps` modules decide, on an `AsyncMetadata`.
 """
 
+import builtins
+import os
 from typing import TypeVar
 
 from torus.clock import Clock, SystemClock
 from torus.metadata.loop import AsyncMetadata
-from torus.metadata.schema import Cluster, Head, Owner, VolumeSpec
-from torus.volume import catalog_ask, epoch_steps
+from torus.metadata.schema import Base, Cluster, Head, Owner, Reader, Snapshot, VolumeSpec
+from torus.volume import (
+    catalog_ask,
+    clone_steps,
+    epoch_steps,
+    removal_steps,
+    snapshot_ask,
+    snapshot_steps,
+    tree_steps,
+)
 from torus.volume import catalog_steps as steps
 from torus.volume.catalog import new_cluster
 from torus.volume.catalog_ask import Alive, Get, ListUnder, Steps, Volume
 from torus.volume.catalog_steps import REDUNDANCY
 from torus.volume.owner import is_alive
+from torus.volume.snapshot_ask import ReaderEntry, SnapshotEntry
+from torus.volume.tree_steps import TreeVolume
 
 _T = TypeVar("_T")
 
@@ -63,13 +75,19 @@ class AsyncCatalog:
         """Give a volume another size.  Raises: UsageError, NotFound, Busy."""
         return await self._run(steps.resize(name, size_bytes, shrink=shrink))
 
-    async def mark_deleting(self, name: str, *, force: bool = False) -> Volume:
-        """Begin to delete a volume; fences its owner.  Raises: NotFound, Busy."""
-        return await self._run(steps.mark_deleting(name, force=force, alive=self._alive))
+    async def mark_deleting(
+        self, name: str, *, force: bool = False, with_snapshots: bool = False
+    ) -> Volume:
+        """Begin to delete a volume; fences its owner.  Raises: NotFound, Busy, UsageError."""
+        return await self._run(
+            removal_steps.mark_deleting(
+                name, force=force, with_snapshots=with_snapshots, alive=self._alive
+            )
+        )
 
     async def forget(self, volume: Volume) -> None:
         """Remove a volume whose chunks are freed.  Raises: Busy."""
-        await self._run(steps.forget(volume))
+        await self._run(removal_steps.forget(volume))
 
     async def acquire(self, volume_id: int, owner: Owner, *, takeover: bool = False) -> Volume:
         """Become the only writer.  Raises: NotFound, Busy."""
@@ -84,6 +102,124 @@ class AsyncCatalog:
     async def release(self, volume_id: int, head: Head, head_revision: int) -> int:
         """Write the head for the last time, without owner.  Raises: Fenced."""
         return await self._run(epoch_steps.release(volume_id, head, head_revision))
+
+    # --- snapshots ----------------------------------------------------------------------
+
+    async def snapshots(self, name: str) -> builtins.list[Snapshot]:
+        """Return a volume's snapshots by number.  Raises: NotFound."""
+        return await self._run(snapshot_steps.snapshots(name))
+
+    async def snapshots_of(self, volume_id: int) -> builtins.list[Snapshot]:
+        """Return the snapshots of the volume with that id by number; none without it."""
+        return await self._run(snapshot_ask.snapshots_of(volume_id))
+
+    async def get_snapshot(self, name: str, snap: str) -> SnapshotEntry:
+        """Return a snapshot by name.  Raises: UsageError, NotFound."""
+        return await self._run(snapshot_ask.get_snapshot(name, snap))
+
+    async def snapshot_by_number(self, volume_id: int, number: int) -> Snapshot:
+        """Return a snapshot by its volume's id and its number.  Raises: NotFound."""
+        return await self._run(snapshot_ask.snapshot_by_number(volume_id, number))
+
+    async def check_new_snapshot(self, name: str, snap: str) -> Volume:
+        """Refuse a snapshot early.  Raises: UsageError, NotFound, AlreadyExists, Busy."""
+        return await self._run(snapshot_steps.check_new_snapshot(name, snap))
+
+    async def publish_snapshot(
+        self, volume_id: int, head: Head, head_revision: int, snapshot: Snapshot
+    ) -> int:
+        """Write head and snapshot as the head's holder; return the head's new revision.
+
+        Raises: Fenced, AlreadyExists, UsageError.
+        """
+        return await self._run(
+            snapshot_steps.publish_snapshot(volume_id, head, head_revision, snapshot)
+        )
+
+    async def snapshot_detached(
+        self, name: str, snap: str, now_ns: int, uid: str
+    ) -> Snapshot | None:
+        """Make a snapshot from the metadata alone; None when the volume must be attached.
+
+        Raises: UsageError, NotFound, AlreadyExists, Busy.
+        """
+        return await self._run(snapshot_steps.snapshot_detached(name, snap, now_ns, uid))
+
+    async def set_protected(self, name: str, snap: str, protected: bool) -> Snapshot:
+        """Forbid or allow a snapshot's deletion.  Raises: UsageError, NotFound, Busy."""
+        return await self._run(snapshot_steps.set_protected(name, snap, protected))
+
+    async def begin_snapshot_deletion(self, name: str, snap: str) -> SnapshotEntry:
+        """Let nobody begin to use a snapshot.  Raises: UsageError, NotFound, Busy."""
+        return await self._run(removal_steps.begin_snapshot_deletion(name, snap))
+
+    async def abort_snapshot_deletion(self, entry: SnapshotEntry) -> None:
+        """Take back what `begin_snapshot_deletion` did."""
+        await self._run(removal_steps.abort_snapshot_deletion(entry))
+
+    async def finish_snapshot_deletion(self, entry: SnapshotEntry) -> None:
+        """Remove a snapshot that nobody reads.  Raises: Busy."""
+        await self._run(removal_steps.finish_snapshot_deletion(entry))
+
+    async def delete_snapshot(self, name: str, snap: str) -> SnapshotEntry:
+        """Begin, look for readers, finish or take back; return what was removed.
+
+        Raises: UsageError, NotFound, Busy.
+        """
+        return await self._run(removal_steps.delete_snapshot(name, snap, alive=self._alive))
+
+    async def add_reader(
+        self, entry: SnapshotEntry, reader: Reader, reader_id: str | None = None
+    ) -> str:
+        """Say that a process reads a snapshot; return the key for `remove_reader`.
+
+        Raises: Busy.
+        """
+        number = reader_id or os.urandom(16).hex()
+        return await self._run(snapshot_steps.add_reader(entry, reader, number))
+
+    async def remove_reader(self, key: str) -> None:
+        """Say that a reader is done; idempotent."""
+        await self._run(snapshot_steps.remove_reader(key))
+
+    async def readers(self, volume_id: int, number: int) -> builtins.list[ReaderEntry]:
+        """Return who says that it reads a snapshot, dead or alive."""
+        return await self._run(snapshot_ask.readers(volume_id, number))
+
+    # --- clones -------------------------------------------------------------------------
+
+    async def clone(self, name: str, snap: str, new_name: str, now_ns: int) -> VolumeSpec:
+        """Make a volume that begins as a snapshot.
+
+        Raises: UsageError, NotFound, AlreadyExists, Busy.
+        """
+        return await self._run(clone_steps.clone(name, snap, new_name, now_ns))
+
+    async def ancestors(self, base: Base | None) -> builtins.list[SnapshotEntry]:
+        """Return the snapshots that a volume with that base reads, nearest first.
+
+        Raises: Corruption.
+        """
+        return await self._run(clone_steps.ancestors(base))
+
+    async def finish_flatten(self, volume_id: int, head: Head, head_revision: int) -> int:
+        """Write a head that has no base any more; return its revision.  Raises: Fenced."""
+        return await self._run(clone_steps.finish_flatten(volume_id, head, head_revision))
+
+    async def publish_rollback(
+        self, volume_id: int, head: Head, head_revision: int, size_bytes: int
+    ) -> int:
+        """Write the head of a rolled back volume, and its size; return the head's revision.
+
+        Raises: Fenced, Busy.
+        """
+        return await self._run(
+            clone_steps.publish_rollback(volume_id, head, head_revision, size_bytes)
+        )
+
+    async def tree(self) -> tuple[TreeVolume, ...]:
+        """Return all volumes with their snapshots and clones, roots by name."""
+        return await self._run(tree_steps.tree())
 
     async def _run(self, operation: Steps[_T]) -> _T:
         answer: object = None

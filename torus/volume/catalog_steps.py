@@ -20,7 +20,7 @@ from torus.limits import (
     VOLUME_BYTES_MAX,
     VOLUME_BYTES_MIN,
 )
-from torus.metadata.base import Delete, Entry, Expect, Put
+from torus.metadata.base import Entry, Expect, Put
 from torus.metadata.schema import (
     CLUSTER,
     NEXT_VOLUME,
@@ -36,7 +36,6 @@ from torus.metadata.schema import (
 )
 from torus.volume.catalog_ask import (
     DELETING,
-    Alive,
     Commit,
     ListUnder,
     Steps,
@@ -44,9 +43,7 @@ from torus.volume.catalog_ask import (
     find_volume,
     read_entry,
     read_volume,
-    refuse_attached,
     refuse_deleting,
-    replace_volume,
     too_many_races,
 )
 
@@ -136,9 +133,9 @@ def create(name: str, size_bytes: int, redundancy: str, now_ns: int) -> Steps[Vo
     for _ in range(CATALOG_ATTEMPTS_MAX):
         taken = yield from read_entry(name_key(name))
         if taken is not None:
-            raise (yield from _name_taken(name))
+            raise (yield from name_taken(name))
         counter = yield from read_entry(NEXT_VOLUME)
-        volume_id = 1 if counter is None else _next_id(counter)
+        volume_id = 1 if counter is None else next_id(counter)
         spec = VolumeSpec(volume_id, name, size_bytes, redundancy, now_ns)
         revision = yield Commit(
             (
@@ -188,57 +185,6 @@ def resize(name: str, size_bytes: int, *, shrink: bool) -> Steps[Volume]:
     raise too_many_races(f"volume {name!r}")
 
 
-def mark_deleting(name: str, *, force: bool, alive: Alive) -> Steps[Volume]:
-    """Say that a volume goes away: nobody can attach it, its chunks may be freed.
-
-    Its epoch rises, which fences an owner that still writes.  A volume that is being deleted
-    already is returned as it is, so that an interrupted deletion can be finished.
-
-    Raises: NotFound; Busy, unless ``force``, while its owner is alive or may be.
-    """
-    for _ in range(CATALOG_ATTEMPTS_MAX):
-        volume = yield from get(name)
-        if volume.spec.state == DELETING:
-            return volume
-        if not force:
-            refuse_attached(volume, alive, "detach it there, or repeat with --force to cut it off")
-        spec = dataclasses.replace(volume.spec, state=DELETING)
-        head = dataclasses.replace(volume.head, epoch=volume.head.epoch + 1, owner=None)
-        written = yield from replace_volume(volume, spec, head)
-        if written is not None:
-            return written
-    raise too_many_races(f"volume {name!r}")
-
-
-def forget(volume: Volume) -> Steps[None]:
-    """Remove what is left of a volume whose chunks are freed; nothing if it is gone already.
-
-    Raises: Busy when it is not being deleted, or changed since ``volume`` was read.
-    """
-    spec = volume.spec
-    if spec.state != DELETING:
-        raise Busy(
-            f"volume {spec.name!r} is {spec.state!r}, not {DELETING!r}: its data is not freed"
-        )
-    present = yield from find_volume(spec.volume)
-    if present is None:
-        return
-    name = yield from read_entry(name_key(spec.name))
-    expect = [
-        Expect(spec_key(spec.volume), volume.spec_revision),
-        Expect(head_key(spec.volume), volume.head_revision),
-    ]
-    changes = [Delete(spec_key(spec.volume)), Delete(head_key(spec.volume))]
-    if name is not None and NameRef.from_bytes(name.value, name.key).volume == spec.volume:
-        expect.append(Expect(name.key, name.revision))
-        changes.append(Delete(name.key))
-    if (yield Commit(tuple(expect), tuple(changes))) is None:
-        raise Busy(
-            f"volume {spec.name!r} changed while it was being deleted",
-            hint=f"finish it with: torus volume delete {spec.name}",
-        )
-
-
 # --- what may be asked for ------------------------------------------------------------------
 
 
@@ -278,7 +224,7 @@ def check_redundancy(redundancy: str) -> None:
         )
 
 
-def _name_taken(name: str) -> Steps[AlreadyExists | Busy]:
+def name_taken(name: str) -> Steps[AlreadyExists | Busy]:
     """Return the error for a name that was taken; its volume may be gone by now."""
     try:
         volume = yield from get(name)
@@ -295,5 +241,5 @@ def _name_taken(name: str) -> Steps[AlreadyExists | Busy]:
     )
 
 
-def _next_id(counter: Entry) -> int:
+def next_id(counter: Entry) -> int:
     return NextVolume.from_bytes(counter.value, counter.key).next_id

@@ -10,7 +10,7 @@ import dataclasses
 
 from torus.errors import Fenced, LocalProtocolError
 from torus.limits import CATALOG_ATTEMPTS_MAX
-from torus.metadata.base import Expect, Put
+from torus.metadata.base import Delete, Expect, Put
 from torus.metadata.schema import Head, Owner, head_key
 from torus.volume.catalog_ask import (
     Alive,
@@ -68,14 +68,38 @@ def release(volume_id: int, head: Head, head_revision: int) -> Steps[int]:
 
 
 def _write_head(volume_id: int, held: Head, written: Head, revision: int) -> Steps[int]:
+    done = yield from commit_head(volume_id, held, written, revision)
+    if done is None:  # nothing else was expected
+        raise LocalProtocolError(f"the store refused a head at its own revision {revision}")
+    return done
+
+
+def commit_head(
+    volume_id: int,
+    held: Head,
+    written: Head,
+    revision: int,
+    expect: tuple[Expect, ...] = (),
+    changes: tuple[Put | Delete, ...] = (),
+) -> Steps[int | None]:
+    """Replace the head ``held``, read at ``revision``, by ``written``, with more in one commit.
+
+    ``written`` must differ from what was there.  Then a head that is there already proves that
+    an earlier attempt did all of it, whatever became of the other keys since.
+
+    Returns: the new revision, or None when the head is unchanged but ``expect`` did not hold.
+    Raises: Fenced, LocalProtocolError as `publish`.
+    """
     key = head_key(volume_id)
     value = written.to_bytes()
-    done: int | None = yield Commit((Expect(key, revision),), (Put(key, value),))
+    done: int | None = yield Commit((Expect(key, revision), *expect), (Put(key, value), *changes))
     if done is not None:
         return done
     entry = yield from read_entry(key)
     if entry is None:
         raise _fenced(volume_id, held, None)
+    if entry.revision == revision:
+        return None
     if entry.value == value:
         return entry.revision
     present = Head.from_bytes(entry.value, key)
