@@ -31,7 +31,8 @@ class Candidates:
     def window(self, blocks: BlockMap, count: int, blocks_max: int) -> list[_Run]:
         """Judge up to `count` more; the runs of those that live, up to `blocks_max` blocks.
 
-        Raises: LookupError when `cold` would name a leaf.
+        It stops early at a leaf that is not in memory.
+        Raises: LookupError when that is the very first.
         """
 
 @final

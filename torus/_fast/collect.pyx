@@ -169,9 +169,10 @@ cdef class Candidates:
         """Judge up to ``count`` more candidates; return up to ``blocks_max`` that live.
 
         They come as runs (block, blocks, sequence, offset in units, CRCs: native u32 each),
-        whole in address and in chunk.  Raises: LookupError when `cold` would name a leaf.
+        whole in address and in chunk.  It stops early at a leaf that is not in memory.
+        Raises: LookupError when that is the very first.
         """
-        cdef Py_ssize_t stop = min(self.count, self.cursor + count), taken = 0
+        cdef Py_ssize_t stop = min(self.count, self.cursor + count), taken = 0, done = 0
         cdef Candidate* it
         cdef Entry entry
         cdef uint32_t* crcs
@@ -184,10 +185,14 @@ cdef class Candidates:
                 it = &self.items[self.cursor]
                 if it.block >= blocks.size_blocks:
                     self.cursor += 1
+                    done += 1
                     continue
                 if blocks.lookup(it.block, 1, &entry) != 1:
+                    if done:
+                        break
                     raise LookupError(f"the map leaf of block {it.block} is not in memory")
                 self.cursor += 1
+                done += 1
                 if not same(&entry, it):
                     continue
                 crcs[taken] = entry.crc

@@ -100,5 +100,9 @@ class Chunks(Protocol):
         Raises: DiskFailed, Unavailable.
         """
 
+    def space(self) -> tuple[int, int] | None:
+        """Return (slots that ordinary writes may still take, slots in all) of the disk that new
+        chunks go to; None when that takes asking."""
+
     async def wait_for_space(self) -> None:
         """Return when slots may have become free, or after about a second."""

@@ -19,6 +19,7 @@ BLOCK = limits.BLOCK_BYTES
 _ZERO_STEP_BLOCKS = 256 * LEAF_BLOCKS  # 1 GiB: bounds the leaves that one trim loads at once
 _ZERO_DATA = bytes(limits.MIB)
 _ZERO_EXTENT_BLOCKS_MAX = 1 << 31
+_KIND_WORK = 0  # no kind of record: an item that makes its own
 
 
 class Item:
@@ -41,6 +42,22 @@ class Item:
     def may_use_reserve(self) -> bool:
         """True for what frees space or keeps the volume consistent, not for new data."""
         return self.kind != KIND_DATA or (self.payload is None and not self.allocate)
+
+
+class Work(Item):
+    """Something else that appends records, alone with the log and the map while it does."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(_KIND_WORK, 0, 0, None)
+
+    async def run(self) -> None:
+        """Append; what is in the map on return is in the log.
+
+        Raises: PoolFull, also after a part of the work; everything else ends the volume.
+        """
+        raise NotImplementedError
 
 
 class WriteQueue:
@@ -178,6 +195,10 @@ class WriteQueue:
                     except Corruption as exc:
                         # A neighbour in the same block is rotten: this request alone fails.
                         _reject(current, exc)
+                elif isinstance(current, Work):
+                    await self._commit()
+                    await current.run()
+                    _resolve(current)
                 else:
                     await self._append_raw(current)
                 self._current = None
