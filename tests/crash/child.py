@@ -20,7 +20,8 @@ from torus.metadata.sqlite import SqliteMetadata
 from torus.store.disk import PosixDisk
 from torus.store.pool import ThreadPool
 from torus.store.store import Store
-from torus.volume.attach import Attachment, VolumeOptions, attach
+from torus.volume.attach import VolumeOptions, attach
+from torus.volume.attachment import Attachment
 from torus.volume.catalog_async import AsyncCatalog
 from torus.volume.owner import this_process
 

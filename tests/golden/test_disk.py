@@ -11,7 +11,7 @@ from torus.errors import Corruption, UnknownVersion
 from torus.format.identity import DiskIdentity
 from torus.format.record import MAGIC, RecordHeader, bad_blocks
 from torus.format.root import RootPayload
-from torus.format.segment import SegmentHeader, SlotHeader
+from torus.format.segment import FREED_SLOT, SegmentHeader, SlotHeader
 from torus.ids import ChunkId
 from torus.store.fences import Fences, parse_fences
 
@@ -65,9 +65,10 @@ ROOT = (
     bytes.fromhex(
         "54524f4f 0100 0000 03000000 03000000 04000000"  # TROO, version 1, three lengths
         "6867666564636261 74737271 00100000 21000000"  # lsn, replay sequence, offset, index
+        "05000000"  # length of the snapshots
     )
-    + b"RRR{s}{hh}"
-    + bytes(512 - 50)
+    + b"RRR{s}{hh}[{n}]"
+    + bytes(512 - 59)
 )
 
 DISK_ID, CLUSTER_ID = bytes(range(16)), bytes(range(16, 32))
@@ -100,6 +101,12 @@ def test_slot_header() -> None:
     assert header.pack() == SLOT
     assert SlotHeader.unpack(SLOT, "") == header
     assert CHUNK.pack() == SLOT[32:50]
+
+
+def test_freed_slot() -> None:
+    """The first sector of a slot whose chunk was deleted."""
+    assert FREED_SLOT == bytes.fromhex("544652450100") + bytes(502) + bytes.fromhex("ff09df30")
+    assert SlotHeader.unpack(FREED_SLOT, "") is None
 
 
 def test_fence() -> None:
@@ -149,7 +156,9 @@ def test_record_is_read() -> None:
 
 def test_root_payload() -> None:
     """A checkpoint's root with the copies of specification and head."""
-    payload = RootPayload(b"RRR", b"{s}", b"{hh}", 0x6162636465666768, 0x71727374, 0x1000, 0x21)
+    payload = RootPayload(
+        b"RRR", b"{s}", b"{hh}", 0x6162636465666768, 0x71727374, 0x1000, 0x21, b"[{n}]"
+    )
 
     assert payload.pack() == ROOT
     assert RootPayload.unpack(ROOT, "") == payload
@@ -160,6 +169,6 @@ def test_root_payload_of_another_version_is_refused() -> None:
     """Unknown is not damaged."""
     with pytest.raises(UnknownVersion):
         RootPayload.unpack(ROOT[:4] + b"\x02" + ROOT[5:], "")
-    for bad in (ROOT[:39], b"XXXX" + ROOT[4:], ROOT[:9] + b"\xff" + ROOT[10:]):
+    for bad in (ROOT[:43], b"XXXX" + ROOT[4:], ROOT[:9] + b"\xff" + ROOT[10:]):
         with pytest.raises(Corruption):
             RootPayload.unpack(bad, "")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torus import limits
 from torus.errors import Corruption, UnknownVersion
 
-FIXED = struct.Struct("<4sHHIIIQIII")
+FIXED = struct.Struct("<4sHHIIIQIIII")
 MAGIC = b"TROO"
 VERSION = 1
 
@@ -21,7 +21,8 @@ class RootPayload:
     """``root`` is the map's root page, empty in a head record; spec and head are JSON values.
 
     The numbers are those of `torus.metadata.schema.RootRef`: the last lsn that the map holds,
-    and the place of the record after it.  They are 0 in a head record.
+    and the place of the record after it.  They are 0 in a head record.  ``snapshots`` is a JSON
+    list of the volume's snapshots; one that this very record makes stands in it without root.
     """
 
     root: bytes
@@ -31,14 +32,16 @@ class RootPayload:
     replay_sequence: int = 0
     replay_offset: int = 0
     replay_index: int = 0
+    snapshots: bytes = b""
 
     def pack(self) -> bytes:
         """Return the payload, a multiple of 512 bytes."""
         fixed = FIXED.pack(
             MAGIC, VERSION, 0, len(self.root), len(self.spec), len(self.head),
             self.lsn, self.replay_sequence, self.replay_offset, self.replay_index,
+            len(self.snapshots),
         )  # fmt: skip
-        body = fixed + self.root + self.spec + self.head
+        body = fixed + self.root + self.spec + self.head + self.snapshots
         return body + bytes(-len(body) % limits.RECORD_ALIGN_BYTES)
 
     @classmethod
@@ -49,8 +52,9 @@ class RootPayload:
         """
         if len(data) < FIXED.size:
             raise Corruption(f"{where}: root record of {len(data)} bytes is too short")
-        magic, version, _, root, spec, head, *replay = FIXED.unpack_from(data)
-        end = FIXED.size + root + spec + head
+        fields = FIXED.unpack_from(data)
+        magic, version, _, root, spec, head, lsn, sequence, offset, index, snapshots = fields
+        end = FIXED.size + root + spec + head + snapshots
         if magic != MAGIC or end > len(data):
             raise Corruption(f"{where}: not a root record (magic {magic!r}, {end} bytes named)")
         if version != VERSION:
@@ -62,6 +66,10 @@ class RootPayload:
         return cls(
             data[start : start + root],
             data[start + root : start + root + spec],
-            data[start + root + spec : end],
-            *replay,
+            data[start + root + spec : end - snapshots],
+            lsn,
+            sequence,
+            offset,
+            index,
+            data[end - snapshots : end],
         )

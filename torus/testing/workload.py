@@ -8,7 +8,7 @@ from torus import limits
 from torus._fast.frame import RequestBatch
 from torus.testing.history import VolumeHistory
 from torus.testing.world import World
-from torus.volume.attach import Attachment
+from torus.volume.attachment import Attachment
 
 _REQUEST = struct.Struct(">IHHQQI")
 _REQUEST_MAGIC = 0x25609513

@@ -15,7 +15,8 @@ from torus.testing.clock import ManualClock
 from torus.testing.metadata import SimMetadata, Snapshot
 from torus.testing.pool import SimPool
 from torus.testing.simdisk import SMALL, DiskImage, Event, SimDisk
-from torus.volume.attach import Attachment, VolumeOptions, attach
+from torus.volume.attach import VolumeOptions, attach
+from torus.volume.attachment import Attachment
 from torus.volume.catalog_async import AsyncCatalog
 
 DISK_ID = "11" * 16
@@ -48,7 +49,10 @@ class World:
         self.metadata = SimMetadata(snapshot, self.history)
         self.clock = ManualClock()
         self.options = VolumeOptions(
-            map_cache_bytes=cache_bytes, checkpoint_interval_s=1e6, pause_when_full=pause_when_full
+            map_cache_bytes=cache_bytes,
+            checkpoint_interval_s=1e6,
+            delete_delay_s=0.0,
+            pause_when_full=pause_when_full,
         )
         identity = DiskIdentity(
             DISK_ID, CLUSTER_ID, self.disk.geometry.slot_bytes, self.disk.geometry.segment_slots, 1

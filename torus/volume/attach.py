@@ -1,7 +1,7 @@
-"""Attach and detach: become a volume's only writer, recover it, serve it, give it back.
+"""Attach: become a volume's only writer, recover it, serve it.
 
 The order is design section 4, "Takeover": swap the epoch, fence and read the open span, make
-what was found durable, swap the head, serve.  Detach: drain, checkpoint, flush, release.
+what was found durable, swap the head, serve.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,19 @@ from torus import limits
 from torus._fast.blockmap import BlockMap
 from torus.clock import Clock
 from torus.cluster.chunks import Chunks
-from torus.errors import Corruption, PoolFull, TorusError
+from torus.errors import Corruption, TorusError
 from torus.log import get_logger
-from torus.metadata.schema import Head, Owner
+from torus.metadata.schema import Head, Owner, VolumeSpec
+from torus.volume.attachment import Attachment, Holder
 from torus.volume.catalog_ask import Volume as Found
 from torus.volume.catalog_async import AsyncCatalog
 from torus.volume.checkpoint import Checkpointer
 from torus.volume.core import Core
 from torus.volume.earlyflush import EarlyFlush
+from torus.volume.family import Family
 from torus.volume.log import Log, Position, head_payload
+from torus.volume.origin import Origin, find_origin
+from torus.volume.pins import Pins
 from torus.volume.reads import Reads
 from torus.volume.recovery import Recovered, Recovery
 from torus.volume.spans import Spans
@@ -35,103 +39,22 @@ class VolumeOptions:
 
     map_cache_bytes: int = limits.MAP_CACHE_BYTES_DEFAULT
     checkpoint_interval_s: float = limits.CHECKPOINT_INTERVAL_S
+    delete_delay_s: float = limits.DELETE_DELAY_S
     pause_when_full: bool = True
     observe_checkpoint: Callable[[int], None] = lambda _ns: None
 
 
-class Attachment:
-    """A volume that this process owns, until `detach` or until it is fenced."""
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A volume whose epoch this process holds and whose log it has read."""
 
-    def __init__(self, volume: Volume, holder: "_Holder") -> None:
-        self.volume = volume
-        self._holder = holder
-
-    @property
-    def epoch(self) -> int:
-        """The epoch under which this process writes."""
-        return self.volume.core.epoch
-
-    async def resize(self, size_bytes: int) -> None:
-        """Use a size that the operator set in the metadata; a shrink unmaps what is cut off.
-
-        Raises: the volume's failure, Corruption, Unavailable.
-        """
-        core = self.volume.core
-        old = core.spec.size_bytes
-        if size_bytes == old:
-            return
-        if size_bytes < old:
-            edge = -(-size_bytes // limits.BLOCK_BYTES) * limits.BLOCK_BYTES
-            core.spec = replace(core.spec, size_bytes=size_bytes)
-            if size_bytes < min(edge, old):
-                await self.volume.trim(size_bytes, min(edge, old) - size_bytes, durable=False)
-            if edge < old:
-                await self.volume.trim(edge, old - edge, durable=False)
-            # A later growth is durable at once: what was cut off must not come back then.
-            await self.volume.flush()
-        else:
-            blocks = -(-size_bytes // limits.BLOCK_BYTES)
-            if blocks > core.blocks.size_blocks:
-                core.blocks.resize(blocks)
-            core.spec = replace(core.spec, size_bytes=size_bytes)
-        log.info("volume.resized", volume=core.spec.name, old=old, new=size_bytes)
-
-    async def detach(self) -> None:
-        """Make everything durable, checkpoint, and give the volume back; idempotent.
-
-        A volume that was lost is only taken apart.
-
-        Raises: Fenced, PoolFull, DiskFailed, Unavailable.
-        """
-        await self._holder.detach(self.volume)
-
-
-class _Holder:
-    """The head of one attached volume in the metadata store, and its revision."""
-
-    def __init__(self, catalog: AsyncCatalog, volume: int, revision: int) -> None:
-        self._catalog = catalog
-        self._volume = volume
-        self._revision = revision
-        self._detached = False
-
-    async def publish(self, head: Head) -> None:
-        self._revision = await self._catalog.publish(self._volume, head, self._revision)
-
-    async def detach(self, volume: Volume) -> None:
-        if self._detached:
-            return
-        self._detached = True
-        core = volume.core
-        try:
-            await volume.queue.drain()
-            await volume.checkpointer.stop()
-            await volume.early_flush.stop()
-            if core.failure is None:
-                if core.dirty:
-                    await self._last_checkpoint(volume)
-                await core.journal.sync()
-                await self._release(volume)
-        finally:
-            await volume.checkpointer.stop()
-            await volume.queue.stop()
-        if core.failure is None:
-            log.info("volume.detached", volume=core.spec.name, epoch=core.epoch)
-
-    async def _last_checkpoint(self, volume: Volume) -> None:
-        try:
-            await volume.checkpointer.write()
-        except PoolFull as exc:  # the log has everything: the next attach replays it
-            log.warning("volume.no_last_checkpoint", volume=volume.name, error=str(exc))
-
-    async def _release(self, volume: Volume) -> None:
-        core, head = volume.core, volume.checkpointer.head
-        unused = core.journal.unused_chunk
-        if unused is not None:
-            await core.chunks.delete(core.spec.volume, core.epoch, [unused])
-        core.spans = core.spans.close(*core.journal.closing)
-        head = replace(head, spans=core.spans.to_tuple(), mapped_blocks=core.blocks.mapped_blocks)
-        await self._catalog.release(self._volume, head, self._revision)
+    held: Found
+    head: Head  # as published: with the open span of this epoch
+    spans: Spans
+    recovered: Recovered
+    origin: Origin
+    pins: Pins
+    holder: Holder
 
 
 async def attach(
@@ -149,34 +72,22 @@ async def attach(
     Raises: Busy, NotFound, Fenced, Corruption, Unavailable, DiskFailed, UnknownVersion.
     """
     began = clock.monotonic_ns()
-    held = await catalog.acquire(found.spec.volume, owner, takeover=takeover)
-    spec, epoch = held.spec, held.head.epoch
-    holder = _Holder(catalog, spec.volume, held.head_revision)
-    try:
-        await chunks.fence(spec.volume, epoch)
-        recovery = Recovery(chunks, spec, held.head, epoch, options.map_cache_bytes)
-        recovered = await recovery.run()
-        await chunks.sync(recovered.unsettled)
-        spans = recovered.spans.open(epoch, recovered.spans.last_sequence + 1)
-        head = replace(held.head, spans=spans.to_tuple())
-        await holder.publish(head)
-        await _count_chunks(chunks, spans, recovered.blocks, spec.volume, epoch)
-    except TorusError:
-        await _give_back(catalog, held)
-        raise
-    volume = _assemble(held, head, spans, recovered, chunks, options, holder, clock)
-    attachment = Attachment(volume, holder)
+    taken = await take(found, catalog, chunks, owner, options, takeover=takeover)
+    recovered = taken.recovered
+    family = Family(taken.spans, taken.origin.ancestors)
+    volume = assemble(taken, taken.held.spec, family, recovered.blocks, chunks, options, clock)
+    attachment = Attachment(volume, taken.holder)
     try:
         await _finish_shrink(volume, recovered)
     except TorusError as exc:
         volume.core.fail(exc)
         await attachment.detach()
-        await _give_back(catalog, held)
+        await give_back(catalog, taken.held)
         raise
     log.info(
         "volume.attached",
-        volume=spec.name,
-        epoch=epoch,
+        volume=volume.name,
+        epoch=volume.core.epoch,
         records=recovered.records,
         damaged=len(recovered.damaged),
         milliseconds=(clock.monotonic_ns() - began) // 1_000_000,
@@ -184,21 +95,58 @@ async def attach(
     return attachment
 
 
-def _assemble(
-    held: Found,
-    head: Head,
-    spans: Spans,
-    recovered: Recovered,
+async def take(
+    found: Found,
+    catalog: AsyncCatalog,
+    chunks: Chunks,
+    owner: Owner,
+    options: VolumeOptions,
+    *,
+    takeover: bool = False,
+) -> Taken:
+    """Raise the epoch, fence the older ones, read the log to its end, open a span.
+
+    Raises: as `attach`; the volume is given back then.
+    """
+    held = await catalog.acquire(found.spec.volume, owner, takeover=takeover)
+    spec, epoch = held.spec, held.head.epoch
+    holder = Holder(catalog, spec.volume, held.head_revision)
+    try:
+        await chunks.fence(spec.volume, epoch)
+        origin = await find_origin(catalog, held.head.base)
+        pins = Pins(await catalog.snapshots(spec.name) if held.head.newest_snapshot else ())
+        recovery = Recovery(chunks, spec, held.head, epoch, options.map_cache_bytes, origin)
+        recovered = await recovery.run()
+        await chunks.sync(recovered.unsettled)
+        spans = recovered.spans.open(epoch, recovered.spans.last_sequence + 1)
+        head = replace(held.head, spans=spans.to_tuple())
+        await holder.publish(head)
+        await _count_chunks(chunks, spans, recovered.blocks, spec.volume, epoch)
+    except TorusError:
+        await give_back(catalog, held)
+        raise
+    return Taken(held, head, spans, recovered, origin, pins, holder)
+
+
+def assemble(
+    taken: Taken,
+    spec: VolumeSpec,
+    family: Family,
+    blocks: BlockMap,
     chunks: Chunks,
     options: VolumeOptions,
-    holder: _Holder,
     clock: Clock,
 ) -> Volume:
-    spec, epoch = held.spec, head.epoch
+    """Put an attached volume together from its parts; it writes under the epoch of ``taken``."""
+    head, recovered = taken.head, taken.recovered
     start = Position(recovered.spans.last_sequence, 0, 0, recovered.end.lsn)
-    journal = Log(chunks, spec.volume, epoch, start)
-    journal.head_payload = head_payload(spec.to_bytes(), head.to_bytes())
-    core = Core(spec, epoch, spans, recovered.blocks, journal, chunks, options.map_cache_bytes)
+    journal = Log(chunks, spec.volume, head.epoch, start)
+    journal.head_payload = head_payload(
+        taken.held.spec.to_bytes(), head.to_bytes(), taken.pins.payload()
+    )
+    core = Core(
+        spec, head.epoch, family, blocks, journal, chunks, options.map_cache_bytes, taken.pins
+    )
     if recovered.records:
         core.checkpoint_lsn = -1  # what was replayed wants a checkpoint of its own
     reads = Reads(core)
@@ -217,8 +165,8 @@ def _assemble(
         on_progress=progress, on_full=full,
     )  # fmt: skip
     checkpointer = Checkpointer(
-        core, queue, head, holder.publish, clock,
-        options.checkpoint_interval_s, options.observe_checkpoint,
+        core, queue, head, taken.holder.publish, clock,
+        options.checkpoint_interval_s, options.observe_checkpoint, options.delete_delay_s,
     )  # fmt: skip
     checkpointers.append(checkpointer)
     return Volume(core, reads, queue, checkpointer, early_flush)
@@ -242,7 +190,7 @@ async def _finish_shrink(volume: Volume, recovered: Recovered) -> None:
         await volume.checkpointer.write()
 
 
-async def _give_back(catalog: AsyncCatalog, held: Found) -> None:
+async def give_back(catalog: AsyncCatalog, held: Found) -> None:
     """Let others try: without this the volume would look attached until this process ends."""
     try:
         current = await catalog.get_by_id(held.spec.volume)

@@ -1,8 +1,9 @@
 """Checkpoints: the map's dirty pages into the log, then one compare-and-swap of the root.
 
-Decides when one is due, in which order things become durable (pages, root, flush, publish),
-and which chunks are garbage afterwards: those without a live block that replay no longer
-needs.  Nothing is deleted before the head that does not name it is published.
+Decides when one is due and in which order things become durable (pages, root, flush, publish).
+A snapshot is a checkpoint whose root is kept under a name.  Which chunks are garbage afterwards
+is `torus.volume.reclaim`'s; nothing is deleted before the head that does not name it is
+published.
 """
 
 import asyncio
@@ -15,19 +16,20 @@ from torus._fast.record import KIND_PAGES, KIND_ROOT
 from torus.clock import Clock
 from torus.errors import PoolFull, TorusError, Unavailable
 from torus.format.root import RootPayload
-from torus.ids import ChunkId
 from torus.log import get_logger
-from torus.metadata.schema import Head, RootRef
+from torus.metadata.schema import Head, RootRef, Snapshot
 from torus.volume.core import Core
 from torus.volume.leaves import UNIT
 from torus.volume.log import Position
+from torus.volume.pins import encode_snapshots
+from torus.volume.reclaim import Reclaimer
 from torus.volume.writes import Item, WriteQueue
 
 log = get_logger("torus.checkpoint")
 
 _PAGES_BYTES = 512 * limits.KIB  # payload of one record of map pages, about
 _RETRY_S = 5.0
-Publish = Callable[[Head], Awaitable[None]]
+Publish = Callable[[Head, Snapshot | None], Awaitable[None]]
 
 
 class Checkpointer:
@@ -42,11 +44,13 @@ class Checkpointer:
         clock: Clock,
         interval_s: float,
         observe: Callable[[int], None],
+        delete_delay_s: float,
     ) -> None:
-        """``publish(head)`` swaps the head in the metadata store or raises Fenced."""
+        """``publish(head, snapshot)`` swaps the head in the metadata store, together with the
+        snapshot that it makes, or raises Fenced."""
         self._core = core
         self._queue = queue
-        self._publish = publish
+        self.publish = publish
         self._clock = clock
         self._interval_s = interval_s
         self._observe = observe
@@ -54,8 +58,10 @@ class Checkpointer:
         self._stopping = False
         self._lock = asyncio.Lock()
         self._pages_bytes = min(_PAGES_BYTES, core.chunks.slot_bytes // 8)
+        self.reclaimer = Reclaimer(core, clock, head.root, delete_delay_s)
         self.head = head
         self.count = 0
+        self._urgent = False
         self._task = asyncio.ensure_future(self._run())
         self._task.add_done_callback(self._ended)
 
@@ -72,27 +78,53 @@ class Checkpointer:
 
     def request(self) -> None:
         """Wake the task: space is short."""
+        self._urgent = True
         self._wake.set()
 
     async def _run(self) -> None:
+        last = self._clock.monotonic_ns()
         while True:
+            due_s = self.reclaimer.next_due_s
+            since_s = (self._clock.monotonic_ns() - last) / 1e9
+            left_s = max(self._interval_s - since_s, 0)
             try:
-                await asyncio.wait_for(self._wake.wait(), self._interval_s)
+                await asyncio.wait_for(
+                    self._wake.wait(), left_s if due_s is None else min(left_s, due_s)
+                )
             except TimeoutError:
                 pass
+            woken, urgent = self._wake.is_set(), self._urgent
             self._wake.clear()
+            self._urgent = False
             if self._stopping or self._core.failure is not None:
                 return
-            if not self._core.dirty:
-                continue
             try:
-                await self.write()
+                await self.delete_due(at_once=urgent)
+                if woken or self._clock.monotonic_ns() - last >= self._interval_s * 1e9:
+                    last = self._clock.monotonic_ns()
+                    if self._core.dirty:
+                        await self.write(urgent=urgent)
             except PoolFull as exc:
                 log.warning("checkpoint.no_space", volume=self._core.spec.name, error=str(exc))
                 await asyncio.sleep(_RETRY_S)
             except TorusError as exc:
                 self._core.fail(exc)
                 return
+
+    async def delete_due(self, *, at_once: bool = False) -> int:
+        """Delete the chunks whose time has come; return how many.
+
+        Raises: Fenced, PoolFull, DiskFailed, Unavailable.
+        """
+        if self.reclaimer.waiting == 0:
+            return 0
+        async with self._lock:
+            return await self.reclaimer.delete_due(at_once=at_once)
+
+    async def reclaim(self) -> int:
+        """Judge the dead chunks again, after snapshots went; return how many may go."""
+        async with self._lock:
+            return self.reclaimer.judge_again()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -108,46 +140,77 @@ class Checkpointer:
 
     # --- what ---------------------------------------------------------------------------
 
-    async def write(self) -> None:
-        """Write a checkpoint, publish it, free dead chunks.
+    async def write(self, *, urgent: bool = False) -> None:
+        """Write a checkpoint, publish it, judge what died.
+
+        ``urgent``: space is short, dead chunks do not wait for their time.
 
         Raises: Fenced, PoolFull, DiskFailed, Unavailable.
         """
         async with self._lock:
-            began = self._clock.monotonic_ns()
-            core = self._core
-            start, log_bytes = core.journal.position, core.journal.appended_bytes
-            # What dies while the checkpoint is written may still be named by it: its death is
-            # in records that a power cut can take.  It goes with the next checkpoint.
-            dead = self._dead(start.sequence)
-            leaves = core.blocks.begin_checkpoint()
-            try:
-                root = await self._write_log(leaves, start)
-                await self._publish_root(root)
-            except BaseException:
-                core.blocks.abort_checkpoint()
-                raise
-            core.blocks.end_checkpoint()
-            core.checkpoint_lsn = start.lsn
-            core.log_bytes_at_checkpoint = log_bytes
-            self.count += 1
-            core.shrink_cache()
-            await self._free(dead, root)
-            elapsed = self._clock.monotonic_ns() - began
-            self._observe(elapsed)
-            log.debug(
-                "checkpoint.written",
-                volume=core.spec.name,
-                lsn=start.lsn,
-                leaves=len(leaves),
-                milliseconds=elapsed // 1_000_000,
-            )
+            await self._write(None, urgent=urgent)
 
-    async def _write_log(self, leaves: list[int], start: Position) -> RootRef:
+    async def snapshot(self, wanted: Snapshot) -> Snapshot:
+        """Make a snapshot of this moment; its root, base, number and size are filled in.
+
+        What is written while it is made is not part of it; nothing waits for it.
+
+        Raises: AlreadyExists, Fenced, PoolFull, DiskFailed, Unavailable.
+        """
+        async with self._lock:
+            core, head = self._core, self.head
+            wanted = replace(
+                wanted,
+                number=head.newest_snapshot + 1,
+                size_bytes=core.spec.size_bytes,
+                base=head.base,
+                mapped_blocks=core.blocks.mapped_blocks,
+            )
+            if core.dirty:
+                await self._write(wanted, urgent=False)
+                return next(one for one in core.pins if one.number == wanted.number)
+            # The last checkpoint holds this very moment.
+            made = replace(wanted, root=head.root)
+            await self._publish_head(head, made)
+            return made
+
+    async def _write(self, wanted: Snapshot | None, *, urgent: bool) -> None:
+        began = self._clock.monotonic_ns()
+        core, era = self._core, self.head.newest_snapshot
+        start, log_bytes = core.journal.position, core.journal.appended_bytes
+        dead = self.reclaimer.candidates(start.sequence)
+        leaves = core.blocks.begin_checkpoint()
+        try:
+            root = await self._write_log(leaves, start, wanted)
+            await self._publish_root(root, None if wanted is None else replace(wanted, root=root))
+        except BaseException:
+            core.blocks.abort_checkpoint()
+            raise
+        core.blocks.end_checkpoint()
+        core.checkpoint_lsn = start.lsn
+        core.log_bytes_at_checkpoint = log_bytes
+        self.count += 1
+        core.shrink_cache()
+        self.reclaimer.published(root)
+        self.reclaimer.judge(dead, era)
+        await self.reclaimer.delete_due(at_once=urgent)
+        elapsed = self._clock.monotonic_ns() - began
+        self._observe(elapsed)
+        log.debug(
+            "checkpoint.written",
+            volume=core.spec.name,
+            lsn=start.lsn,
+            leaves=len(leaves),
+            milliseconds=elapsed // 1_000_000,
+        )
+
+    async def _write_log(
+        self, leaves: list[int], start: Position, wanted: Snapshot | None
+    ) -> RootRef:
         """Write pages and root, make them durable."""
         core = self._core
         await self._write_pages(leaves)
-        root = await self._write_root(start)
+        root = await self._write_root(start, wanted)
         await core.journal.sync()
         if core.last_data_lsn > start.lsn:
             return root
@@ -161,29 +224,30 @@ class Checkpointer:
             replay_index=end.index,
         )
 
-    async def _publish_root(self, root: RootRef) -> None:
+    async def _publish_root(self, root: RootRef, made: Snapshot | None) -> None:
         core = self._core
         core.spans = core.spans.trim(min(root.replay_sequence, root.sequence), self._is_gone)
         spans, mapped = core.spans.to_tuple(), core.blocks.mapped_blocks
         head = replace(self.head, root=root, spans=spans, mapped_blocks=mapped)
+        await self._publish_head(head, made)
+
+    async def _publish_head(self, head: Head, made: Snapshot | None) -> None:
+        """Swap the head, with the snapshot that is made by it; try until it can be told."""
+        if made is not None:
+            head = replace(head, newest_snapshot=made.number)
         while True:
             try:
-                await self.publish(head)
-                return
+                await self.publish(head, made)
+                break
             except Unavailable as exc:
                 # The log goes on; the same head again does no harm if it was written already.
                 if self._stopping:
                     raise
-                log.warning("checkpoint.not_published", volume=core.spec.name, error=str(exc))
+                log.warning("checkpoint.not_published", volume=self._core.name, error=str(exc))
                 await asyncio.sleep(_RETRY_S)
-
-    async def publish(self, head: Head) -> None:
-        """Swap the head in the metadata store.
-
-        Raises: Fenced, Unavailable.
-        """
-        await self._publish(head)
         self.head = head
+        if made is not None:
+            self._core.pins = self._core.pins.with_snapshot(made)
 
     async def _write_pages(self, leaves: list[int]) -> None:
         blocks = self._core.blocks
@@ -229,11 +293,14 @@ class Checkpointer:
             written(index, sequence, offset // UNIT, len(page), checksum(page))
             offset += len(page) + -len(page) % UNIT
 
-    async def _write_root(self, start: Position) -> RootRef:
-        core = self._core
+    async def _write_root(self, start: Position, wanted: Snapshot | None) -> RootRef:
+        core, head, snapshots = self._core, self.head, self._core.pins.payload()
+        if wanted is not None:
+            head = replace(head, newest_snapshot=wanted.number)
+            snapshots = encode_snapshots([*core.pins, wanted])
         payload = RootPayload(
-            core.blocks.encode_root(), core.spec.to_bytes(), self.head.to_bytes(),
-            start.lsn, start.sequence, start.offset, start.index,
+            core.blocks.encode_root(), core.spec.to_bytes(), head.to_bytes(),
+            start.lsn, start.sequence, start.offset, start.index, snapshots,
         ).pack()  # fmt: skip
         sequence, offset, header_bytes = await self._append(KIND_ROOT, payload)
         return RootRef(
@@ -246,32 +313,5 @@ class Checkpointer:
         await self._queue.put(item)
         return item.place
 
-    # --- garbage ------------------------------------------------------------------------
-
     def _is_gone(self, sequence: int) -> bool:
         return self._core.blocks.live(sequence) is None
-
-    def _dead(self, before: int) -> list[int]:
-        """Return the chunks older than ``before`` without a live block or page."""
-        dead: list[int] = []
-        for span in self._core.spans:
-            last = before - 1 if span.last is None else min(span.last, before - 1)
-            if span.first <= last:
-                dead += self._core.blocks.dead(span.first, last)
-        return dead
-
-    async def _free(self, dead: list[int], root: RootRef) -> None:
-        """Delete the chunks that neither the published checkpoint nor replay needs."""
-        core = self._core
-        keep = {root.sequence, *core.blocks.pinned_sequences()}
-        chunks: list[ChunkId] = []
-        freed: list[int] = []
-        for sequence in dead:
-            if sequence not in keep and core.blocks.live(sequence) == 0:
-                freed.append(sequence)
-                chunks.append(core.chunk(sequence))
-                core.places.pop(sequence, None)
-        if chunks:
-            await core.chunks.delete(core.spec.volume, core.epoch, chunks)
-            for sequence in freed:
-                core.blocks.drop_sequence(sequence)

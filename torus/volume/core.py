@@ -1,47 +1,41 @@
-"""What the parts of an attached volume share: its map, its log, its chunks, its fate.
-
-Decides how a map leaf is brought back from the log and when leaves are dropped from memory.
-"""
+"""What the parts of an attached volume share: its map, its log, its chunks, its fate."""
 
 from collections.abc import Callable
 
 from torus import limits
 from torus._fast.blockmap import BlockMap
-from torus._fast.datapath import Datapath
 from torus.cluster.chunks import Chunks
 from torus.errors import DiskFailed, TorusError
-from torus.ids import ChunkId
 from torus.log import get_logger
 from torus.metadata.schema import VolumeSpec
-from torus.volume.leaves import load_leaves
+from torus.volume.family import Family
 from torus.volume.log import Log
+from torus.volume.pins import Pins
 from torus.volume.spans import Spans
+from torus.volume.view import View
 
 log = get_logger("torus.volume")
 
 
-class Core:
+class Core(View):
     """One attached volume.  Used from one event loop."""
 
     def __init__(
         self,
         spec: VolumeSpec,
         epoch: int,
-        spans: Spans,
+        family: Family,
         blocks: BlockMap,
         journal: Log,
         chunks: Chunks,
         cache_bytes: int,
+        pins: Pins,
     ) -> None:
+        super().__init__(spec.name, blocks, family, chunks, cache_bytes)
         self.spec = spec
         self.epoch = epoch
-        self.spans = spans
-        self.blocks = blocks
         self.journal = journal
-        self.chunks = chunks
-        self.cache_bytes = cache_bytes
-        self.places: dict[int, int] = {}
-        self.path = None if chunks.io is None else Datapath(blocks, chunks.io, self.places)
+        self.pins = pins
         self.failure: TorusError | None = None
         journal.on_chunk = self.enter_chunk
         self.on_failure: Callable[[TorusError], None] | None = None  # called once, with it
@@ -49,6 +43,17 @@ class Core:
         self.last_data_lsn = journal.lsn
         self.checkpoint_lsn = journal.lsn
         self.log_bytes_at_checkpoint = 0
+        self.client_bytes = 0  # written by clients since the attach
+        self.collected_bytes = 0  # written again by the collector
+
+    @property
+    def spans(self) -> Spans:
+        """The spans of the volume's own log."""
+        return self.family.own
+
+    @spans.setter
+    def spans(self, spans: Spans) -> None:
+        self.family = Family(spans, self.family.ancestors)
 
     def fail(self, error: TorusError) -> None:
         """Stop serving: every later call raises ``error``."""
@@ -74,42 +79,16 @@ class Core:
         if self.failure is not None and not isinstance(self.failure, DiskFailed):
             raise self.failure
 
-    def chunk(self, sequence: int) -> ChunkId:
-        """Return the chunk that a map entry means.
-
-        Raises: Corruption.
-        """
-        return self.spans.chunk(sequence)
-
     def enter_chunk(self, sequence: int) -> None:
         """Make a chunk that the log has just opened known to the map and the compiled path."""
         self.blocks.open_sequence(sequence)
         self.note_place(sequence)
-
-    def note_place(self, sequence: int) -> None:
-        """Tell the compiled path where a chunk lies, when that is in this process."""
-        if self.path is not None and sequence not in self.places:
-            place = self.chunks.place(self.chunk(sequence))
-            if place is not None:
-                self.places[sequence] = place
-
-    async def load(self, block: int, count: int) -> None:
-        """Bring the leaves of a range into memory.
-
-        Raises: Corruption, Unavailable.
-        """
-        await load_leaves(self.blocks, self.spans, self.chunks, block, count)
 
     def shrink_cache(self) -> None:
         """Drop clean leaves beyond the cache's size, unless a record is being made: the leaves
         that it will change must stay until it is in the map."""
         if not self.hold_leaves:
             self.drop_leaves()
-
-    def drop_leaves(self) -> None:
-        """Drop clean leaves beyond the cache's size."""
-        if self.blocks.resident_bytes > self.cache_bytes:
-            self.blocks.evict(self.cache_bytes)
 
     @property
     def block_count(self) -> int:

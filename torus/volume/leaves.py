@@ -1,32 +1,58 @@
-"""Map leaves brought back from the log, checked."""
+"""Map pages brought back from the log, checked."""
 
 from torus import limits
 from torus._fast.blockmap import BlockMap
 from torus._fast.crc import checksum
 from torus.cluster.chunks import Chunks
 from torus.errors import Corruption
-from torus.volume.spans import Spans
+from torus.volume.family import Family
 
 LEAF_BLOCKS = limits.LEAF_ENTRIES
 UNIT = limits.RECORD_ALIGN_BYTES
-_LOAD_LEAVES = 64  # map pages read at once: 800 KiB
+_LOAD_PAGES = 64  # map pages read at once: 800 KiB
 
 
 async def load_leaves(
-    blocks: BlockMap, spans: Spans, chunks: Chunks, block: int, count: int
+    blocks: BlockMap, family: Family, chunks: Chunks, block: int, count: int
 ) -> None:
     """Bring the leaves of a range into memory.
 
     Raises: Corruption, Unavailable.
     """
-    while missing := blocks.missing(block, count, _LOAD_LEAVES):
-        reads = [(spans.chunk(place[1]), place[2] * UNIT, place[3]) for place in missing]
+    while missing := blocks.missing(block, count, _LOAD_PAGES):
+        reads = [
+            (family.chunk(sequence, base), offset * UNIT, size)
+            for _, sequence, offset, size, _, base in missing
+        ]
         for place, page in zip(missing, await chunks.read(reads), strict=True):
-            index, sequence, offset, _, crc = place
+            index, sequence, offset, _, crc, base = place
             if checksum(page) != crc:
-                raise Corruption(
-                    f"map page {index} in chunk {spans.chunk(sequence)} at {offset * UNIT} is "
-                    "damaged",
-                    hint="run 'torus check'",
-                )
-            blocks.load_leaf(index, page, sequence, offset)
+                raise _damaged("leaf", index, family.chunk(sequence, base), offset)
+            blocks.load_leaf(index, page, sequence, offset, base)
+
+
+async def load_upper(blocks: BlockMap, family: Family, chunks: Chunks) -> None:
+    """Bring in the directory and usage pages that a root names.
+
+    Raises: Corruption, Unavailable, UnknownVersion.
+    """
+    while waiting := blocks.unloaded()[:_LOAD_PAGES]:
+        reads = [
+            (family.chunk(sequence, base), offset * UNIT, size)
+            for _, _, sequence, offset, size, _, base in waiting
+        ]
+        for place, page in zip(waiting, await chunks.read(reads), strict=True):
+            level, index, sequence, offset, _, crc, base = place
+            if checksum(page) != crc:
+                raise _damaged(level, index, family.chunk(sequence, base), offset)
+            if level == "directory":
+                blocks.load_directory(index, page)
+            else:
+                blocks.load_usage(index, page)
+
+
+def _damaged(level: str, index: int, chunk: object, offset: int) -> Corruption:
+    return Corruption(
+        f"map {level} page {index} in chunk {chunk} at {offset * UNIT} is damaged",
+        hint="run 'torus check'",
+    )

@@ -225,6 +225,6 @@ class Log:
         self.appended_bytes += size
 
 
-def head_payload(spec: bytes, head: bytes) -> bytes:
+def head_payload(spec: bytes, head: bytes, snapshots: bytes = b"") -> bytes:
     """Return the payload of the record that begins a span."""
-    return RootPayload(b"", spec, head).pack()
+    return RootPayload(b"", spec, head, snapshots=snapshots).pack()

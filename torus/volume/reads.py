@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from torus import limits
 from torus._fast.datapath import first_wrong
 from torus.errors import Corruption
-from torus.volume.core import Core
 from torus.volume.leaves import LEAF_BLOCKS, UNIT
+from torus.volume.view import View
 
 BLOCK = limits.BLOCK_BYTES
 _ATTEMPTS = 4
@@ -19,10 +19,10 @@ HOLE, ZERO = 1, 2  # NBD_STATE_HOLE, NBD_STATE_ZERO
 
 
 class Reads:
-    """The slow read path of one volume."""
+    """The slow read path of one volume or snapshot."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, view: View) -> None:
+        self._view = view
 
     async def read(self, offset: int, length: int) -> bytes:
         """Return ``length`` bytes at ``offset``; multiples of 512, within the volume.
@@ -36,28 +36,28 @@ class Reads:
 
     async def blocks(self, block: int, count: int) -> bytearray:
         """Return whole blocks."""
-        core = self._core
+        view = self._view
         for _ in range(_ATTEMPTS):
-            core.check_reads()
-            await core.load(block, count)
+            view.check_reads()
+            await view.load(block, count)
             # Where each block lies now and its checksum there: a block that is overwritten
             # while we read may come out old, which is right, but never wrong.
-            runs = core.blocks.runs(block, count)
-            crcs = core.blocks.entries_crc(block, count)
+            runs = view.blocks.runs(block, count)
+            crcs = view.blocks.entries_crc(block, count)
             data = bytearray(count * BLOCK)
             try:
                 await self._fill(data, block, runs)
             except Corruption:
                 # The chunk may have been collected after its blocks moved.
-                if not core.blocks.missing(block, count) and core.blocks.runs(block, count) == runs:
+                if not view.blocks.missing(block, count) and view.blocks.runs(block, count) == runs:
                     raise
                 continue
             bad = self._wrong(data, block, runs, crcs)
             if bad < 0:
-                core.shrink_cache()
+                view.shrink_cache()
                 return data
-            await core.load(block, count)
-            if core.blocks.runs(block, count) == runs:
+            await view.load(block, count)
+            if view.blocks.runs(block, count) == runs:
                 raise self._damaged(block + bad)
         raise self._damaged(block)
 
@@ -70,27 +70,32 @@ class Reads:
         return -1
 
     async def _fill(self, data: bytearray, block: int, runs: Sequence[tuple[int, ...]]) -> None:
-        core = self._core
+        view = self._view
         reads = []
-        for _, blocks, sequence, offset, _ in runs:
-            core.note_place(sequence)
-            reads.append((core.chunk(sequence), offset * UNIT, blocks * BLOCK))
+        for _, blocks, sequence, offset, base in runs:
+            view.note_place(sequence, base)
+            reads.append((view.chunk(sequence, base), offset * UNIT, blocks * BLOCK))
         if not reads:
             return
-        for run, piece in zip(runs, await core.chunks.read(reads), strict=True):
+        for run, piece in zip(runs, await view.chunks.read(reads), strict=True):
             start = (run[0] - block) * BLOCK
             data[start : start + len(piece)] = piece
 
     def _damaged(self, block: int) -> Corruption:
-        entry = self._core.blocks.get(block)
+        entry = self._view.blocks.get(block)
         place = "unmapped"
         if entry is not None:
-            place = f"chunk {self._core.chunk(entry[0])} at {entry[1] * UNIT}"
+            place = f"chunk {self._view.chunk(entry[0], entry[2])} at {entry[1] * UNIT}"
         return Corruption(
-            f"volume {self._core.spec.name!r}: block at byte {block * BLOCK} ({place}) does not "
+            f"volume {self._view.name!r}: block at byte {block * BLOCK} ({place}) does not "
             "have the checksum it was written with",
             hint="restore it from a backup; 'torus check' lists every damaged block",
         )
+
+    async def cache(self, offset: int, length: int) -> None:
+        """Read a range into the page cache."""
+        for at in range(offset, offset + length, limits.MIB):
+            await self.read(at, min(limits.MIB, offset + length - at))
 
     async def sparse(self, offset: int, length: int) -> list[tuple[int, bytes | None]]:
         """Return the range as adjacent pieces of (bytes, data or None for zeroes)."""
@@ -107,22 +112,22 @@ class Reads:
 
         Covers the whole range unless ``limit`` or the leaves that may be loaded run out.
         """
-        core = self._core
-        core.check_reads()
+        view = self._view
+        view.check_reads()
         block, stop = offset // BLOCK, -(-(offset + length) // BLOCK)
         found: list[tuple[int, int]] = []
         loads = _STATUS_LEAVES
         while block < stop and len(found) <= limit:
-            extents, reached = core.blocks.extents(block, stop - block, limit + 1)
+            extents, reached = view.blocks.extents(block, stop - block, limit + 1)
             for count, mapped in extents:
                 _merge(found, count * BLOCK, 0 if mapped else HOLE | ZERO)
             block = reached
-            if block < stop and core.blocks.missing(block, 1):
+            if block < stop and view.blocks.missing(block, 1):
                 if loads == 0 and found:
                     break
                 loads = max(loads - 1, 0)
-                await core.load(block, min(stop - block, LEAF_BLOCKS))
-        core.shrink_cache()
+                await view.load(block, min(stop - block, LEAF_BLOCKS))
+        view.shrink_cache()
         return _clip(found, offset, length)[:limit]
 
 

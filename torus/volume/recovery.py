@@ -12,17 +12,18 @@ from dataclasses import dataclass, field
 
 from torus import limits
 from torus._fast.blockmap import BlockMap
-from torus._fast.crc import checksum
-from torus._fast.record import KIND_DATA, KIND_ROOT, RecordReader, find_header
+from torus._fast.record import KIND_DATA, RecordReader, find_header
 from torus.cluster.chunks import Chunks
 from torus.errors import Corruption
 from torus.format.record import HEADER, MAGIC, RecordHeader
-from torus.format.root import RootPayload
 from torus.ids import ChunkId
 from torus.log import get_logger
 from torus.metadata.schema import Head, RootRef, Span, VolumeSpec
+from torus.volume.family import Family
 from torus.volume.leaves import UNIT, load_leaves
 from torus.volume.log import Position
+from torus.volume.maproot import load_map, read_root
+from torus.volume.origin import Origin
 from torus.volume.spans import Spans
 
 log = get_logger("torus.recovery")
@@ -45,14 +46,23 @@ class Recovery:
     """One recovery.  ``epoch`` is the new owner's; it fences as it reads."""
 
     def __init__(
-        self, chunks: Chunks, spec: VolumeSpec, head: Head, epoch: int, cache_bytes: int
+        self,
+        chunks: Chunks,
+        spec: VolumeSpec,
+        head: Head,
+        epoch: int,
+        cache_bytes: int,
+        origin: Origin | None = None,
     ) -> None:
+        """``origin`` is that of ``head.base``."""
         self._chunks = chunks
         self._spec = spec
         self._head = head
         self._epoch = epoch
         self._cache_bytes = cache_bytes
         self._spans = Spans(spec.volume, head.spans)
+        self._origin = origin or Origin()
+        self._family = Family(self._spans, self._origin.ancestors)
         self._committed = 0
 
     async def run(self) -> Recovered:
@@ -62,7 +72,7 @@ class Recovery:
             log; Fenced, Unavailable, DiskFailed, UnknownVersion.
         """
         root = self._head.root
-        blocks = await self._load_root(root) if root is not None else self._empty()
+        blocks = await self._load_map(root)
         size = -(-self._spec.size_bytes // limits.BLOCK_BYTES)
         if size > blocks.size_blocks:
             blocks.resize(size)
@@ -74,9 +84,6 @@ class Recovery:
         found.spans = self._spans.close(*self._tail(found))
         await self._shrink(found, size)
         return found
-
-    def _empty(self) -> BlockMap:
-        return BlockMap(-(-self._spec.size_bytes // limits.BLOCK_BYTES), self._cache_bytes)
 
     def _start(self, root: RootRef | None) -> Position:
         if root is None:
@@ -98,35 +105,23 @@ class Recovery:
         blocks = found.blocks
         found.cut = size < blocks.size_blocks
         if found.cut:
-            await load_leaves(blocks, self._spans, self._chunks, size, blocks.size_blocks - size)
+            await load_leaves(blocks, self._family, self._chunks, size, blocks.size_blocks - size)
             blocks.resize(size)
 
     # --- the checkpoint -----------------------------------------------------------------
 
-    async def _load_root(self, root: RootRef) -> BlockMap:
-        chunk = self._spans.chunk(root.sequence)
-        where = f"root of volume {self._spec.name!r} in chunk {chunk} at {root.offset}"
-        [data] = await self._chunks.read([(chunk, root.offset, root.size)])
-        reader = RecordReader(data, chunk, root.offset, _index_in(data))
-        if not reader.advance() or not reader.payload_ok or reader.kind != KIND_ROOT:
-            raise Corruption(
-                f"{where} is damaged: {reader.problem or 'its payload is'}",
-                hint="run 'torus check'; the log before it may still be whole",
-            )
-        # The root was published after a flush: everything up to its own record was durable.
-        self._committed = reader.lsn
-        payload = RootPayload.unpack(reader.payload(), where)
-        blocks = BlockMap.from_root(payload.root, self._cache_bytes)
-        for level, index, sequence, offset, size, crc in blocks.unloaded():
-            place = (self._spans.chunk(sequence), offset * UNIT, size)
-            [page] = await self._chunks.read([place])
-            if checksum(page) != crc:
-                raise Corruption(f"{where}: its {level} page {index} in {place[0]} is damaged")
-            if level == "directory":
-                blocks.load_directory(index, page)
-            else:
-                blocks.load_usage(index, page)
-        return blocks
+    async def _load_map(self, root: RootRef | None) -> BlockMap:
+        name = self._spec.name
+        if root is not None:
+            found = await read_root(self._chunks, self._family, root, 0, name)
+            # The root was published after a flush: all up to its own record was durable.
+            self._committed = found.lsn
+            return await load_map(self._chunks, self._family, found, 0, self._cache_bytes)
+        if self._origin.root is None:
+            return BlockMap(-(-self._spec.size_bytes // limits.BLOCK_BYTES), self._cache_bytes)
+        member = self._origin.member
+        found = await read_root(self._chunks, self._family, self._origin.root, member, name)
+        return await load_map(self._chunks, self._family, found, member, self._cache_bytes)
 
     # --- replay -------------------------------------------------------------------------
 
@@ -221,7 +216,7 @@ class Recovery:
             blocks.resize(end)  # written before the volume shrank
         if not reader.ready(blocks):
             for block, count, _ in extents:
-                await load_leaves(blocks, self._spans, self._chunks, block, count)
+                await load_leaves(blocks, self._family, self._chunks, block, count)
         reader.apply(blocks)
         if blocks.resident_bytes > 2 * self._cache_bytes:
             blocks.evict(self._cache_bytes)
@@ -318,11 +313,6 @@ class Recovery:
             "durable",
             hint="run 'torus check' for what else is missing; restore from a backup",
         )
-
-
-def _index_in(data: bytes) -> int:
-    """Return the index field of a record header: a root's own index is not in its reference."""
-    return int.from_bytes(data[28:32], "little")
 
 
 def _consume(future: asyncio.Future[bytes | None]) -> None:

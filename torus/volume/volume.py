@@ -157,9 +157,7 @@ class Volume:
 
     async def cache(self, offset: int, length: int) -> None:
         """Read a range into the page cache."""
-        step = limits.MIB
-        for at in range(offset, offset + length, step):
-            await self._reads.read(at, min(step, offset + length - at))
+        await self._reads.cache(offset, length)
 
     async def block_status(self, offset: int, length: int, limit: int) -> Sequence[tuple[int, int]]:
         """Return (bytes, base:allocation flags) extents."""

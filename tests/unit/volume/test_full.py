@@ -10,7 +10,7 @@ from torus import limits
 from torus.errors import PoolFull, ShuttingDown
 from torus.testing.crash import check_space
 from torus.testing.world import World
-from torus.volume.attach import Attachment
+from torus.volume.attachment import Attachment
 
 BLOCK = limits.BLOCK_BYTES
 SLOTS = 20

@@ -1,0 +1,54 @@
+"""A snapshot opened for reading: its map, and the logs that the map names."""
+
+from torus import limits
+from torus._fast.blockmap import BlockMap
+from torus.cluster.chunks import Chunks
+from torus.metadata.schema import Snapshot
+from torus.volume.catalog_async import AsyncCatalog
+from torus.volume.family import Family
+from torus.volume.maproot import load_map, read_root
+from torus.volume.origin import find_origin
+from torus.volume.spans import Spans
+from torus.volume.view import View
+
+
+class SnapshotMap(View):
+    """A snapshot that does not change and does not go while somebody is registered as its
+    reader; who opens it sees to that."""
+
+    def __init__(
+        self, name: str, snapshot: Snapshot, blocks: BlockMap, family: Family, chunks: Chunks,
+        cache_bytes: int,
+    ) -> None:  # fmt: skip
+        super().__init__(name, blocks, family, chunks, cache_bytes)
+        self.snapshot = snapshot
+
+
+async def open_snapshot(
+    catalog: AsyncCatalog, chunks: Chunks, snapshot: Snapshot, cache_bytes: int
+) -> SnapshotMap:
+    """Open a snapshot's map; only its upper pages are read.
+
+    Raises: NotFound, Corruption, Unavailable, UnknownVersion.
+    """
+    volume = await catalog.get_by_id(snapshot.volume)
+    name = f"{volume.spec.name}@{snapshot.name}"
+    origin = await find_origin(catalog, snapshot.base)
+    family = Family(Spans(snapshot.volume, volume.head.spans), origin.ancestors)
+    place, member = snapshot.root, 0
+    if place is None:
+        place, member = origin.root, origin.member
+    size_blocks = -(-snapshot.size_bytes // limits.BLOCK_BYTES)
+    if place is None:
+        blocks = BlockMap(size_blocks, cache_bytes)
+    else:
+        root = await read_root(chunks, family, place, member, name)
+        blocks = await load_map(chunks, family, root, member, cache_bytes)
+    view = SnapshotMap(name, snapshot, blocks, family, chunks, cache_bytes)
+    if size_blocks < blocks.size_blocks:
+        # The size changed without a checkpoint of its own: what lies beyond is not part of it.
+        await view.load(size_blocks, blocks.size_blocks - size_blocks)
+        blocks.resize(size_blocks)
+    elif size_blocks > blocks.size_blocks:
+        blocks.resize(size_blocks)
+    return view
