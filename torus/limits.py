@@ -34,7 +34,12 @@ CHECKPOINT_LOG_BYTES = 1 * GIB
 CHECKPOINT_INTERVAL_S = 60.0
 
 # --- attached volumes -------------------------------------------------------------------
+SNAPSHOTS_OPEN_MAX = 256  # in one process, for clients and for comparing
 DETACH_LINGER_S = 5.0  # a volume without clients stays attached that long
+TRASH_GRACE_S = 30.0  # a deleted chunk can be taken back so long, unless its slot is needed
+TRASH_FREE_PERCENT = 5  # free slots below which the oldest trash goes at once
+TRASH_RETRY_S = 5.0  # after the trash could not be emptied
+ORPHAN_INTERVAL_S = 3600.0  # a chunk goes when it was nobody's in two rounds so far apart
 PUNCH_DELAY_S = 300.0  # a freed slot that is reused sooner keeps its blocks and its page cache
 DELETE_DELAY_S = 5.0  # a chunk that a checkpoint no longer needs is kept that long after it
 CLONE_DEPTH_MAX = 64  # clones of clones
@@ -89,9 +94,6 @@ METADATA_POLL_S = 0.25  # a watch sees another process's change after at most th
 METADATA_BUSY_TIMEOUT_S = 10.0
 METADATA_LEASE_TTL_S_MAX = 24 * 3600.0
 CATALOG_ATTEMPTS_MAX = 256  # lost races in a row before a command says "busy"
-
-# --- snapshots and clones ---------------------------------------------------------------
-SNAPSHOTS_MAX = 1024  # of one volume: each checkpoint's root record carries the list of them
 
 # --- snapshots and clones ---------------------------------------------------------------
 SNAPSHOTS_MAX = 1024  # of one volume: each checkpoint's root record carries the list of them

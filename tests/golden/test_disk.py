@@ -105,7 +105,7 @@ def test_slot_header() -> None:
 
 def test_freed_slot() -> None:
     """The first sector of a slot whose chunk was deleted."""
-    assert FREED_SLOT == bytes.fromhex("544652450100") + bytes(502) + bytes.fromhex("ff09df30")
+    assert bytes.fromhex("544652450100") + bytes(502) + bytes.fromhex("ff09df30") == FREED_SLOT
     assert SlotHeader.unpack(FREED_SLOT, "") is None
 
 

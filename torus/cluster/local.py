@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 from torus._fast.record import RecordBuilder
-from torus.errors import Corruption
+from torus.errors import Corruption, PoolFull
 from torus.ids import ChunkId
 from torus.store.appender import Appender
 from torus.store.store import Store
@@ -37,13 +37,26 @@ class LocalChunks:
         self.slot_bytes = store.geometry.slot_bytes
         self.io = store.disk.io
 
-    def open_now(self, chunk: ChunkId, *, from_reserve: bool) -> LocalWriter:
+    def open_now(self, chunk: ChunkId, *, from_reserve: bool) -> LocalWriter | None:
+        try:
+            return self._open(chunk, from_reserve=from_reserve)
+        except PoolFull:
+            if self._store.has_trash:
+                return None  # emptying it takes a sync
+            raise
+
+    async def open(self, chunk: ChunkId, *, from_reserve: bool) -> LocalWriter:
+        while True:
+            try:
+                return self._open(chunk, from_reserve=from_reserve)
+            except PoolFull:
+                if not await self._store.make_room():
+                    raise
+
+    def _open(self, chunk: ChunkId, *, from_reserve: bool) -> LocalWriter:
         appender = self._store.appender(chunk)
         appender.open(from_reserve=from_reserve)
         return LocalWriter(appender)
-
-    async def open(self, chunk: ChunkId, *, from_reserve: bool) -> LocalWriter:
-        return self.open_now(chunk, from_reserve=from_reserve)
 
     def place(self, chunk: ChunkId) -> int | None:
         slot = self._store.find(chunk)
@@ -88,6 +101,10 @@ class LocalChunks:
     async def list(self, volume: int) -> Sequence[ChunkId]:
         self._store.check_disk()
         return self._store.chunks_of(volume)
+
+    def space(self) -> tuple[int, int] | None:
+        usage = self._store.usage
+        return usage.available, usage.limit
 
     async def wait_for_space(self) -> None:
         self._store.space_freed.clear()

@@ -18,10 +18,12 @@ from torus.errors import Corruption, PermissionDenied, TorusError, UsageError
 from torus.format.record import KIND_NAMES
 from torus.format.segment import (
     SEGMENT_MAGIC,
+    UNUSED_SLOT,
     SegmentHeader,
     SlotHeader,
     parse_segment_name,
 )
+from torus.store.damage import chunk_behind
 
 _SLOT_BYTES_MIN = 4 * limits.KIB
 _SLOT_BYTES_MAX = 1 * limits.GIB
@@ -125,6 +127,8 @@ class _Inspection:
         try:
             slot = SlotHeader.unpack(data[: limits.SLOT_HEADER_BYTES], where)
             if slot is None:
+                slot = self._lost(segment, number, data)
+            if slot is None:
                 row["state"] = "free"
                 return
             slot.check_place(segment.disk_id, segment.segment, number, where)
@@ -137,6 +141,15 @@ class _Inspection:
         seen = walk(data, slot.chunk, 0, lambda reader: rows.append(self._record(number, reader)))
         self.described["records"] += rows
         self._sum_up(row, where, seen)
+
+    def _lost(self, segment: SegmentHeader, number: int, data: bytes) -> SlotHeader | None:
+        """Return the header that a node would make anew: it is all zeroes before a record."""
+        if not data.startswith(UNUSED_SLOT):
+            return None
+        chunk = chunk_behind(lambda size: data[:size], len(data))
+        if chunk is None:
+            return None
+        return SlotHeader(segment.disk_id, segment.segment, number, chunk)
 
     def _sum_up(self, row: dict[str, Any], where: str, seen: ChunkSeen) -> None:
         row |= {"records": seen.records, "end": seen.end}

@@ -25,8 +25,15 @@ from torus.errors import (
     UsageError,
 )
 from torus.format.identity import IDENTITY_FILE, DiskIdentity
-from torus.format.segment import SegmentHeader, SlotHeader, parse_segment_name, segment_name
+from torus.format.segment import (
+    UNUSED_SLOT,
+    SegmentHeader,
+    SlotHeader,
+    parse_segment_name,
+    segment_name,
+)
 from torus.ids import ChunkId
+from torus.store.damage import chunk_behind
 from torus.store.disk import PosixDisk
 from torus.store.fences import FENCE_BYTES, FENCES_FILE, parse_fences
 
@@ -179,7 +186,11 @@ class StoppedDisk:
                 data = self._disk.read(address, limits.SLOT_HEADER_BYTES)
                 slot = SlotHeader.unpack(data, where)
                 if slot is None:
-                    self.slots_free += 1
+                    lost = self._lost(data, address)
+                    if lost is None:
+                        self.slots_free += 1
+                    else:
+                        self._take(lost, address, where)
                     continue
                 slot.check_place(self._own[0], segment, number, where)
             except OSError as exc:
@@ -190,6 +201,12 @@ class StoppedDisk:
                 self.findings.error("bad-slot", where, exc.message)
             else:
                 self._take(slot.chunk, address, where)
+
+    def _lost(self, header: bytes, address: int) -> ChunkId | None:
+        """Return the chunk whose slot header is all zeroes: the store makes it anew, too."""
+        if header != UNUSED_SLOT:
+            return None
+        return chunk_behind(lambda size: self._disk.read(address, size), self.geometry.slot_bytes)
 
     def _take(self, chunk: ChunkId, address: int, where: str) -> None:
         other = self.chunks.get(chunk)
@@ -253,6 +270,10 @@ class StoppedChunks:
     async def delete(self, volume: int, epoch: int, chunks: Iterable[ChunkId]) -> int:
         """Raises: LocalProtocolError."""
         _refuse()
+
+    def space(self) -> tuple[int, int] | None:
+        """Return None: nothing is written here."""
+        return None
 
     async def wait_for_space(self) -> None:
         """Raises: LocalProtocolError."""

@@ -15,6 +15,7 @@ from torus.ids import CHUNK_ID_SIZE, ChunkId
 
 SEGMENT_MAGIC = b"TORUSSEG"
 SLOT_MAGIC = b"TSLT"
+FREED_MAGIC = b"TFRE"
 VERSION = 1
 _SEGMENT = struct.Struct("<8sHHI16s16sIIQ")
 _SLOT = struct.Struct("<4sHH16sII18s")
@@ -146,11 +147,11 @@ class SlotHeader:
 
     @classmethod
     def unpack(cls, data: bytes, where: str) -> "SlotHeader | None":
-        """Read a slot's header; None for a free slot, which begins with zeroes.
+        """Read a slot's header; None for a slot that was freed, or was never used.
 
         Raises: Corruption, UnknownVersion.
         """
-        if data == FREE_SLOT:
+        if data in (FREED_SLOT, UNUSED_SLOT):
             return None
         body, (crc,) = data[: -_CRC.size], _CRC.unpack(data[-_CRC.size :])
         magic, version, _, disk_id, segment, slot, chunk = _SLOT.unpack_from(data)
@@ -172,7 +173,14 @@ class SlotHeader:
             )
 
 
-FREE_SLOT = bytes(limits.SLOT_HEADER_BYTES)
+def _freed_slot() -> bytes:
+    body = _SLOT.pack(FREED_MAGIC, VERSION, 0, bytes(16), 0, 0, bytes(CHUNK_ID_SIZE))
+    body += bytes(limits.SLOT_HEADER_BYTES - _CRC.size - len(body))
+    return body + _CRC.pack(checksum(body))
+
+
+UNUSED_SLOT = bytes(limits.SLOT_HEADER_BYTES)  # never used, or given back to the file system
+FREED_SLOT = _freed_slot()  # a chunk was deleted from it
 assert _SLOT.size == 4 + 2 + 2 + 16 + 4 + 4 + CHUNK_ID_SIZE
 
 

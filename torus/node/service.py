@@ -102,8 +102,12 @@ class PeerService:
 
     # --- requests that are answered at once ----------------------------------------------
 
-    def _open(self, request: m.Open) -> m.Opened:
-        self._chunks.open_now(request.chunk, from_reserve=request.from_reserve)
+    def _open(self, request: m.Open) -> Outcome:
+        writer = self._chunks.open_now(request.chunk, from_reserve=request.from_reserve)
+        return self._open_later(request) if writer is None else m.Opened(self._store.boot_id)
+
+    async def _open_later(self, request: m.Open) -> m.Opened:
+        await self._chunks.open(request.chunk, from_reserve=request.from_reserve)
         return m.Opened(self._store.boot_id)
 
     def _append(self, request: m.Append) -> m.Appended:

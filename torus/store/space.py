@@ -9,16 +9,26 @@ from torus.errors import PoolFull
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Slots of a disk by what they are; ``limit`` is what the operator allowed."""
+    """Slots of a disk by what they are; ``limit`` is what the operator allowed.
+
+    While ordinary writes have not touched the reserve, ``limit`` is the sum of ``used``,
+    ``trash``, ``free``, ``reserve`` and ``quarantined``.
+    """
 
     limit: int
     used: int
+    trash: int  # deleted, but not given out again yet: free when it is needed
     reserve: int
     quarantined: int
     slot_bytes: int
 
     @property
     def free(self) -> int:
+        """Slots that ordinary writes may still take without emptying the trash."""
+        return max(0, self.limit - self.reserve - self.used - self.trash - self.quarantined)
+
+    @property
+    def available(self) -> int:
         """Slots that ordinary writes may still take."""
         return max(0, self.limit - self.reserve - self.used - self.quarantined)
 
@@ -35,10 +45,12 @@ class Space:
         self.slot_bytes = slot_bytes
         self._ready_kept = limits.SPARE_SLOTS_MIN // 2
         self.reserve = max(limits.RESERVE_SLOTS_MIN, limit * limits.RESERVE_PERCENT // 100)
+        self._trash_below = max(limits.RESERVE_SLOTS_MIN, limit * limits.TRASH_FREE_PERCENT // 100)
         self._free: deque[int] = deque()
         self._warm: deque[tuple[int, int]] = deque()  # (freed at, address), oldest first
         self._cooling = 0
         self._used = 0
+        self._trash = 0
         self._quarantined = 0
 
     def add_free(self, address: int) -> None:
@@ -58,9 +70,19 @@ class Space:
         self._used -= 1
         self._free.append(address)
 
-    def release_warm(self, address: int, now_ns: int) -> None:
-        """Give back a used slot as it is: its blocks are allocated, written and cached."""
+    def discard(self) -> None:
+        """Count a used slot as trash."""
         self._used -= 1
+        self._trash += 1
+
+    def restore(self) -> None:
+        """Count a slot of the trash as used again."""
+        self._trash -= 1
+        self._used += 1
+
+    def release_warm(self, address: int, now_ns: int) -> None:
+        """Give back a slot of the trash as it is: its blocks are allocated, written and cached."""
+        self._trash -= 1
         self._warm.append((now_ns, address))
 
     def cool(self, before_ns: int) -> list[int]:
@@ -82,10 +104,11 @@ class Space:
         Some of the reserve is always there in files: a file system may be full long before
         the limit is reached.  The slot freed last comes first: the page cache still knows it.
 
-        Raises: PoolFull when the limit, or what ordinary writes may use of it, is reached.
+        Raises: PoolFull when the limit, or what ordinary writes may use of it, is reached; there
+            may be room all the same once the trash is emptied.
         """
         bound = self.limit - (0 if from_reserve else self.reserve) - self._quarantined
-        if self._used >= bound:
+        if self._used + self._trash >= bound:
             raise PoolFull(
                 f"the pool is full: {self._used} of {self.limit} slots of "
                 f"{self.slot_bytes >> 20} MiB are in use, {self.reserve} are kept for collection",
@@ -112,11 +135,18 @@ class Space:
         return len(self._warm)
 
     @property
+    def trash_wanted(self) -> int:
+        """Slots of the trash that are to be freed now, so that writes find some without waiting."""
+        return max(0, self._trash_below - self.usage.free)
+
+    @property
     def known(self) -> int:
         """Slots that exist in segment files."""
-        return self.ready + self._used + self._quarantined
+        return self.ready + self._used + self._trash + self._quarantined
 
     @property
     def usage(self) -> Usage:
         """Return the counts."""
-        return Usage(self.limit, self._used, self.reserve, self._quarantined, self.slot_bytes)
+        return Usage(
+            self.limit, self._used, self._trash, self.reserve, self._quarantined, self.slot_bytes
+        )

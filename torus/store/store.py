@@ -7,7 +7,6 @@ here.  Implements docs/format.md, "Slots" and "Durability".
 
 import asyncio
 import errno
-import threading
 from collections.abc import Iterable, Sequence
 
 from torus import limits
@@ -16,21 +15,25 @@ from torus.errors import (
     Corruption,
     DiskFailed,
     LocalProtocolError,
+    NotFound,
     PoolFull,
     TorusError,
 )
 from torus.format.identity import DiskIdentity
-from torus.format.segment import FREE_SLOT, SegmentHeader, SlotHeader, parse_segment_name
+from torus.format.segment import UNUSED_SLOT, SegmentHeader, SlotHeader, parse_segment_name
 from torus.ids import ChunkId
 from torus.log import get_logger
 from torus.store.appender import Appender, Slot
 from torus.store.cooling import Cooling
-from torus.store.damage import check_complete, chunks_in
+from torus.store.damage import check_complete, chunk_behind, chunks_in
 from torus.store.disk import Disk
 from torus.store.fences import Fences
 from torus.store.groupcommit import GroupCommit
+from torus.store.growing import Growing
 from torus.store.pool import Pool
 from torus.store.space import Space, Usage
+from torus.store.table import SlotTable
+from torus.store.trash import Trash
 
 log = get_logger("torus.store")
 
@@ -48,10 +51,12 @@ class Store:
         *,
         size_bytes: int,
         punch_delay_s: float | None = 0.0,
+        trash_grace_s: float = 0.0,
     ) -> None:
         """``boot_id`` names this opening of the disk: a writer that sees another one knows
         that unflushed data may be gone.  A slot that stays free for ``punch_delay_s`` is given
-        back to the file system; None: never."""
+        back to the file system; None: never.  A deleted chunk is kept for ``trash_grace_s``;
+        with 0 its slot is free when `delete` returns."""
         self.disk = disk
         self.identity = identity
         self.boot_id = boot_id
@@ -61,15 +66,14 @@ class Store:
         self._pool = pool
         self._space = Space(size_bytes // self.geometry.slot_bytes, self.geometry.slot_bytes)
         self._cooling = Cooling(self._space, disk, pool, clock, punch_delay_s, self._punch_failed)
-        self._slots: dict[ChunkId, Slot] = {}
-        self._segments: set[int] = set()
-        self._growing: asyncio.Future[int] | None = None
-        self._making = threading.Lock()
-        self._newest_slots = 0
-        self._newest = -1  # segment whose file exists
+        self._growing = Growing(self._space, disk, identity, pool, self.translate)
+        self._slots = SlotTable()
         self._disk_id = bytes.fromhex(identity.disk_id)
         self._cluster_id = bytes.fromhex(identity.cluster_id)
         self.commits = GroupCommit(self._start_sync, self._sync_ended, clock)
+        self._trash = Trash(
+            self._space, disk, pool, self.commits, clock, trash_grace_s, self._freed, self.translate
+        )
         self.damaged: list[str] = []
         self._unreadable: set[ChunkId] = set()  # they may lie in damaged slots
         self.space_freed = asyncio.Event()
@@ -88,7 +92,7 @@ class Store:
             segment = parse_segment_name(name)
             if segment is not None:
                 self._open_segment(segment, name)
-        check_complete(self._segments, self.identity.disk_id)
+        check_complete(self._growing.segments, self.identity.disk_id)
 
     def _open_segment(self, segment: int, name: str) -> None:
         size = self.disk.open_segment(segment)
@@ -96,13 +100,12 @@ class Store:
         header.check_place(
             self._disk_id, self._cluster_id, segment, self.geometry.slot_bytes, size, name
         )
-        self._segments.add(segment)
-        self._newest = max(self._newest, segment)
+        self._growing.found(segment)
         for number in range(header.slot_count):
             address = self.geometry.address(segment, number)
             where = f"{name} slot {number}"
             try:
-                slot = SlotHeader.unpack(self.disk.read(address, limits.SLOT_HEADER_BYTES), where)
+                slot = self._read_header(address, segment, number, where)
                 if slot is None:
                     self._space.add_free(address)
                     continue
@@ -116,7 +119,28 @@ class Store:
                 log.error("store.slot.damaged", slot=where, reason=exc.message)
                 continue
             self._space.add_used()
-            self._slots[slot.chunk] = Slot(slot.chunk, address, segment)
+            self._slots.add(Slot(slot.chunk, address, segment))
+
+    def _read_header(
+        self, address: int, segment: int, number: int, where: str
+    ) -> SlotHeader | None:
+        """Return a slot's header; None for a free slot.
+
+        A header that is all zeroes before a chunk's first record was lost: it rotted, or the
+        power went before it was on disk.  The record says which chunk it is.
+
+        Raises: Corruption, UnknownVersion, OSError.
+        """
+        data = self.disk.read(address, limits.SLOT_HEADER_BYTES)
+        if data != UNUSED_SLOT:
+            return SlotHeader.unpack(data, where)
+        chunk = chunk_behind(lambda size: self.disk.read(address, size), self.geometry.slot_bytes)
+        if chunk is None:
+            return None
+        header = SlotHeader(self._disk_id, segment, number, chunk)
+        self.disk.write(address, header.pack())
+        log.warning("store.slot.header_restored", slot=where, chunk=str(chunk))
+        return header
 
     # --- appending ----------------------------------------------------------------------
 
@@ -127,11 +151,14 @@ class Store:
     def create(self, chunk: ChunkId, *, from_reserve: bool) -> Slot:
         """Give ``chunk`` a slot; its header is written with its first record.
 
-        Raises: PoolFull, DiskFailed.
+        Raises: PoolFull (see `make_room`), DiskFailed, LocalProtocolError for one that was
+            deleted and whose header may still be there.
         """
         self.check_disk()
+        if chunk in self._trash:
+            raise LocalProtocolError(f"chunk {chunk} was deleted; its id is never used again")
         while (taken := self._space.take(from_reserve=from_reserve)) is None:
-            self._grow_now()
+            self._growing.now()
         address, warm = taken
         slot = Slot(chunk, address, self.geometry.segment_of(address))
         slot.end = 0
@@ -142,9 +169,19 @@ class Store:
         except OSError as exc:
             self._space.release(address)
             raise self.translate(exc, "allocate a slot") from exc
-        self._slots[chunk] = slot
-        self._grow_ahead()
+        self._slots.add(slot)
+        self._growing.ahead()
+        self._trash.relieve()
         return slot
+
+    @property
+    def has_trash(self) -> bool:
+        """True when a `create` that found no slot may find one after `make_room`."""
+        return self.usage.trash > 0
+
+    async def make_room(self) -> bool:
+        """Empty some of the trash for a `create` that raised PoolFull; False: nothing to be had."""
+        return await self._trash.make_room()
 
     def slot_header(self, slot: Slot) -> bytes:
         """Return the header that says which chunk lies in ``slot``."""
@@ -163,72 +200,6 @@ class Store:
             if chunk in self._unreadable:
                 raise Corruption(f"chunk {chunk} lies in a damaged slot", hint="run 'torus check'")
         return slot
-
-    # --- growing ------------------------------------------------------------------------
-
-    def _next_segment(self) -> tuple[int, int] | None:
-        missing = self._space.limit - self._space.known
-        if missing <= 0:
-            return None
-        segment = max(self._segments, default=-1) + 1
-        return segment, min(missing, self.geometry.segment_slots)
-
-    def _make_segment(self, segment: int, slots: int) -> int:
-        """Make a segment's file, once: the pool and a caller in need may both ask for it.
-
-        Where the file system has no space for ``slots`` it gets fewer.  Returns: how many.
-        """
-        slot_bytes = self.geometry.slot_bytes
-        with self._making:
-            while segment > self._newest:
-                header = SegmentHeader(self._disk_id, self._cluster_id, segment, slot_bytes, slots)
-                try:
-                    self.disk.make_segment(segment, header.pack(), slots * slot_bytes)
-                    self._newest, self._newest_slots = segment, slots
-                except OSError as exc:
-                    if exc.errno not in (errno.ENOSPC, errno.EDQUOT) or slots == 1:
-                        raise
-                    slots //= 2
-            return self._newest_slots
-
-    def _add_segment(self, segment: int, slots: int) -> None:
-        self._segments.add(segment)
-        for number in range(slots):
-            self._space.add_free(self.geometry.address(segment, number))
-        log.info("store.segment.made", segment=segment, slots=slots)
-
-    def _grow_now(self) -> None:
-        """Make the next segment while the caller waits: the pool had no time to do it ahead."""
-        place = self._next_segment()
-        if place is None:
-            raise PoolFull(f"all {self._space.limit} slots are in use or quarantined")
-        try:
-            slots = self._make_segment(*place)
-        except OSError as exc:
-            raise self.translate(exc, f"preallocate segment {place[0]}") from exc
-        self._add_segment(place[0], slots)
-
-    def _grow_ahead(self) -> None:
-        """Start making the next segment in the pool when few free slots are left."""
-        if self._space.ready >= limits.SPARE_SLOTS_MIN or self._growing is not None:
-            return
-        place = self._next_segment()
-        if place is None:
-            return
-        self._growing = self._pool.submit(self._make_segment, *place)
-
-        def done(future: asyncio.Future[int]) -> None:
-            self._growing = None
-            error = future.exception()
-            if error is None:
-                if place[0] not in self._segments:
-                    self._add_segment(place[0], future.result())
-            elif isinstance(error, OSError):
-                log.warning("store.segment.not_made", segment=place[0], error=str(error))
-            else:
-                raise error
-
-        self._growing.add_done_callback(done)
 
     # --- durability ---------------------------------------------------------------------
 
@@ -314,12 +285,13 @@ class Store:
     # --- deleting -----------------------------------------------------------------------
 
     async def delete(self, volume: int, epoch: int, chunks: Iterable[ChunkId]) -> int:
-        """Free the slots of ``chunks``; those not here are passed over.
+        """Delete ``chunks``; those not here are passed over.  They are gone at once; without a
+        grace period their slots are free on return, else they are in the trash.
 
-        Order: header zeroed, synced, then punched, then free: a chunk that was deleted can
-        not come back under a slot in use.  Returns: slots freed.
+        A slot that is free has a durable header that says so: a chunk that was deleted can not
+        come back under a slot in use.  Returns: chunks deleted.
 
-        Raises: Fenced, DiskFailed.
+        Raises: Fenced, DiskFailed; PoolFull when nothing could be written: try again.
         """
         self.check_disk()
         self.fences.check(volume, epoch)
@@ -327,30 +299,49 @@ class Store:
         for chunk in chunks:
             if chunk.volume != volume:
                 raise LocalProtocolError(f"chunk {chunk} is not of volume {volume}")
-            slot = self._slots.pop(chunk, None)
+            slot = self._slots.pop(chunk)
             if slot is not None:
                 slots.append(slot)
+        if self._trash.keeps:
+            self._trash.add(slots)
+            return len(slots)
         try:
-            await self._pool.submit(self._wipe_headers, slots)
-            await self.sync_segments({slot.segment for slot in slots})
-        except (OSError, PoolFull) as exc:
+            await self._trash.wipe(slots)
+        except TorusError:
             # Deleting may be tried again, also where a header is wiped already.
-            self._slots.update((slot.chunk, slot) for slot in slots)
-            if isinstance(exc, PoolFull):
-                raise
-            raise self.translate(exc, "delete chunks") from exc
-        if slots:
-            self._cooling.add([slot.address for slot in slots])
-            self.space_freed.set()
+            for slot in slots:
+                self._slots.add(slot)
+            raise
         return len(slots)
 
-    def _wipe_headers(self, slots: Sequence[Slot]) -> None:
-        for slot in slots:
-            self.disk.write(slot.address, FREE_SLOT)
+    async def restore(self, chunk: ChunkId) -> None:
+        """Take a deleted chunk back from the trash; durable on return.
+
+        Raises: NotFound when it is not there, or not any more; DiskFailed.
+        """
+        self.check_disk()
+        slot = self._trash.take_back(chunk)
+        if slot is None:
+            raise NotFound(f"chunk {chunk} is not in the trash of disk {self.identity.disk_id}")
+        self._slots.add(slot)
+        try:  # an attempt to free it may have wiped it
+            self.disk.write(slot.address, self.slot_header(slot))
+        except OSError as exc:
+            raise self.translate(exc, "restore a chunk") from exc
+        await self.sync_segments({slot.segment})
+
+    @property
+    def trash(self) -> list[ChunkId]:
+        """Return the deleted chunks that can be taken back, oldest first."""
+        return self._trash.chunks
+
+    def _freed(self, addresses: list[int]) -> None:
+        self._cooling.add(addresses)
+        self.space_freed.set()
 
     def chunks_of(self, volume: int) -> list[ChunkId]:
         """Return the chunks of a volume that are here."""
-        return [chunk for chunk in self._slots if chunk.volume == volume]
+        return self._slots.of(volume)
 
     def chunks(self) -> list[ChunkId]:
         """Return all chunks that are here."""
@@ -394,7 +385,7 @@ class Store:
 
     async def close(self) -> None:
         """Wait for what is under way and close the disk; idempotent."""
-        if self._growing is not None:
-            await asyncio.wait([self._growing])
+        await self._growing.close()
+        await self._trash.close()
         await self._cooling.close(punch=self.failure is None)
         self.disk.close()

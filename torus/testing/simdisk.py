@@ -2,7 +2,8 @@
 
 `SimDisk` is a `torus.store.disk.Disk`.  Each operation goes into a history; `PowerLoss` walks a
 history and makes, for any moment, an image that the disk might be left with: what was synced
-is there, each unsynced operation is there, missing or torn at 512-byte sectors.
+is there, each unsynced operation is there, missing or torn: writes at 512-byte sectors, holes
+at the file system's blocks.
 
 It decides nothing about right and wrong: tests do.
 """
@@ -19,6 +20,7 @@ from torus.format.segment import Geometry, segment_name
 from torus.store.disk import Bytes
 
 SECTOR = limits.SECTOR_BYTES
+_FILE_BLOCK = 4 * limits.KIB  # of the file system: it punches whole ones
 SMALL = Geometry(64 * limits.KIB, 16)
 
 
@@ -246,15 +248,16 @@ class PowerLoss:
         segment, offset = divmod(event.a, self._geometry.segment_bytes)
         data = event.b if isinstance(event.b, bytes) else bytes(event.b)  # type: ignore[call-overload]
         target = image.segments[segment]
-        sectors = len(data) // SECTOR
+        step = _FILE_BLOCK if event.kind == "punch" else SECTOR
+        sectors = len(data) // step
         if rng.random() < 0.5:  # the device wrote in order and stopped
             chosen = range(rng.randint(0, sectors))
         else:
             keep = rng.random()
             chosen = [number for number in range(sectors) if rng.random() < keep]  # type: ignore[assignment]
         for number in chosen:
-            at = number * SECTOR
-            target[offset + at : offset + at + SECTOR] = data[at : at + SECTOR]
+            at = number * step
+            target[offset + at : offset + at + step] = data[at : at + step]
 
     def _begin(self, image: DiskImage, current: Event, rng: random.Random) -> None:
         """Do a part of the operation that the crash interrupts."""

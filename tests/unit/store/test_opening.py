@@ -9,7 +9,7 @@ import pytest
 from torus import limits
 from torus.errors import Corruption, DiskFailed, ForeignData, TorusError, UnknownVersion
 from torus.format.identity import DiskIdentity
-from torus.format.segment import SegmentHeader
+from torus.format.segment import FREED_SLOT, UNUSED_SLOT, SegmentHeader
 from torus.ids import ChunkId
 from torus.store.pool import ThreadPool
 from torus.store.store import Store
@@ -80,6 +80,29 @@ def test_flipped_bit_anywhere_in_a_slot_header_quarantines_the_slot() -> None:
         image.segments[0][byte] ^= 0x10
 
 
+def test_slot_header_that_rotted_to_zeroes_is_made_anew_from_its_chunk() -> None:
+    """It looks like a slot that was never used, but the first record says whose it is."""
+    image = _made().disk.image
+    before = _open(image).store
+    image.segments[0][: limits.SLOT_HEADER_BYTES] = UNUSED_SLOT
+    store = _open(image).store
+    assert (sorted(store.chunks()), store.usage) == (sorted(before.chunks()), before.usage)
+    assert not store.damaged
+    assert image.segments[0][: limits.SLOT_HEADER_BYTES] != UNUSED_SLOT
+
+
+@pytest.mark.parametrize("header", [UNUSED_SLOT, FREED_SLOT])
+def test_slot_without_a_first_record_or_freed_is_free(header: bytes) -> None:
+    """What lies behind a freed slot's header means nothing."""
+    image = _made().disk.image
+    used = _open(image).store.usage.used
+    image.segments[0][: len(header)] = header
+    if header == UNUSED_SLOT:
+        image.segments[0][len(header) + 8] ^= 1  # no record of any chunk any more
+    store = _open(image).store
+    assert (store.usage.used, store.usage.quarantined) == (used - 1, 0)
+
+
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
@@ -148,7 +171,8 @@ def test_deleted_chunk_does_not_come_back_when_the_power_goes() -> None:
         for event in world.history:
             power.step(event)
         image = power.certain()
-        assert not any(image.segments[0][slot.address : slot.address + limits.SLOT_HEADER_BYTES])
+        end = slot.address + limits.SLOT_HEADER_BYTES
+        assert image.segments[0][slot.address : end] == FREED_SLOT
         await world.stop()
 
     asyncio.run(scenario())
