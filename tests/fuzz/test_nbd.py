@@ -30,6 +30,7 @@ SEED = int(os.environ.get("TORUS_FUZZ_SEED", "20240611"))
 SIZE = 1 << 20
 REQUEST_MAX = 1 << 16  # small, so that payloads end within the input
 DISK = ExportDescription("disk", SIZE, False, "fuzzed")
+OFFERED = ["base:allocation", *(f"torus:changed-since:s{number}" for number in range(20))]
 
 
 def play_requests(stream: bytes, cuts: random.Random | None, extended: bool) -> list[object]:
@@ -73,7 +74,7 @@ def play_handshake(stream: bytes, cuts: random.Random | None) -> list[object]:
                 if isinstance(event, ListRequested):
                     found.append(handshake.list_exports(["disk"]))
                 elif isinstance(event, ContextsRequested):
-                    found.append(handshake.list_or_set_contexts(event, event.name))
+                    found.append(handshake.list_or_set_contexts(event, event.name, OFFERED))
                 elif isinstance(event, ExportRequested):
                     found.append(handshake.describe(event, DISK))
     except RemoteProtocolError as garbage:
@@ -111,6 +112,8 @@ def make_handshake(chance: random.Random) -> bytes:
                 info_bytes("disk", 0, 1, 2, 3),
                 context_bytes("disk", "base:allocation"),
                 context_bytes("disk", "base:", "x:y"),
+                context_bytes("disk", "torus:", "torus:changed-since:s7"),
+                context_bytes("disk", *OFFERED),
                 chance.randbytes(chance.randrange(40)),
             )
         )

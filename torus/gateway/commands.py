@@ -4,19 +4,16 @@ Decides which call of the export serves which command and flag.  Replies are app
 when everything is known, so an error never follows half an answer.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torus._fast.reply import ReplyBuilder
 from torus.errors import LocalProtocolError
-from torus.gateway.export import Export
+from torus.gateway.export import Context, Export
 from torus.nbd import constants as nbd
-from torus.nbd.contexts import BASE_ALLOCATION, MetaContext
+from torus.nbd.contexts import MetaContext
 
 EXTENTS_MAX = 1024  # 8 or 16 KiB of reply; the client asks on from where the answer ends
-
-Extents = Sequence[tuple[int, int]]
-ContextReader = Callable[[Export, int, int, int], Awaitable[Extents]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +39,6 @@ class WaitingRequest:
         return bool(self.flags & nbd.NBD_CMD_FLAG_FUA)
 
 
-async def _read_allocation(export: Export, offset: int, length: int, limit: int) -> Extents:
-    return await export.block_status(offset, length, limit)
-
-
-# who answers BLOCK_STATUS for a metadata context
-CONTEXT_READERS: dict[int, ContextReader] = {BASE_ALLOCATION.context_id: _read_allocation}
-
-
 class CommandServer:
     """Serves the waiting requests of one connection."""
 
@@ -57,13 +46,15 @@ class CommandServer:
         self,
         export: Export,
         replies: ReplyBuilder,
-        contexts: Sequence[MetaContext],
+        selected: Sequence[MetaContext],
+        contexts: Sequence[Context],
         *,
         structured: bool,
     ) -> None:
+        """``contexts``: those ``selected``, open, in the same order."""
         self._export = export
         self._replies = replies
-        self._contexts = tuple(contexts)
+        self._contexts = tuple(zip(selected, contexts, strict=True))
         self._structured = structured
 
     async def serve(self, request: WaitingRequest) -> None:
@@ -117,15 +108,14 @@ class CommandServer:
     async def _block_status(self, request: WaitingRequest) -> None:
         limit = 1 if request.flags & nbd.NBD_CMD_FLAG_REQ_ONE else EXTENTS_MAX
         answers = []
-        for context in self._contexts:
-            reader = CONTEXT_READERS[context.context_id]
-            found = await reader(self._export, request.offset, request.length, limit)
+        for selected, context in self._contexts:
+            found = await context.extents(request.offset, request.length, limit)
             extents = merge_extents(found, request.length)[:limit]
             if not extents:
                 raise LocalProtocolError(
-                    f"the export has no extent of {context.name} at {request.offset}"
+                    f"the export has no extent of {selected.name} at {request.offset}"
                 )
-            answers.append((context.context_id, extents))
+            answers.append((selected.context_id, extents))
         for index, (context_id, extents) in enumerate(answers):
             self._replies.block_status(
                 request.cookie, request.offset, context_id, extents, index == len(answers) - 1

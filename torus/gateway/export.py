@@ -75,8 +75,16 @@ class Export(Protocol):
     async def cache(self, offset: int, length: int) -> None:
         """Expect the range to be read soon."""
 
-    async def block_status(self, offset: int, length: int, limit: int) -> Sequence[tuple[int, int]]:
-        """Return at most ``limit`` (bytes, base:allocation flags) extents from ``offset`` on."""
+
+class Context(Protocol):
+    """One metadata context of an export, open for one connection."""
+
+    async def extents(self, offset: int, length: int, limit: int) -> Sequence[tuple[int, int]]:
+        """Return at most ``limit`` (bytes, flags) extents from ``offset`` on, at least one.
+
+        What they say is right at the moment of the answer.  They may end early, but never in
+        front of ``offset + 1``.
+        """
 
 
 class Exports(Protocol):
@@ -85,11 +93,32 @@ class Exports(Protocol):
     async def names(self) -> Sequence[str]:
         """Return the names that LIST shows."""
 
+    async def default(self) -> str:
+        """Return the name that the empty name means.
+
+        Raises: NotFound when it could mean several exports, or none.
+        """
+
+    async def contexts(self, name: str) -> Sequence[str]:
+        """Return the names of the metadata contexts that an export has.
+
+        Raises: NotFound, Unavailable.
+        """
+
     async def open(self, name: str) -> Export:
         """Return the export, attached if it was not; every open needs its close.
 
         Raises: NotFound, Busy, Unavailable.
         """
+
+    async def open_contexts(self, export: Export, names: Sequence[str]) -> Sequence[Context]:
+        """Return the contexts of these names of an open export, all or none, in this order.
+
+        Raises: NotFound when one went meanwhile, Busy, Unavailable.
+        """
+
+    async def close_contexts(self, contexts: Sequence[Context]) -> None:
+        """Give contexts back, before their export; never fails."""
 
     async def close(self, export: Export) -> None:
         """Give one open back; the last one may detach."""

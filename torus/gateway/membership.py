@@ -14,7 +14,7 @@ from typing import Protocol
 from torus.clock import Clock
 from torus.errors import TorusError
 from torus.gateway.counters import GatewayStats
-from torus.gateway.export import Export, Exports
+from torus.gateway.export import Context, Export, Exports
 from torus.gateway.polling import Turns
 from torus.log import get_logger
 
@@ -68,9 +68,12 @@ class Gateway:
         return task
 
     async def give_back(
-        self, export: Export, in_flight: Sequence[asyncio.Future[None]] = ()
+        self,
+        export: Export,
+        in_flight: Sequence[asyncio.Future[None]] = (),
+        contexts: Sequence[Context] = (),
     ) -> None:
-        """Cancel what is in flight, wait for it to end, and close the export.
+        """Cancel what is in flight, wait for it to end, and close the export and its contexts.
 
         A failure is logged: there is nobody left to tell.
         """
@@ -78,6 +81,8 @@ class Gateway:
             request.cancel()
         if in_flight:
             await asyncio.wait(in_flight)
+        if contexts:
+            await self.exports.close_contexts(contexts)
         try:
             await self.exports.close(export)
         except TorusError as failure:

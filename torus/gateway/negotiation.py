@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from torus.errors import Busy, NotFound, RemoteProtocolError, TorusError, UsageError
-from torus.gateway.export import Export
+from torus.gateway.export import Context, Export
 from torus.gateway.membership import Gateway, describe_peer, tune_socket
 from torus.gateway.transmission import Transmission
 from torus.log import get_logger
@@ -157,7 +157,7 @@ class Negotiation(asyncio.BufferedProtocol):
             case ListRequested():
                 await self._list(event)
             case ContextsRequested():
-                await self._contexts(event)
+                await self._list_or_set_contexts(event)
             case ExportRequested():
                 await self._describe(event)
 
@@ -168,27 +168,24 @@ class Negotiation(asyncio.BufferedProtocol):
             payload = self._handshake.refuse(event, _option_error(failure), str(failure))
         self._transport.write(payload)
 
-    async def _contexts(self, event: ContextsRequested) -> None:
+    async def _list_or_set_contexts(self, event: ContextsRequested) -> None:
+        exports = self._gateway.exports
         try:
-            names = await self._gateway.exports.names()
-            name = _resolve(event.name, names)
-            if name not in names:
-                raise NotFound(f"export {name!r} does not exist")
-            payload = self._handshake.list_or_set_contexts(event, name)
+            name = event.name or await exports.default()
+            offered = await exports.contexts(name)
+            payload = self._handshake.list_or_set_contexts(event, name, offered)
         except TorusError as failure:
             payload = self._handshake.refuse(event, _option_error(failure), str(failure))
         self._transport.write(payload)
 
     async def _describe(self, event: ExportRequested) -> None:
         name = event.name
+        contexts: Sequence[Context] = ()
         try:
-            if not name:
-                name = _resolve(name, await self._gateway.exports.names())
-            export = self._opened.get(name)
-            if export is None:
-                export = await self._open(name)
-                if export is None:
-                    return
+            name = name or await self._gateway.exports.default()
+            export = self._opened.get(name) or await self._open(name)
+            if event.begins_transmission and export is not None:
+                contexts = await self._open_contexts(export)
         except TorusError as failure:
             if not event.may_refuse:
                 raise
@@ -197,12 +194,14 @@ class Negotiation(asyncio.BufferedProtocol):
                 self._handshake.refuse(event, _option_error(failure), str(failure))
             )
             return
+        if export is None or self._over:  # the client left meanwhile
+            return
         description = ExportDescription(
             export.name, export.size_bytes, export.read_only, export.description
         )
         self._transport.write(self._handshake.describe(event, description))
         if event.begins_transmission:
-            self._begin(name, export)
+            self._begin(name, export, contexts)
 
     async def _open(self, name: str) -> Export | None:
         """Open an export for this connection; None when the client left meanwhile."""
@@ -215,13 +214,25 @@ class Negotiation(asyncio.BufferedProtocol):
         self._opened[name] = export
         return export
 
-    def _begin(self, name: str, export: Export) -> None:
+    async def _open_contexts(self, export: Export) -> Sequence[Context]:
+        """Open what this connection selected; nothing when the client left meanwhile."""
+        names = [context.name for context in self._handshake.contexts_for(export.name)]
+        if not names:
+            return ()
+        exports = self._gateway.exports
+        contexts = await exports.open_contexts(export, names)
+        if self._over:
+            await exports.close_contexts(contexts)
+            return ()
+        return contexts
+
+    def _begin(self, name: str, export: Export, contexts: Sequence[Context]) -> None:
         del self._opened[name]
         self._timer.cancel()
         self._over = True
         self._gateway.members.discard(self)
         transmission = Transmission(
-            self._gateway, self._transport, self._peer, export, self._handshake
+            self._gateway, self._transport, self._peer, export, self._handshake, contexts
         )
         self._gateway.members.add(transmission)
         self._transport.set_protocol(transmission)
@@ -229,18 +240,6 @@ class Negotiation(asyncio.BufferedProtocol):
             self._gateway.start(self._gateway.give_back(opened))
         self._opened.clear()
         transmission.begin(self._handshake.leftover())
-
-
-def _resolve(name: str, names: Sequence[str]) -> str:
-    """Return the only export's name for the empty name, else ``name``.
-
-    Raises: NotFound when the empty name could mean several exports, or none.
-    """
-    if name:
-        return name
-    if len(names) != 1:
-        raise NotFound(f"there is no default export among {len(names)} exports, a name is needed")
-    return names[0]
 
 
 def _option_error(failure: TorusError) -> int:

@@ -7,13 +7,14 @@ each; the others become tasks (torus/gateway/commands.py).
 """
 
 import asyncio
+from collections.abc import Sequence
 
 from torus import limits
 from torus._fast.frame import RUN_OTHER, RUN_READ, RequestBatch
 from torus._fast.reply import ReplyBuilder
 from torus.errors import Fenced, RemoteProtocolError, TorusError
 from torus.gateway.commands import CommandServer, WaitingRequest
-from torus.gateway.export import Export
+from torus.gateway.export import Context, Export
 from torus.gateway.idling import Idling
 from torus.gateway.membership import Gateway, has_hung_up
 from torus.gateway.polling import Poller
@@ -35,15 +36,15 @@ class Transmission(asyncio.BufferedProtocol):
         peer: str,
         export: Export,
         handshake: Handshake,
+        contexts: Sequence[Context] = (),
     ) -> None:
-        self._gateway = gateway
-        self._transport = transport
-        self._peer = peer
+        self._gateway, self._transport, self._peer = gateway, transport, peer
         self._export = export
         self._loop = asyncio.get_running_loop()
         self._structured = handshake.structured
         self._extended = handshake.extended
-        self._contexts = handshake.contexts
+        self._selected = handshake.contexts
+        self._contexts = contexts
         self._batch = RequestBatch(
             limits.NBD_REQUEST_BYTES_MAX,
             size_bytes=export.size_bytes,
@@ -55,7 +56,7 @@ class Transmission(asyncio.BufferedProtocol):
         self._poller = Poller(transport, self._batch, gateway.turns)
         self._replies = ReplyBuilder(structured=self._structured, extended=self._extended)
         self._commands = CommandServer(
-            export, self._replies, self._contexts, structured=self._structured
+            export, self._replies, self._selected, contexts, structured=self._structured
         )
         self._first = self._stop = 0  # the requests of the batch that are not served yet
         self._in_flight: dict[asyncio.Future[None], WaitingRequest] = {}
@@ -76,7 +77,7 @@ class Transmission(asyncio.BufferedProtocol):
         log.info(
             "nbd.client.connected", peer=self._peer, export=self._export.name,
             read_only=self._export.read_only, structured=self._structured,
-            extended=self._extended, contexts=[context.name for context in self._contexts],
+            extended=self._extended, contexts=[context.name for context in self._selected],
         )  # fmt: skip
         if leftover:
             taken = self._batch.feed(leftover)
@@ -135,7 +136,7 @@ class Transmission(asyncio.BufferedProtocol):
             "nbd.client.left", peer=self._peer, export=self._export.name,
             dropped=len(self._in_flight), reason=str(exc) if exc else "closed",
         )  # fmt: skip
-        gateway.start(gateway.give_back(self._export, list(self._in_flight)))
+        gateway.start(gateway.give_back(self._export, list(self._in_flight), self._contexts))
 
     # --- the server calls these ---------------------------------------------------------
 
@@ -272,7 +273,7 @@ class Transmission(asyncio.BufferedProtocol):
         if error:
             terms = SessionTerms(
                 self._batch.size_bytes, self._export.read_only, self._structured,
-                self._extended, bool(self._contexts),
+                self._extended, bool(self._selected),
             )  # fmt: skip
             if self._unsent:
                 return False

@@ -1,11 +1,18 @@
-"""Metadata contexts: which ones exist and which ones a client's query means.
+"""Metadata contexts: their names, and which of those on offer a client's query means.
 
-Decides names and ids only; who answers BLOCK_STATUS for an id is the gateway's table.
+Decides names only: what an export offers and who answers BLOCK_STATUS is the gateway's business,
+the numbers that replies carry are given out by the handshake.
 Source: NBD protocol, "Metadata querying".
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+BASE_ALLOCATION = "base:allocation"
+ALLOCATION_DEPTH = "qemu:allocation-depth"  # how many images down the data lie; 0: nowhere
+CHANGED_SINCE = "torus:changed-since:"  # followed by a snapshot's name
+
+STATE_CHANGED = 1  # torus:changed-since:*; the same bit as qemu's dirty bitmaps have
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,24 +23,19 @@ class MetaContext:
     name: str
 
 
-BASE_ALLOCATION = MetaContext(1, "base:allocation")
+def list_contexts(offered: Sequence[str], queries: Iterable[str]) -> list[str]:
+    """Return what LIST_META_CONTEXT answers of what an export offers.
 
-REGISTRY: tuple[MetaContext, ...] = (BASE_ALLOCATION,)
-
-
-def list_contexts(queries: Iterable[str]) -> list[MetaContext]:
-    """Return what LIST_META_CONTEXT answers: no query means all, ``base:`` all of a namespace."""
-    wanted = list(queries)
+    No query means all; one that ends in a colon means all that begin so.
+    """
+    wanted = set(queries)
     if not wanted:
-        return list(REGISTRY)
-    return [
-        context
-        for context in REGISTRY
-        if context.name in wanted or context.name.partition(":")[0] + ":" in wanted
-    ]
+        return list(offered)
+    prefixes = tuple(query for query in wanted if query.endswith(":"))
+    return [name for name in offered if name in wanted or name.startswith(prefixes)]
 
 
-def select_contexts(queries: Iterable[str]) -> list[MetaContext]:
+def select_contexts(offered: Sequence[str], queries: Iterable[str]) -> list[str]:
     """Return what SET_META_CONTEXT selects: full names only, a wildcard selects nothing."""
     wanted = set(queries)
-    return [context for context in REGISTRY if context.name in wanted]
+    return [name for name in offered if name in wanted]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torus.errors import LocalProtocolError, RemoteProtocolError
 from torus.limits import (
     BLOCK_BYTES,
+    NBD_CONTEXTS_MAX,
     NBD_NAME_BYTES_MAX,
     NBD_OPTION_BYTES_MAX,
     NBD_REQUEST_BYTES_MAX,
@@ -196,24 +197,37 @@ class Handshake:
         replies = [_reply(request.option, nbd.NBD_REP_INFO, item) for item in information]
         return b"".join(replies) + _reply(request.option, nbd.NBD_REP_ACK)
 
-    def list_or_set_contexts(self, request: ContextsRequested, export_name: str) -> bytes:
-        """Return the good answer to ContextsRequested; a SET takes effect."""
-        listing = request.option == nbd.NBD_OPT_LIST_META_CONTEXT
-        if listing:
-            found = list_contexts(request.queries)
+    def list_or_set_contexts(
+        self, request: ContextsRequested, export_name: str, offered: Sequence[str]
+    ) -> bytes:
+        """Return the answer to ContextsRequested; a SET takes effect.
+
+        ``offered`` are the names of the contexts that the export has.  More than
+        NBD_CONTEXTS_MAX cannot be selected: then none is, and the answer says so.
+        """
+        if request.option == nbd.NBD_OPT_LIST_META_CONTEXT:
+            found = [MetaContext(0, name) for name in list_contexts(offered, request.queries)]
         else:
-            found = select_contexts(request.queries)
+            names = select_contexts(offered, request.queries)
+            if len(names) > NBD_CONTEXTS_MAX:
+                message = f"{len(names)} contexts are asked for, the most is {NBD_CONTEXTS_MAX}"
+                return self.refuse(request, nbd.NBD_REP_ERR_TOO_BIG, message)
+            found = [MetaContext(number, name) for number, name in enumerate(names, 1)]
             self.contexts = tuple(found)
             self.contexts_export = export_name
         replies = [
             _reply(
                 request.option,
                 nbd.NBD_REP_META_CONTEXT,
-                struct.pack(">I", 0 if listing else context.context_id) + context.name.encode(),
+                struct.pack(">I", context.context_id) + context.name.encode(),
             )
             for context in found
         ]
         return b"".join(replies) + _reply(request.option, nbd.NBD_REP_ACK)
+
+    def contexts_for(self, export_name: str) -> tuple[MetaContext, ...]:
+        """Return the contexts that were selected, if it was for this export."""
+        return self.contexts if export_name == self.contexts_export else ()
 
     def refuse(
         self, request: ListRequested | ExportRequested | ContextsRequested, error: int, message: str
@@ -229,8 +243,7 @@ class Handshake:
         return _reply(request.option, error, message.encode()[:NBD_NAME_BYTES_MAX])
 
     def _settle_contexts(self, export_name: str) -> None:
-        if export_name != self.contexts_export:
-            self.contexts = ()
+        self.contexts = self.contexts_for(export_name)
 
     def _take_client_flags(self) -> bool:
         if len(self._received) < 4:

@@ -3,6 +3,7 @@
 For tests and for measuring the gateway alone; nothing that ships imports it.  Faults are planned
 through its attributes: ``refuse_now`` sends everything through the waiting calls, ``failures``
 holds an error per call name, ``gate`` holds every waiting call until it is set.
+``states`` adds metadata contexts: for each name the flags, not 0, of blocks by number.
 """
 
 import asyncio
@@ -11,8 +12,10 @@ from collections.abc import Sequence
 from torus._fast.frame import RequestBatch
 from torus._fast.reply import ReplyBuilder
 from torus.errors import NotFound, TorusError
+from torus.gateway.export import Context, Export
 from torus.limits import BLOCK_BYTES
 from torus.nbd.constants import NBD_STATE_HOLE, NBD_STATE_ZERO
+from torus.nbd.contexts import BASE_ALLOCATION
 
 
 class MemoryExport:
@@ -29,6 +32,7 @@ class MemoryExport:
         self.written = bytearray(-(-size_bytes // BLOCK_BYTES))
         self.refuse_now = False
         self.failures: dict[str, TorusError] = {}
+        self.states: dict[str, dict[int, int]] = {}
         self.gate: asyncio.Event | None = None
         self.calls: list[str] = []
 
@@ -113,6 +117,17 @@ class MemoryExport:
         await self._call("block_status")
         return self._extents(offset, length)[:limit]
 
+    def states_of(self, name: str, offset: int, length: int) -> list[tuple[int, int]]:
+        """Return the extents of one of ``states``, a block each."""
+        extents = []
+        end = offset + length
+        while offset < end:
+            block = offset // BLOCK_BYTES
+            step = min((block + 1) * BLOCK_BYTES, end) - offset
+            extents.append((step, self.states[name].get(block, 0)))
+            offset += step
+        return extents
+
     async def _call(self, name: str) -> None:
         self.calls.append(name)
         if self.gate is not None:
@@ -152,16 +167,62 @@ class MemoryExport:
         return extents
 
 
+class MemoryContext:
+    """One metadata context of a memory export."""
+
+    def __init__(self, export: MemoryExport, name: str) -> None:
+        self.export = export
+        self.name = name
+
+    async def extents(self, offset: int, length: int, limit: int) -> Sequence[tuple[int, int]]:
+        """Return what the export has for it."""
+        if self.name == BASE_ALLOCATION:
+            return await self.export.block_status(offset, length, limit)
+        return self.export.states_of(self.name, offset, length)[:limit]
+
+
 class MemoryExports:
     """A directory of memory exports that counts who has them open."""
 
     def __init__(self, *exports: MemoryExport) -> None:
         self.exports = {export.name: export for export in exports}
         self.open_counts = dict.fromkeys(self.exports, 0)
+        self.open_contexts_count = 0
+        self.contexts_failure: TorusError | None = None
 
     async def names(self) -> Sequence[str]:
         """Return the names in order."""
         return sorted(self.exports)
+
+    async def default(self) -> str:
+        """Return the only name.
+
+        Raises: NotFound.
+        """
+        if len(self.exports) != 1:
+            raise NotFound(f"there is no default among {len(self.exports)} exports")
+        return next(iter(self.exports))
+
+    async def contexts(self, name: str) -> Sequence[str]:
+        """Return base:allocation and the export's ``states``.
+
+        Raises: NotFound.
+        """
+        if name not in self.exports:
+            raise NotFound(f"export {name!r} does not exist")
+        return [BASE_ALLOCATION, *self.exports[name].states]
+
+    async def open_contexts(self, export: Export, names: Sequence[str]) -> Sequence[Context]:
+        """Open contexts, or fail as ``contexts_failure`` says."""
+        assert isinstance(export, MemoryExport)
+        if self.contexts_failure is not None:
+            raise self.contexts_failure
+        self.open_contexts_count += len(names)
+        return [MemoryContext(export, name) for name in names]
+
+    async def close_contexts(self, contexts: Sequence[Context]) -> None:
+        """Count contexts as closed."""
+        self.open_contexts_count -= len(contexts)
 
     async def open(self, name: str) -> MemoryExport:
         """Return an export and count it as open.

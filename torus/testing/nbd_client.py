@@ -89,9 +89,9 @@ class BareClient:
         *,
         structured: bool = False,
         extended: bool = False,
-        contexts: bool = False,
+        contexts: bool | tuple[str, ...] = False,
     ) -> "BareClient":
-        """Connect and enter the transmission phase."""
+        """Connect and enter the transmission phase; ``contexts``: base:allocation, or these."""
         client = await cls.connect(path)
         client.say_flags()
         if extended:
@@ -100,7 +100,8 @@ class BareClient:
         elif structured or contexts:
             assert (await client.option(nbd.NBD_OPT_STRUCTURED_REPLY))[-1].kind == nbd.NBD_REP_ACK
         if contexts:
-            argument = context_bytes(name, "base:allocation")
+            wanted = contexts if isinstance(contexts, tuple) else ("base:allocation",)
+            argument = context_bytes(name, *wanted)
             replies = await client.option(nbd.NBD_OPT_SET_META_CONTEXT, argument)
             assert replies[-1].kind == nbd.NBD_REP_ACK, replies
         replies = await client.option(nbd.NBD_OPT_GO, info_bytes(name))

@@ -66,6 +66,7 @@ def serving(tmp_path: Path) -> Callable[..., object]:
         finally:
             await server.close()
         assert not any(directory.open_counts.values()), directory.open_counts
+        assert directory.open_contexts_count == 0
         assert server.stats.connections_open == 0
         assert not tmp_path.joinpath("nbd.sock").exists()
 

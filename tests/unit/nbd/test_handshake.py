@@ -5,6 +5,7 @@ import struct
 import pytest
 
 from torus.errors import LocalProtocolError, RemoteProtocolError
+from torus.limits import NBD_CONTEXTS_MAX
 from torus.nbd import constants as nbd
 from torus.nbd.handshake import (
     Aborted,
@@ -205,43 +206,78 @@ def test_contexts_need_structured_replies():
         assert kind_of(ask(begin(), option, argument)) == nbd.NBD_REP_ERR_INVALID
 
 
+OFFERED = (
+    "base:allocation",
+    "qemu:allocation-depth",
+    "torus:changed-since:a",
+    "torus:changed-since:b",
+)
+
+
 @pytest.mark.parametrize(
     ("queries", "listed", "selected"),
     [
-        ((), True, False),
-        (("base:allocation",), True, True),
-        (("base:",), True, False),
-        (("base:unknown",), False, False),
-        (("qemu:dirty-bitmap:x", "base:allocation"), True, True),
-        (("qemu:",), False, False),
-        (("base:allocation", "base:allocation"), True, True),
+        ((), OFFERED, ()),
+        (("base:allocation",), OFFERED[:1], OFFERED[:1]),
+        (("base:",), OFFERED[:1], ()),
+        (("base:unknown",), (), ()),
+        (("qemu:dirty-bitmap:x", "base:allocation"), OFFERED[:1], OFFERED[:1]),
+        (("qemu:",), OFFERED[1:2], ()),
+        (("qemu:dirty-bitmap:",), (), ()),
+        (("torus:",), OFFERED[2:], ()),
+        (("torus:changed-since:",), OFFERED[2:], ()),
+        (("torus:changed-since:b", "base:"), (OFFERED[0], OFFERED[3]), OFFERED[3:]),
+        (("torus:changed-since:b", "base:allocation"), *[(OFFERED[0], OFFERED[3])] * 2),
+        (("torus:changed-since:c",), (), ()),
+        (("base:allocation", "base:allocation"), OFFERED[:1], OFFERED[:1]),
     ],
 )
 def test_contexts_queries(queries, listed, selected):
-    """Wildcards list and do not select; unknown names are ignored."""
+    """Wildcards list and do not select; unknown names are ignored; ids count from 1."""
     handshake = begin()
     ask(handshake, nbd.NBD_OPT_STRUCTURED_REPLY)
     argument = context_bytes("disk", *queries)
     event = ask(handshake, nbd.NBD_OPT_LIST_META_CONTEXT, argument)
     assert isinstance(event, ContextsRequested)
-    expected = [(nbd.NBD_REP_META_CONTEXT, b"\0\0\0\0base:allocation")] if listed else []
-    found = replies(handshake.list_or_set_contexts(event, "disk"))
+    expected = [(nbd.NBD_REP_META_CONTEXT, bytes(4) + name.encode()) for name in listed]
+    found = replies(handshake.list_or_set_contexts(event, "disk", OFFERED))
     assert found == [*expected, (nbd.NBD_REP_ACK, b"")]
     assert handshake.contexts == ()
 
     event = ask(handshake, nbd.NBD_OPT_SET_META_CONTEXT, argument)
     assert isinstance(event, ContextsRequested)
-    expected = [(nbd.NBD_REP_META_CONTEXT, b"\0\0\0\1base:allocation")] if selected else []
-    found = replies(handshake.list_or_set_contexts(event, "disk"))
+    expected = [
+        (nbd.NBD_REP_META_CONTEXT, struct.pack(">I", number) + name.encode())
+        for number, name in enumerate(selected, 1)
+    ]
+    found = replies(handshake.list_or_set_contexts(event, "disk", OFFERED))
     assert found == [*expected, (nbd.NBD_REP_ACK, b"")]
-    assert len(handshake.contexts) == selected
+    assert [(one.context_id, one.name) for one in handshake.contexts] == list(
+        enumerate(selected, 1)
+    )
+    assert handshake.contexts_for("disk") == handshake.contexts
+    assert handshake.contexts_for("other") == ()
+
+
+def test_too_many_contexts_select_none():
+    """One more than the bound is ERR_TOO_BIG, and what was selected before is gone."""
+    names = [f"torus:changed-since:{number}" for number in range(NBD_CONTEXTS_MAX + 1)]
+    handshake = begin()
+    ask(handshake, nbd.NBD_OPT_STRUCTURED_REPLY)
+    for count, kind in ((NBD_CONTEXTS_MAX, nbd.NBD_REP_ACK), (17, nbd.NBD_REP_ERR_TOO_BIG)):
+        argument = context_bytes("disk", *names[:count])
+        event = ask(handshake, nbd.NBD_OPT_SET_META_CONTEXT, argument)
+        assert isinstance(event, ContextsRequested)
+        found = replies(handshake.list_or_set_contexts(event, "disk", names))
+        assert found[-1][0] == kind
+        assert len(handshake.contexts) == len(found) - 1
 
 
 def select(handshake: Handshake, name: str = "disk") -> None:
     ask(handshake, nbd.NBD_OPT_STRUCTURED_REPLY)
     event = ask(handshake, nbd.NBD_OPT_SET_META_CONTEXT, context_bytes(name, "base:allocation"))
     assert isinstance(event, ContextsRequested)
-    handshake.list_or_set_contexts(event, name)
+    handshake.list_or_set_contexts(event, name, OFFERED)
     assert handshake.contexts
 
 
