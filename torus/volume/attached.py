@@ -13,16 +13,20 @@ from dataclasses import dataclass, replace
 from torus import limits
 from torus.clock import Clock
 from torus.cluster.chunks import Chunks
-from torus.errors import Busy, DiskFailed, Fenced, NotFound, ShuttingDown, TorusError, Unavailable
+from torus.errors import Busy, DiskFailed, Fenced, ShuttingDown, TorusError, Unavailable
+from torus.ids import split_snapshot
 from torus.log import get_logger
 from torus.metadata.base import Event
 from torus.metadata.loop import AsyncMetadata
 from torus.metadata.schema import VOLUMES, Head, Owner, VolumeSpec
 from torus.volume.attach import VolumeOptions, attach
 from torus.volume.attachment import Attachment
-from torus.volume.catalog_ask import DELETING
 from torus.volume.catalog_async import AsyncCatalog
+from torus.volume.offer import Offer
 from torus.volume.owner import same_process
+from torus.volume.served_contexts import Context, ServedContexts
+from torus.volume.served_snapshots import ServedSnapshots
+from torus.volume.snapshot_export import SnapshotVolume
 from torus.volume.volume import Volume
 
 log = get_logger("torus.volumes")
@@ -75,10 +79,12 @@ class AttachedVolumes:
         self._owner = owner
         self._clock = clock
         self._options = options
-        self._names = names
+        self._offer = Offer(metadata, catalog, names)
         self._read_only = read_only
         self._linger_s = linger_s
         self._places: dict[str, _Place] = {}
+        self.snapshots = ServedSnapshots(catalog, chunks, owner, clock, self._share_cache)
+        self._contexts = ServedContexts(catalog, self.snapshots)
         self.past = Past()
         self.on_lost: Callable[[Volume, TorusError], None] | None = None
         self._closing = False
@@ -97,21 +103,43 @@ class AttachedVolumes:
     # --- what the NBD server asks -------------------------------------------------------
 
     async def names(self) -> Sequence[str]:
-        """Return the names of the volumes that may be opened."""
-        known = [
-            volume.spec.name
-            for volume in await self._catalog.list()
-            if volume.spec.state != DELETING
-        ]
-        return [name for name in known if self._names is None or name in self._names]
+        """Return the names that may be opened: volumes, each followed by its snapshots."""
+        return await self._offer.names()
 
-    async def open(self, name: str) -> Volume:
-        """Return the volume, attached; every open needs its `close`.
+    async def default(self) -> str:
+        """Return the name that the empty name means.  Raises: NotFound, Unavailable."""
+        return await self._offer.default()
+
+    async def contexts(self, name: str) -> Sequence[str]:
+        """Return the names of the metadata contexts that an export has.
+
+        Raises: NotFound, UsageError, Unavailable.
+        """
+        self._offer.check(name)
+        return await self._contexts.names(name)
+
+    async def open_contexts(self, export: object, names: Sequence[str]) -> Sequence[Context]:
+        """Return these contexts of an open export, all or none.
+
+        Raises: NotFound, Busy, Corruption, Unavailable.
+        """
+        return await self._contexts.open(export, names)
+
+    async def close_contexts(self, contexts: Sequence[object]) -> None:
+        """Give contexts back; never fails."""
+        await self._contexts.close(contexts)
+
+    async def open(self, name: str) -> Volume | SnapshotVolume:
+        """Return the volume, attached, or the snapshot; every open needs its `close`.
 
         Raises: NotFound, Busy, Fenced, Corruption, Unavailable, DiskFailed, ShuttingDown.
         """
-        if self._names is not None and name not in self._names:
-            raise NotFound(f"volume {name!r} is not served here")
+        self._offer.check(name)
+        if "@" in name:
+            return await self.snapshots.open(*split_snapshot(name))
+        return await self._open_volume(name)
+
+    async def _open_volume(self, name: str) -> Volume:
         if name not in self._places:
             await self._catalog.get(name)  # names that clients make up must not fill the memory
         place = self._places.setdefault(name, _Place())
@@ -132,6 +160,9 @@ class AttachedVolumes:
 
     async def close(self, export: object) -> None:
         """Give one open back; the last one lets the volume go after a while."""
+        if isinstance(export, SnapshotVolume):
+            await self.snapshots.close(export)
+            return
         for place in self._places.values():
             if place.attachment is not None and place.attachment.volume is export:
                 break
@@ -233,9 +264,13 @@ class AttachedVolumes:
         self._share_cache()
 
     def _share_cache(self) -> None:
+        """Give the maps of snapshots a quarter, when there are any, and volumes the rest."""
+        whole = self._options.map_cache_bytes
+        quarter = whole // 4 if self.snapshots.opened() else 0
+        self.snapshots.use_cache(quarter)
         attachments = [p.attachment for p in self._places.values() if p.attachment is not None]
         for attachment in attachments:
-            attachment.volume.core.cache_bytes = self._options.map_cache_bytes // len(attachments)
+            attachment.volume.core.cache_bytes = (whole - quarter) // len(attachments)
 
     # --- the metadata -------------------------------------------------------------------
 
@@ -333,6 +368,7 @@ class AttachedVolumes:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        await self.snapshots.stop()
         for place in self._places.values():
             async with place.lock:
                 await self._detach(place)

@@ -1,0 +1,80 @@
+"""Which metadata contexts an export has, and what each of them needs open.
+
+Decides their names and order; what they say is `torus.volume.contexts`' business.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torus.errors import NotFound
+from torus.nbd.contexts import ALLOCATION_DEPTH, BASE_ALLOCATION, CHANGED_SINCE
+from torus.volume.catalog_ask import READY
+from torus.volume.catalog_async import AsyncCatalog
+from torus.volume.contexts import Allocation, AllocationDepth, ChangedSince
+from torus.volume.served_snapshots import ServedSnapshots
+from torus.volume.snapshot_export import SnapshotVolume
+from torus.volume.volume import Volume
+
+
+class Context(Protocol):
+    """One context of one export, open for one connection."""
+
+    async def extents(self, offset: int, length: int, limit: int) -> Sequence[tuple[int, int]]:
+        """Return at most ``limit`` (bytes, flags) extents from ``offset`` on."""
+
+
+class ServedContexts:
+    """The contexts of the volumes and snapshots of one process."""
+
+    def __init__(self, catalog: AsyncCatalog, snapshots: ServedSnapshots) -> None:
+        self._catalog = catalog
+        self._snapshots = snapshots
+
+    async def names(self, name: str) -> list[str]:
+        """Return what an export has: a volume compares with each of its snapshots, a snapshot
+        with each that is older.
+
+        Raises: NotFound, UsageError, Unavailable.
+        """
+        volume, _, newer = name.partition("@")
+        snapshots = await self._catalog.snapshots(volume)
+        if newer:
+            numbers = [one.number for one in snapshots if one.name == newer]
+            if not numbers:
+                raise NotFound(f"volume {volume!r} has no snapshot {newer!r}")
+            snapshots = [one for one in snapshots if one.number < numbers[0]]
+        older = [CHANGED_SINCE + one.name for one in snapshots if one.state == READY]
+        return [BASE_ALLOCATION, ALLOCATION_DEPTH, *older]
+
+    async def open(self, export: object, names: Sequence[str]) -> list[Context]:
+        """Return these contexts of an open export, all or none.
+
+        Raises: NotFound, Busy, Corruption, Unavailable.
+        """
+        assert isinstance(export, Volume | SnapshotVolume)
+        opened: list[Context] = []
+        try:
+            for name in names:
+                opened.append(await self._open(export, name))
+        except BaseException:
+            await self.close(opened)
+            raise
+        return opened
+
+    async def close(self, contexts: Sequence[object]) -> None:
+        """Give contexts back; never fails."""
+        for context in contexts:
+            if isinstance(context, ChangedSince):
+                await self._snapshots.close(context.older)
+
+    async def _open(self, export: Volume | SnapshotVolume, name: str) -> Context:
+        view = export.view if isinstance(export, SnapshotVolume) else export.core
+        if name == BASE_ALLOCATION:
+            return Allocation(export)
+        if name == ALLOCATION_DEPTH:
+            return AllocationDepth(view)
+        if not name.startswith(CHANGED_SINCE):
+            raise NotFound(f"there is no metadata context {name!r}")
+        volume = export.name.partition("@")[0]
+        older = await self._snapshots.open(volume, name.removeprefix(CHANGED_SINCE))
+        return ChangedSince(older, view)
