@@ -14,13 +14,14 @@ from torus.cluster.chunks import Chunks
 from torus.errors import Corruption, TorusError
 from torus.log import get_logger
 from torus.metadata.schema import Head, Owner, VolumeSpec
-from torus.volume.attachment import Attachment, Holder
+from torus.volume.attachment import Attachment
 from torus.volume.catalog_ask import Volume as Found
 from torus.volume.catalog_async import AsyncCatalog
 from torus.volume.checkpoint import Checkpointer
 from torus.volume.core import Core
 from torus.volume.earlyflush import EarlyFlush
 from torus.volume.family import Family
+from torus.volume.holder import Holder
 from torus.volume.log import Log, Position, head_payload
 from torus.volume.origin import Origin, find_origin
 from torus.volume.pins import Pins

@@ -1,90 +1,22 @@
 """One volume that this process owns: what may be done with it beside reading and writing.
 
-Decides how a size that the operator set is applied, and the order of the end: drain, checkpoint,
-flush, release.
+Decides how a size that the operator set is applied.
 """
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from torus import limits
-from torus.errors import DiskFailed, Fenced, PoolFull
+from torus.errors import DiskFailed, Fenced
 from torus.log import get_logger
-from torus.metadata.schema import Head, Snapshot
-from torus.volume.catalog_async import AsyncCatalog
+from torus.metadata.schema import Snapshot
+from torus.volume.flatten import flatten
+from torus.volume.holder import Holder
 from torus.volume.pins import Pins
 from torus.volume.volume import Volume
 
 log = get_logger("torus.attach")
-
-
-class Holder:
-    """The head of one attached volume in the metadata store, and its revision."""
-
-    def __init__(self, catalog: AsyncCatalog, volume: int, revision: int) -> None:
-        self._catalog = catalog
-        self._volume = volume
-        self._revision = revision
-        self._detached = False
-
-    async def publish(self, head: Head, snapshot: Snapshot | None = None) -> None:
-        """Swap the head, together with the snapshot that it makes.
-
-        Raises: Fenced, AlreadyExists, Unavailable.
-        """
-        if snapshot is None:
-            self._revision = await self._catalog.publish(self._volume, head, self._revision)
-        else:
-            self._revision = await self._catalog.publish_snapshot(
-                self._volume, head, self._revision, snapshot
-            )
-
-    async def publish_rollback(self, head: Head, size_bytes: int) -> None:
-        """Swap the head for that of a snapshot, and the volume's size with it.
-
-        Raises: Fenced, Busy, Unavailable.
-        """
-        self._revision = await self._catalog.publish_rollback(
-            self._volume, head, self._revision, size_bytes
-        )
-
-    async def detach(self, volume: Volume) -> None:
-        """Make everything durable, checkpoint, release; see `Attachment.detach`."""
-        if self._detached:
-            return
-        self._detached = True
-        core = volume.core
-        try:
-            await volume.queue.drain()
-            await volume.checkpointer.stop()
-            await volume.early_flush.stop()
-            if core.failure is None:
-                if core.dirty:
-                    await self._last_checkpoint(volume)
-                await volume.checkpointer.delete_due(at_once=True)
-                await core.journal.sync()
-                await self._release(volume)
-        finally:
-            await volume.checkpointer.stop()
-            await volume.queue.stop()
-        if core.failure is None:
-            log.info("volume.detached", volume=core.spec.name, epoch=core.epoch)
-
-    async def _last_checkpoint(self, volume: Volume) -> None:
-        try:
-            await volume.checkpointer.write()
-        except PoolFull as exc:  # the log has everything: the next attach replays it
-            log.warning("volume.no_last_checkpoint", volume=volume.name, error=str(exc))
-
-    async def _release(self, volume: Volume) -> None:
-        core, head = volume.core, volume.checkpointer.head
-        unused = core.journal.unused_chunk
-        if unused is not None:
-            await core.chunks.delete(core.spec.volume, core.epoch, [unused])
-        core.spans = core.spans.close(*core.journal.closing)
-        head = replace(head, spans=core.spans.to_tuple(), mapped_blocks=core.blocks.mapped_blocks)
-        await self._catalog.release(self._volume, head, self._revision)
 
 
 class Attachment:
@@ -155,6 +87,16 @@ class Attachment:
         core.check()
         await checkpointer.reclaim()
         return await checkpointer.delete_due(at_once=True)
+
+    async def flatten(
+        self, progress: Callable[[int, int], None] = lambda _done, _total: None
+    ) -> int:
+        """Copy what a clone inherits and let its base go; return how many bytes were copied.
+
+        Raises: see `torus.volume.flatten.flatten`.
+        """
+        self.volume.core.check()
+        return await flatten(self.volume, self._holder, progress)
 
     async def detach(self) -> None:
         """Make everything durable, checkpoint, and give the volume back; idempotent.

@@ -140,14 +140,18 @@ class Checkpointer:
 
     # --- what ---------------------------------------------------------------------------
 
-    async def write(self, *, urgent: bool = False) -> None:
+    async def write(
+        self, *, urgent: bool = False, prepare: Callable[[], object] = lambda: None
+    ) -> None:
         """Write a checkpoint, publish it, judge what died.
 
-        ``urgent``: space is short, dead chunks do not wait for their time.
+        ``urgent``: space is short, dead chunks do not wait for their time.  ``prepare`` is
+        called right before it begins, when no other is under way.
 
         Raises: Fenced, PoolFull, DiskFailed, Unavailable.
         """
         async with self._lock:
+            prepare()
             await self._write(None, urgent=urgent)
 
     async def snapshot(self, wanted: Snapshot) -> Snapshot:
@@ -173,6 +177,15 @@ class Checkpointer:
             made = replace(wanted, root=head.root)
             await self._publish_head(head, made)
             return made
+
+    async def replace_head(self, head: Head, publish: Callable[[Head], Awaitable[None]]) -> None:
+        """Swap the head for one that differs in something else than the checkpoint.
+
+        Raises: Fenced, Unavailable: it may have happened all the same.
+        """
+        async with self._lock:
+            await publish(head)
+            self.head = head
 
     async def _write(self, wanted: Snapshot | None, *, urgent: bool) -> None:
         began = self._clock.monotonic_ns()

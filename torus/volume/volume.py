@@ -37,7 +37,7 @@ class Volume:
         self.early_flush = early_flush
         self.read_only = False
         self.description = ""
-        self._reads = reads
+        self.reads = reads
         self._path = core.path
         self._record = RecordBuilder(limits.RECORD_PAYLOAD_BYTES_MAX, limits.RECORD_EXTENTS_MAX)
 
@@ -108,11 +108,11 @@ class Volume:
 
     async def read(self, offset: int, length: int) -> bytes:
         """Return ``length`` bytes."""
-        return await self._reads.read(offset, length)
+        return await self.reads.read(offset, length)
 
     async def read_sparse(self, offset: int, length: int) -> Sequence[tuple[int, bytes | None]]:
         """Return the range as adjacent pieces of (bytes, data or None for zeroes)."""
-        return await self._reads.sparse(offset, length)
+        return await self.reads.sparse(offset, length)
 
     async def write(self, offset: int, payload: bytes, *, durable: bool) -> None:
         """Write; with ``durable`` on disk on return."""
@@ -157,11 +157,11 @@ class Volume:
 
     async def cache(self, offset: int, length: int) -> None:
         """Read a range into the page cache."""
-        await self._reads.cache(offset, length)
+        await self.reads.cache(offset, length)
 
     async def block_status(self, offset: int, length: int, limit: int) -> Sequence[tuple[int, int]]:
         """Return (bytes, base:allocation flags) extents."""
-        return await self._reads.status(offset, length, limit)
+        return await self.reads.status(offset, length, limit)
 
     async def _put(self, item: Item, *, durable: bool) -> None:
         await self.queue.put(item)

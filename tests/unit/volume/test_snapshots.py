@@ -8,7 +8,7 @@ import pytest
 
 from torus import limits
 from torus.cluster.local import LocalChunks
-from torus.errors import AlreadyExists
+from torus.errors import AlreadyExists, Busy
 from torus.metadata.schema import Snapshot
 from torus.testing.world import OWNER, World
 from torus.volume.attachment import Attachment
@@ -261,5 +261,67 @@ def test_a_clone_of_what_was_never_written() -> None:
         await world.catalog.clone("c", "s", "d", 4)
         attachment = await world.attach("d")
         assert await attachment.volume.read(BLOCK, BLOCK) == b"c" * BLOCK
+
+    run(scenario)
+
+
+def test_a_flattened_clone_stands_alone() -> None:
+    """Its origin's snapshot can go, then its origin; a snapshot made before keeps the base."""
+
+    async def scenario(world: World) -> None:
+        rng, image = random.Random(SEED + 5), bytearray(SIZE)
+        attachment = await world.attach("v")
+        await scribble(attachment, image, rng, 80)
+        await attachment.snapshot("s", 1)
+        await world.catalog.clone("v", "s", "c", 2)
+        clone = await world.attach("c")
+        await scribble(clone, image, rng, 10)
+        before = await clone.snapshot("before", 3)
+        kept = bytes(image)
+        await scribble(clone, image, rng, 10)
+        seen: list[tuple[int, int]] = []
+        moved = await clone.flatten(lambda done, total: seen.append((done, total)))
+        assert 0 < moved < SIZE
+        assert seen[-1] == (SIZE, SIZE)
+        clone.volume.core.blocks.verify()
+        assert await clone.volume.read(0, SIZE) == image
+        with pytest.raises(Busy):
+            await world.catalog.delete_snapshot("v", "s")
+        assert await content(world, before) == kept
+        await world.catalog.delete_snapshot("c", "before")
+        clone.snapshots_gone([before.number])
+        await clone.reclaim()
+        entry = await world.catalog.delete_snapshot("v", "s")
+        attachment.snapshots_gone([entry.snapshot.number])
+        await attachment.volume.trim(0, SIZE, durable=False)
+        await attachment.volume.checkpointer.write()
+        await attachment.volume.checkpointer.write()
+        assert await clone.flatten() == 0
+        await clone.detach()
+        clone = await world.attach("c")
+        assert await clone.volume.read(0, SIZE) == image
+        await scribble(clone, image, rng, 40)
+        assert await clone.volume.read(0, SIZE) == image
+
+    run(scenario)
+
+
+def test_clients_write_while_a_clone_is_flattened() -> None:
+    """What they write wins, wherever it meets the copying."""
+
+    async def scenario(world: World) -> None:
+        rng, image = random.Random(SEED + 6), bytearray(SIZE)
+        attachment = await world.attach("v")
+        await attachment.volume.write(0, rng.randbytes(SIZE), durable=False)
+        image[:] = await attachment.volume.read(0, SIZE)
+        await attachment.snapshot("s", 1)
+        await world.catalog.clone("v", "s", "c", 2)
+        clone = await world.attach("c")
+        flattening = asyncio.ensure_future(clone.flatten())
+        while not flattening.done():
+            await scribble(clone, image, rng, 1)
+        await flattening
+        assert await clone.volume.read(0, SIZE) == image
+        clone.volume.core.blocks.verify()
 
     run(scenario)
