@@ -6,11 +6,11 @@
 
 from libc.stdint cimport uint32_t
 
-from torus._fast.checkpoint cimport CheckpointTree
+from torus._fast.familytree cimport FamilyTree
 from torus._fast.mappages cimport Entry, PageRef
 
 
-cdef class BlockMap(CheckpointTree):
+cdef class BlockMap(FamilyTree):
     cdef dict directories_unloaded       # index -> reference, until load_directory
     cdef dict usage_unloaded             # index -> reference, until load_usage
 

@@ -9,12 +9,12 @@ Ranges outside the volume raise ValueError.  For one thread.
 from collections.abc import Set as AbstractSet
 from typing import Self, final
 
-from torus._fast.checkpoint import CheckpointTree
+from torus._fast.familytree import FamilyTree
 
 _Place = tuple[int, int, int, int, int, int]  # leaf index, sequence, offset, size, crc, base
 
 @final
-class BlockMap(CheckpointTree):
+class BlockMap(FamilyTree):
     @classmethod
     def from_root(cls, root: bytes, cache_bytes: int, base: int = 0) -> Self:
         """Open the map of a root page; usable when `unloaded` has become empty.
@@ -129,6 +129,20 @@ class BlockMap(CheckpointTree):
 
     def set_era(self, sequence: int, era: int) -> None:
         """Raises: LookupError when the chunk is not dead, ValueError beyond 32 bits."""
+
+    def adopt_usage(self, current: Self, era: int) -> None:
+        """Make this map, which a snapshot's root was, the next map of its volume.
+
+        `current` is the map that it takes over from; both are fully loaded but for leaves and
+        have no checkpoint under way; no leaf of this one is dirty.  The chunks are those of
+        `current`, their live units those of this map.  A chunk that is dead in both keeps
+        the era that `current` knows; one that is dead only here gets `era`.  All usage pages
+        are dirty then, and the chunks that hold those of either map stay pinned until the
+        end of the next checkpoint.
+
+        Raises: Corruption (a chunk that this map needs is gone, or counts do not add up);
+        LookupError, ValueError.  Nothing has changed then.
+        """
 
     def pinned_sequences(self) -> AbstractSet[int]:
         """Chunks that hold usage pages, which `live` does not count; the root's is not known."""

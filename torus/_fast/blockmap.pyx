@@ -1,7 +1,7 @@
 """The map of one volume: block number -> where the newest copy of the block lies in its log.
 
-Decides nothing of its own: it puts Python's calls on the tree (leaftree.pyx) and its
-checkpoints (checkpoint.pyx), loads pages into it and opens a map from its root.  No I/O.
+Decides nothing of its own: it puts Python's calls on the tree (leaftree.pyx), its
+checkpoints (checkpoint.pyx) and ancestors (familytree.pyx), loads pages into it and opens a map from its root.  No I/O.
 Pages are described in docs/format-map.md.
 """
 
@@ -30,7 +30,7 @@ cdef int check_page(str name, bytes page, uint32_t size_bytes, uint32_t crc) exc
     return 0
 
 
-cdef class BlockMap(CheckpointTree):
+cdef class BlockMap(FamilyTree):
 
     def __cinit__(self, size_blocks, cache_bytes):
         self.directories_unloaded = {}
@@ -195,6 +195,7 @@ cdef class BlockMap(CheckpointTree):
             found.append(leaf.index)
             leaf = leaf.next
         return found
+
     # --- opening from a root --------------------------------------------------------------
 
     @classmethod
@@ -269,6 +270,15 @@ cdef class BlockMap(CheckpointTree):
 
     def set_era(self, sequence, era):
         self.usage.set_era(sequence, era)
+
+    def adopt_usage(self, BlockMap current, era):
+        if not 0 <= era < <uint64_t>1 << 32:
+            raise ValueError(f"{era} is not the number of a snapshot")
+        self.require_quiet()
+        current.require_quiet()
+        if self.dirty.length:
+            raise LookupError(f"{self.dirty.length} leaves of the map have changed")
+        self.usage.adopt(current.usage, era)
 
     def pinned_sequences(self):
         return self.usage.pinned_sequences()

@@ -26,6 +26,8 @@ cdef class Usage:
     cdef int move_page(self, PageRef* old, PageRef* new) except -1
     cdef int freeze_page(self, UsagePage* page) noexcept
     cdef UsagePage* frozen_page(self, index) except NULL
+    cdef uint32_t sequence_at(self, uint32_t place) noexcept
+    cdef int adopt(self, Usage current, uint32_t era) except -1
     cdef int freeze(self) except -1
     cdef void thaw(self) noexcept
 

@@ -18,10 +18,38 @@ from torus._fast.mappages cimport (
     CHUNK_UNITS, GONE, decode_usage, encode_usage, set_ref, units_of
 )
 
+from torus.errors import Corruption
+
 cdef enum:
     PAGES_MAX = 1 << 20
 
 cdef uint64_t SEQUENCES_MAX = <uint64_t>1 << 32
+
+
+cdef int require_chunks(const UsagePage* page, const UsagePage* current,
+                        uint64_t first) except -1:
+    """Raises: Corruption when a chunk with live units is not in `current`, which may be NULL."""
+    cdef int i
+    for i in range(PAGE_SEQUENCES):
+        if (page.now.units[i] not in (0, GONE)
+                and (current is NULL or current.now.units[i] == GONE)):
+            raise Corruption(f"the map needs chunk number {first + <uint64_t>i}, which the volume "
+                             "does not have any more")
+    return 0
+
+
+cdef void adopt_page(UsagePage* page, const UsagePage* current, uint32_t era) noexcept:
+    """Keep the live units of `page` for the chunks of `current`, which may be NULL."""
+    cdef int i
+    page.dirty, page.present = True, 0
+    for i in range(PAGE_SEQUENCES):
+        if current is NULL or current.now.units[i] == GONE:
+            page.now.units[i], page.now.eras[i] = GONE, 0
+            continue
+        page.present += 1
+        if page.now.units[i] in (0, GONE):
+            page.now.units[i] = 0
+            page.now.eras[i] = era if current.now.units[i] else current.now.eras[i]
 
 
 cdef class Usage:
@@ -182,6 +210,37 @@ cdef class Usage:
         page.present = <uint32_t>present
         for i in range(PAGE_SEQUENCES):
             self.total_units += table.units[i] if table.units[i] != GONE else 0
+
+    def mark_dirty(self, sequences):
+        """Have the pages that lie in these chunks written anew."""
+        cdef uint32_t i
+        for i in range(self.page_count):
+            if self.pages[i] is not NULL and self.pages[i].ref.sequence in sequences:
+                self.pages[i].dirty = True
+
+    # --- the usage of another map of the volume -------------------------------------------
+
+    cdef int adopt(self, Usage current, uint32_t era) except -1:
+        """See BlockMap.adopt_usage.  Raises: Corruption, and nothing is changed."""
+        cdef uint32_t i
+        if self.faults or current.faults:
+            raise Corruption("the live units of a map do not add up")
+        for i in range(self.page_count):
+            if self.pages[i] is not NULL:
+                require_chunks(self.pages[i], page_of(current, self.sequence_at(i)),
+                               self.sequence_at(i))
+        for i in range(current.page_count):
+            if current.pages[i] is not NULL:
+                self.create_page(current.first_page + i)
+        self.replaced |= current.pinned_sequences()
+        for i in range(self.page_count):
+            if self.pages[i] is not NULL:
+                adopt_page(self.pages[i], page_of(current, self.sequence_at(i)), era)
+        return 0
+
+    cdef uint32_t sequence_at(self, uint32_t place) noexcept:
+        """The first sequence of pages[place]."""
+        return (self.first_page + place) * PAGE_SEQUENCES
 
     def references(self):
         return [(self.first_page + i, ref.sequence, ref.offset, ref.size_bytes, ref.crc, ref.base)
