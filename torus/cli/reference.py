@@ -52,7 +52,9 @@ def _shown(action: argparse.Action) -> str:
     if not value and action.choices is not None:
         value = "|".join(map(str, action.choices))
     text = " ".join(filter(None, (", ".join(action.option_strings), str(value))))
-    return text + "..." if action.nargs == "+" else text
+    optional = not action.option_strings and action.nargs in ("?", "*")
+    text = f"[{text}]" if optional else text
+    return text + "..." if action.nargs in ("+", "*") else text
 
 
 if __name__ == "__main__":

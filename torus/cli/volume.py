@@ -1,15 +1,18 @@
 """`torus volume`: create, list, info, resize, delete.
 
 Decides what is shown of a volume; what a volume may be is `torus.volume.catalog`'s.
-Importing and exporting stand in `torus.cli.volume_copy`.
+Importing and exporting stand in `torus.cli.volume_copy`, snapshots in `torus.cli.snapshot`,
+clones in `torus.cli.clone`.
 
 Implements docs/cli.md, "torus volume".
 """
 
 import argparse
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from torus.cli import volume_copy
+from torus.cli import clone, snapshot, volume_copy
 from torus.cli.instants import iso_instant
 from torus.cli.nodes import NodeView, node_views
 from torus.cli.parser import Verbs, add_command, add_data_dir, add_noun
@@ -21,6 +24,18 @@ from torus.metadata.base import MetadataStore
 from torus.metadata.schema import Owner
 from torus.volume.catalog import Catalog, Volume
 from torus.volume.owner import is_alive
+from torus.volume.tree_steps import TreeVolume
+
+
+@dataclass(frozen=True, slots=True)
+class Kin:
+    """What a volume has to do with snapshots."""
+
+    origin: str | None = None  # the snapshot that it was cloned from and still reads
+    snapshots: int = 0
+
+
+NO_KIN = Kin()
 
 
 def declare(verbs: Verbs, noun: str, summary: str) -> None:
@@ -52,6 +67,8 @@ def declare(verbs: Verbs, noun: str, summary: str) -> None:
     )
     info.add_argument("name", metavar="NAME")
     _declare_changes(below)
+    snapshot.declare(below)
+    clone.declare(below)
     volume_copy.declare(below)
 
 
@@ -75,11 +92,16 @@ def _declare_changes(below: Verbs) -> None:
         "delete",
         "delete a volume and its data",
         run_delete,
-        description="Delete a volume and its data.  Refused while it is attached.",
-        examples=(("even if it is attached", "torus volume delete disk --force"),),
+        description="Delete a volume and its data.  Refused while it is attached, while it has "
+        "snapshots, and always while a snapshot of it is protected or has clones.",
+        examples=(
+            ("even if it is attached", "torus volume delete disk --force"),
+            ("with its snapshots", "torus volume delete disk --with-snapshots"),
+        ),
     )
     delete.add_argument("name", metavar="NAME")
     delete.add_argument("--force", action="store_true", help="cut off whoever has it attached")
+    delete.add_argument("--with-snapshots", action="store_true", help="delete its snapshots, too")
     add_data_dir(delete)
 
 
@@ -100,7 +122,7 @@ def run_create(arguments: argparse.Namespace, session: Session) -> int:
             f"{format_size(pool_bytes)}: writes will pause when the pool is full"
         )
     output.show(
-        {"volume": volume_document(volume)},
+        {"volume": volume_document(volume, {})},
         lambda: output.line(f"volume {arguments.name!r} created: {format_size(size_bytes)}"),
     )
     return 0
@@ -109,9 +131,10 @@ def run_create(arguments: argparse.Namespace, session: Session) -> int:
 def run_list(arguments: argparse.Namespace, session: Session) -> int:
     """List all volumes by name."""
     with session.metadata() as store:
-        volumes = sorted(Catalog(store, SystemClock()).list(), key=lambda volume: volume.spec.name)
+        catalog = Catalog(store, SystemClock())
+        volumes, kin = catalog.list(), kinship(catalog)
         mapped = _mapped_bytes(store)
-    documents = [volume_document(volume, mapped) for volume in volumes]
+    documents = [volume_document(volume, kin, mapped) for volume in volumes]
 
     def render() -> None:
         if not documents:
@@ -139,8 +162,9 @@ def run_list(arguments: argparse.Namespace, session: Session) -> int:
 def run_info(arguments: argparse.Namespace, session: Session) -> int:
     """Show all that is known of one volume."""
     with session.metadata() as store:
-        volume = Catalog(store, SystemClock()).get(arguments.name)
-        document = volume_document(volume, _mapped_bytes(store))
+        catalog = Catalog(store, SystemClock())
+        volume = catalog.get(arguments.name)
+        document = volume_document(volume, kinship(catalog), _mapped_bytes(store))
     session.output.show({"volume": document}, lambda: session.output.fields(_lines(document)))
     return 0
 
@@ -153,13 +177,14 @@ def run_resize(arguments: argparse.Namespace, session: Session) -> int:
         catalog = Catalog(store, SystemClock())
         old_bytes = catalog.get(arguments.name).spec.size_bytes
         volume = catalog.resize(arguments.name, size_bytes, shrink=arguments.shrink)
+        kin = kinship(catalog)
     change = (
         f"is {format_size(size_bytes)} already"
         if old_bytes == size_bytes
         else f"resized from {format_size(old_bytes)} to {format_size(size_bytes)}"
     )
     output.show(
-        {"volume": volume_document(volume), "old_size_bytes": old_bytes},
+        {"volume": volume_document(volume, kin), "old_size_bytes": old_bytes},
         lambda: output.line(f"volume {arguments.name!r} {change}"),
     )
     return 0
@@ -172,7 +197,9 @@ def run_delete(arguments: argparse.Namespace, session: Session) -> int:
     # the name is right: only now pay for the asyncio side
     from torus.daemon.app import delete_volume
 
-    delete_volume(session.common(), arguments.name, arguments.force)
+    delete_volume(
+        session.common(), arguments.name, arguments.force, with_snapshots=arguments.with_snapshots
+    )
     session.output.show(
         {"deleted": {"name": arguments.name, "volume": volume.spec.volume}},
         lambda: session.output.line(f"volume {arguments.name!r} deleted"),
@@ -180,8 +207,28 @@ def run_delete(arguments: argparse.Namespace, session: Session) -> int:
     return 0
 
 
-def volume_document(volume: Volume, mapped_bytes: dict[int, int] | None = None) -> dict[str, Any]:
-    """Return the JSON form of a volume; ``mapped_bytes`` by id is newer than the metadata's."""
+def kinship(catalog: Catalog) -> dict[int, Kin]:
+    """Return what each volume, by id, has to do with snapshots; others have nothing."""
+    found: dict[int, Kin] = {}
+
+    def visit(volumes: Iterable[TreeVolume], origin: str | None) -> None:
+        for volume in volumes:
+            found[volume.volume] = Kin(origin, len(volume.snapshots))
+            for below in volume.snapshots:
+                visit(below.clones, f"{volume.name}@{below.name}")
+
+    visit(catalog.tree(), None)
+    return found
+
+
+def volume_document(
+    volume: Volume, kin: Mapping[int, Kin], mapped_bytes: Mapping[int, int] | None = None
+) -> dict[str, Any]:
+    """Return the JSON form of a volume; ``kin`` is that of all volumes, by id.
+
+    ``mapped_bytes`` by id is newer than the metadata's.
+    """
+    family = kin.get(volume.spec.volume, NO_KIN)
     spec, head = volume.spec, volume.head
     used_bytes = head.mapped_blocks * BLOCK_BYTES
     root = head.root
@@ -192,6 +239,8 @@ def volume_document(volume: Volume, mapped_bytes: dict[int, int] | None = None) 
         "used_bytes": (mapped_bytes or {}).get(spec.volume, used_bytes),
         "redundancy": spec.redundancy,
         "state": spec.state,
+        "origin": family.origin,
+        "snapshots": family.snapshots,
         "created": iso_instant(spec.created_ns),
         "epoch": head.epoch,
         "spans": len(head.spans),
@@ -234,6 +283,8 @@ def _lines(document: dict[str, Any]) -> list[tuple[str, str]]:
         ("used", f"{format_size(document['used_bytes'])} ({document['used_bytes']} bytes)"),
         ("redundancy", document["redundancy"]),
         ("state", document["state"]),
+        ("origin", document["origin"] or "none"),
+        ("snapshots", str(document["snapshots"])),
         ("created", document["created"]),
         ("attached", owner),
         ("epoch", str(document["epoch"])),

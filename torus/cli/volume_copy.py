@@ -77,7 +77,7 @@ def run_import(arguments: argparse.Namespace, session: Session) -> int:
             if made:
                 exc.hint = " ".join(filter(None, (exc.hint, _half_made(arguments.name))))
             raise
-    _say(session, report, "imported")
+    say_copied(session, report, "imported")
     return 0
 
 
@@ -101,7 +101,7 @@ def run_export(arguments: argparse.Namespace, session: Session) -> int:
 
     with ProgressLine(f"exporting {arguments.name}", session.environment) as progress:
         report = export_volume(session.common(), arguments.name, arguments.target, progress)
-    _say(session, report, "exported")
+    say_copied(session, report, "exported")
     return 0
 
 
@@ -167,7 +167,8 @@ def _half_made(name: str) -> str:
     return f"volume {name!r} was made and is incomplete: 'torus volume delete {name}' removes it"
 
 
-def _say(session: Session, report: "CopyReport", verb: str) -> None:
+def say_copied(session: Session, report: "CopyReport", verb: str) -> None:
+    """Say what a copy moved, and how fast; ``verb`` goes behind the volume's name."""
     rate = report.copied_bytes / report.seconds if report.seconds > 0 else 0.0
     text = (
         f"volume {report.volume!r} {verb}: {format_size(report.size_bytes)}, of it "

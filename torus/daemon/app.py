@@ -72,8 +72,10 @@ def export_volume(config: CommonConfig, name: str, target: str, progress: Progre
     return run_command(config, work())
 
 
-def delete_volume(config: CommonConfig, name: str, force: bool) -> None:
-    """Delete the volume and free its space.
+def delete_volume(
+    config: CommonConfig, name: str, force: bool, *, with_snapshots: bool = False
+) -> None:
+    """Delete the volume, with ``with_snapshots`` those as well, and free its space.
 
     Raises: TorusError.
     """
@@ -81,11 +83,11 @@ def delete_volume(config: CommonConfig, name: str, force: bool) -> None:
     async def work() -> None:
         try:
             async with reach(config) as reached:
-                await free_volume(reached, name, force=force)
+                await free_volume(reached, name, force=force, with_snapshots=with_snapshots)
         except NotFound:
             if config.data_dir.is_dir():
                 raise
-            await delete_without_disk(config, name, force=force)
+            await delete_without_disk(config, name, force=force, with_snapshots=with_snapshots)
 
     run_command(config, work())
 

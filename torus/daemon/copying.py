@@ -1,4 +1,4 @@
-"""Import and export: a volume's bytes from and to files, pipes and block devices.
+"""Import, export, copy: a volume's bytes from and to files, pipes, devices and other volumes.
 
 Decides how the two are kept sparse and how the copy is verified: the checksum of every piece
 is noted while it is read from the source, then compared with what the target gives back.
@@ -18,6 +18,8 @@ from torus import limits
 from torus._fast.crc import block_checksums, checksum
 from torus.daemon.reports import CopyReport, Progress
 from torus.errors import Corruption, PermissionDenied, TorusError, UsageError
+from torus.volume.reads import Reads
+from torus.volume.snapshot_map import SnapshotMap
 from torus.volume.volume import Volume
 
 _PIECE = limits.COPY_PIECE_BYTES
@@ -202,6 +204,49 @@ def _without_zeroes(offset: int, data: bytes) -> Iterator[tuple[int, bytes | Non
 
 def _is_zero(data: bytes, start: int) -> bool:
     return not data[start : start + limits.BLOCK_BYTES].strip(b"\0")
+
+
+# --- copy -------------------------------------------------------------------------------
+
+
+async def copy_volume(source: SnapshotMap, volume: Volume, progress: Progress) -> CopyReport:
+    """Write what a snapshot holds into a volume of its size where nothing was written yet.
+
+    Raises: Corruption when a block of the source is damaged or reading back gives something
+        else, and what the volume's writes raise.
+    """
+    size_bytes = source.snapshot.size_bytes
+    tally = _Tally(progress, size_bytes)
+    reads = Reads(source)
+    running: set[asyncio.Task[None]] = set()
+    at = 0
+    try:
+        while at < size_bytes:
+            for length, hole in await reads.status(at, min(limits.GIB, size_bytes - at), 4096):
+                if hole:
+                    tally.note(at, None, length)
+                for offset in range(at, at if hole else at + length, _PIECE):
+                    size = min(_PIECE, at + length - offset)
+                    running.add(asyncio.ensure_future(_move(reads, volume, tally, offset, size)))
+                    if len(running) >= limits.COPY_IN_FLIGHT:
+                        running = await _some_done(running)
+                at += length
+        while running:
+            running = await _some_done(running)
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+    await volume.flush()
+    await _verify_volume(volume, tally)
+    return tally.report(volume, verified=True)
+
+
+async def _move(reads: Reads, volume: Volume, tally: _Tally, offset: int, size: int) -> None:
+    for start, data, length in _without_zeroes(offset, await reads.read(offset, size)):
+        if data is not None:
+            await volume.write(start, data, durable=False)
+        tally.note(start, data, length)
 
 
 # --- export -----------------------------------------------------------------------------

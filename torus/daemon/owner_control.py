@@ -22,8 +22,8 @@ from torus.limits import BLOCK_BYTES
 from torus.log import get_logger
 from torus.metadata.schema import Snapshot
 from torus.node.control_server import serve_control
-from torus.volume.attachment import Attachment
 from torus.volume.attached import AttachedVolumes
+from torus.volume.attachment import Attachment
 
 log = get_logger("torus.control")
 

@@ -133,22 +133,26 @@ async def attached(
         await attachment.detach()
 
 
-async def free_volume(reached: Reach, name: str, *, force: bool) -> None:
+async def free_volume(
+    reached: Reach, name: str, *, force: bool, with_snapshots: bool = False
+) -> None:
     """Delete a volume: mark it, fence its writers, free its chunks, forget it.
 
     Every step may be repeated after a crash; the volume's name is free only after the last.
 
-    Raises: NotFound, Busy, Unavailable, DiskFailed.
+    Raises: NotFound, UsageError, Busy, Unavailable, DiskFailed.
     """
     await let_go(reached, name)
-    marked = await reached.catalog.mark_deleting(name, force=force)
+    marked = await reached.catalog.mark_deleting(name, force=force, with_snapshots=with_snapshots)
     volume, epoch = marked.spec.volume, marked.head.epoch
     await reached.chunks.fence(volume, epoch)
     await reached.chunks.delete(volume, epoch, await reached.chunks.list(volume))
     await reached.catalog.forget(marked)
 
 
-async def delete_without_disk(common: CommonConfig, name: str, *, force: bool) -> None:
+async def delete_without_disk(
+    common: CommonConfig, name: str, *, force: bool, with_snapshots: bool = False
+) -> None:
     """Delete a volume where no data directory was ever made: there is nothing to free.
 
     Raises: NotFound, Busy.
@@ -163,6 +167,7 @@ async def delete_without_disk(common: CommonConfig, name: str, *, force: bool) -
                 f"data directory {common.data_dir} does not exist, but volume {name!r} has data",
                 hint="name the right --data-dir, or start its node",
             )
-        await catalog.forget(await catalog.mark_deleting(name, force=force))
+        marked = await catalog.mark_deleting(name, force=force, with_snapshots=with_snapshots)
+        await catalog.forget(marked)
     finally:
         await metadata.close()
