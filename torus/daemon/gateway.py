@@ -92,7 +92,9 @@ class RunningGateway:
         await self.volumes.start()
         self.nbd = NbdServer(self.volumes, clock=reached.clock)
         self.volumes.on_lost = self.nbd.cut_off
-        control = OwnerControl(self.volumes, reached.clock, lambda: asdict(self.status()))
+        control = OwnerControl(
+            self.volumes, reached.catalog, reached.clock, lambda: asdict(self.status())
+        )
         await control.serve(self.owner.control, stack)
         for name in config.volumes:
             await let_go(reached, name)

@@ -97,7 +97,7 @@ class RunningNode:
         await self.volumes.start()
         self.nbd = NbdServer(self.volumes, clock=self._clock)
         self.volumes.on_lost = self.nbd.cut_off
-        control = OwnerControl(self.volumes, self._clock, lambda: asdict(self.status()))
+        control = OwnerControl(self.volumes, catalog, self._clock, lambda: asdict(self.status()))
         await control.serve(owner.control, stack)
         stack.push_async_callback(self.nbd.close)
         stack.callback(self.volumes.stop_waiting)

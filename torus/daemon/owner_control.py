@@ -24,6 +24,7 @@ from torus.metadata.schema import Snapshot
 from torus.node.control_server import serve_control
 from torus.volume.attached import AttachedVolumes
 from torus.volume.attachment import Attachment
+from torus.volume.catalog_async import AsyncCatalog
 
 log = get_logger("torus.control")
 
@@ -41,18 +42,20 @@ class OwnerControl:
     def __init__(
         self,
         volumes: AttachedVolumes,
+        catalog: AsyncCatalog,
         clock: Clock,
         status: Callable[[], Answer],
         tasks: dict[str, OnAttachment] | None = None,
     ) -> None:
         """``status`` makes the answer to that question; ``tasks`` adds to what can be started."""
         self._volumes = volumes
+        self._catalog = catalog
         self._clock = clock
         self._status = status
         self._tasks = Tasks(clock)
         self._works: dict[str, OnAttachment] = {
             "snapshot": self._snapshot,
-            "reclaim": _reclaim,
+            "reclaim": self._reclaim,
             "flatten": _flatten,
             **(tasks or {}),
         }
@@ -135,17 +138,23 @@ class OwnerControl:
         self, attachment: Attachment, question: Question, _report: Report
     ) -> Answer:
         name = str(question.get("name"))
-        made = await attachment.snapshot(name, self._clock.wall_ns())
+        uid = str(question.get("uid") or "")
+        await self._catalog.check_new_snapshot(attachment.volume.name, name)
+        made = await attachment.snapshot(name, self._clock.wall_ns(), uid)
         return {"snapshot": snapshot_document(made)}
 
-
-async def _reclaim(attachment: Attachment, _question: Question, _report: Report) -> Answer:
-    return {"chunks": await attachment.reclaim()}
+    async def _reclaim(
+        self, attachment: Attachment, _question: Question, _report: Report
+    ) -> Answer:
+        known = {snapshot.number for snapshot in attachment.volume.core.pins}
+        # Asked after `known` was taken: what is missing was deleted, not just not yet made.
+        listed = {one.number for one in await self._catalog.snapshots(attachment.volume.name)}
+        attachment.snapshots_gone(known - listed)
+        return {"chunks": await attachment.reclaim()}
 
 
 async def _flatten(attachment: Attachment, _question: Question, report: Report) -> Answer:
-    await attachment.flatten(report)
-    return {"flattened": True}
+    return {"copied_bytes": await attachment.flatten(report)}
 
 
 def attached_now(volumes: AttachedVolumes) -> tuple[AttachedVolume, ...]:
