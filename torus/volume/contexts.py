@@ -6,22 +6,21 @@ Which contexts an export has is `torus.volume.served_contexts`' business.
 Implements docs/nbd.md, "Metadata contexts".
 """
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Protocol
 
 from torus._fast.blockmap import BlockMap
+from torus._fast.mapdiff import diff_leaf, differing_leaves
 from torus.nbd.contexts import STATE_CHANGED
 from torus.volume.leaves import LEAF_BLOCKS
 from torus.volume.reads import BLOCK, _clip, _merge
 from torus.volume.snapshot_export import SnapshotVolume
 from torus.volume.view import View
 
-_LOADS_MAX = 64  # leaves that one request may bring into memory, in each map
-_LEAVES_MAX = 1024  # leaves that one request looks at: 4 GiB
+_LOADS_MAX = 64  # leaves that one request may bring into memory
+_LEAVES_MAX = 1024  # leaves that differ, of those that one request looks into: 5 ms
 
-Run = tuple[int, int, int, int, int]  # block, count, sequence, offset, base
-States = Callable[[int, int], list[tuple[int, int]]]  # (block, count) -> [(blocks, flags)]
+Extents = list[tuple[int, int]]
 
 
 class ReportsStatus(Protocol):
@@ -51,10 +50,27 @@ class AllocationDepth:
     def __init__(self, view: View) -> None:
         self._view = view
 
-    async def extents(self, offset: int, length: int, limit: int) -> Sequence[tuple[int, int]]:
-        """Return (bytes, depth) extents."""
-        blocks = self._view.blocks
-        return await _walk((self._view,), offset, length, limit, lambda b, n: depths(blocks, b, n))
+    async def extents(self, offset: int, length: int, limit: int) -> Extents:
+        """Return (bytes, depth) extents.
+
+        Raises: Corruption, Unavailable, the volume's failure.
+        """
+        view = self._view
+        view.check_reads()
+        block, stop = offset // BLOCK, -(-(offset + length) // BLOCK)
+        found: Extents = []
+        loads = 0
+        while block < stop and len(found) <= limit:
+            extents, block = view.blocks.depths(block, stop - block, limit + 1)
+            for count, depth in extents:
+                _merge(found, count * BLOCK, depth)
+            if block < stop and view.blocks.missing(block, 1):
+                if loads == _LOADS_MAX:
+                    break
+                loads += 1
+                await view.load(block, 1)
+        view.shrink_cache()
+        return _clip(found, offset, length)[:limit]
 
 
 class ChangedSince:
@@ -69,99 +85,52 @@ class ChangedSince:
         self.older = older
         self._newer = newer
 
-    async def extents(self, offset: int, length: int, limit: int) -> Sequence[tuple[int, int]]:
-        """Return (bytes, STATE_CHANGED or 0) extents."""
-        views = (self.older.view, self._newer)
-        older, newer = (view.blocks for view in views)
-        return await _walk(views, offset, length, limit, lambda b, n: changes(older, newer, b, n))
+    async def extents(self, offset: int, length: int, limit: int) -> Extents:
+        """Return (bytes, STATE_CHANGED or 0) extents.
+
+        Raises: Corruption, Unavailable, the volume's failure.
+        """
+        older, newer = self.older.view, self._newer
+        newer.check_reads()
+        block, stop = offset // BLOCK, -(-(offset + length) // BLOCK)
+        found: Extents = []
+        loads = leaves = 0
+        while block < stop and len(found) <= limit and loads < _LOADS_MAX and leaves < _LEAVES_MAX:
+            differing = differing_leaves(older.blocks, newer.blocks, block // LEAF_BLOCKS, 1)
+            start = differing[0] * LEAF_BLOCKS if differing else stop
+            if block < start:
+                _merge(found, (min(start, stop) - block) * BLOCK, 0)
+                block = start
+                continue
+            while await _load(older, start) | await _load(newer, start):
+                loads += 1  # and look again: one may have been dropped while the other came
+            block = _compare_leaf(found, older.blocks, newer.blocks, block, stop)
+            leaves += 1
+        older.shrink_cache()
+        newer.shrink_cache()
+        return _clip(found, offset, length)[:limit]
 
 
-def depths(blocks: BlockMap, block: int, count: int) -> list[tuple[int, int]]:
-    """Return (blocks, depth) of a range whose leaves are in memory."""
-    found: list[tuple[int, int]] = []
-    at = block
-    for first, length, _, _, base in _runs(blocks, block, count):
-        if first > at:
-            _merge(found, first - at, 0)
-        _merge(found, length, base + 1)
-        at = first + length
-    if at < block + count:
-        _merge(found, block + count - at, 0)
-    return found
+def _compare_leaf(found: Extents, older: BlockMap, newer: BlockMap, block: int, stop: int) -> int:
+    """Add the extents of one leaf from ``block`` on; return the first block behind them."""
+    leaf = block // LEAF_BLOCKS
+    end = min((leaf + 1) * LEAF_BLOCKS, stop)
+    for first, count, _ in diff_leaf(older, newer, leaf):
+        changed, last = max(first, block), min(first + count, end)
+        if changed >= last:
+            continue
+        if block < changed:
+            _merge(found, (changed - block) * BLOCK, 0)
+        _merge(found, (last - changed) * BLOCK, STATE_CHANGED)
+        block = last
+    if block < end:
+        _merge(found, (end - block) * BLOCK, 0)
+    return end
 
 
-def changes(older: BlockMap, newer: BlockMap, block: int, count: int) -> list[tuple[int, int]]:
-    """Return (blocks, STATE_CHANGED or 0) of a range whose leaves are in memory in both."""
-    before, after = _runs(older, block, count), _runs(newer, block, count)
-    if before == after:
-        return [(count, 0)]
-    edges = {block, block + count}
-    for first, length, *_ in (*before, *after):
-        edges |= {first, first + length}
-    at = sorted(edges)
-    found: list[tuple[int, int]] = []
-    old, new = _Cursor(before), _Cursor(after)
-    for start, end in pairwise(at):
-        same = old.place(start) == new.place(start)
-        _merge(found, end - start, 0 if same else STATE_CHANGED)
-    return found
-
-
-class _Cursor:
-    """Where blocks lie, asked for in ascending order."""
-
-    def __init__(self, runs: Sequence[Run]) -> None:
-        self._runs = runs
-        self._index = 0
-
-    def place(self, block: int) -> tuple[int, int, int] | None:
-        while self._index < len(self._runs):
-            first, count, sequence, offset, base = self._runs[self._index]
-            if block < first:
-                return None
-            if block < first + count:
-                return sequence, offset + 8 * (block - first), base
-            self._index += 1
-        return None
-
-
-def _runs(blocks: BlockMap, block: int, count: int) -> list[Run]:
-    """Return the mapped runs of a range; what lies beyond the map's end is not mapped."""
-    count = min(count, blocks.size_blocks - block)
-    return blocks.runs(block, count) if count > 0 else []
-
-
-async def _load(view: View, block: int, count: int) -> bool:
-    """Bring the leaves of a range into memory; tell whether any was missing."""
-    count = min(count, view.blocks.size_blocks - block)
-    if count <= 0 or not view.blocks.missing(block, count, 1):
+async def _load(view: View, block: int) -> bool:
+    """Bring the leaf of a block into memory; tell whether it was missing."""
+    if block >= view.blocks.size_blocks or not view.blocks.missing(block, 1):
         return False
-    await view.load(block, count)
+    await view.load(block, 1)
     return True
-
-
-async def _walk(
-    views: Sequence[View], offset: int, length: int, limit: int, states: States
-) -> list[tuple[int, int]]:
-    """Return what ``states`` says of a range, leaf by leaf, with the maps' leaves in memory.
-
-    Raises: Corruption, Unavailable, the volume's failure.
-    """
-    for view in views:
-        view.check_reads()
-    block, stop = offset // BLOCK, -(-(offset + length) // BLOCK)
-    found: list[tuple[int, int]] = []
-    loads = leaves = 0
-    while block < stop and len(found) <= limit and loads < _LOADS_MAX and leaves < _LEAVES_MAX:
-        count = min(stop, block - block % LEAF_BLOCKS + LEAF_BLOCKS) - block
-        loaded = True
-        while loaded:  # while one map's leaf is awaited, the other's may be dropped
-            loaded = any([await _load(view, block, count) for view in views])
-            loads += loaded
-        for blocks, flags in states(block, count):
-            _merge(found, blocks * BLOCK, flags)
-        block += count
-        leaves += 1
-    for view in views:
-        view.shrink_cache()
-    return _clip(found, offset, length)[:limit]
