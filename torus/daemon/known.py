@@ -15,13 +15,17 @@ from torus.metadata.schema import (
     CLUSTER,
     NAMES,
     NEXT_VOLUME,
+    SNAPSHOTS,
     VOLUMES,
+    Base,
     Cluster,
     Head,
     NameRef,
     NextVolume,
+    Snapshot,
     VolumeSpec,
     name_key,
+    snapshot_key,
 )
 from torus.metadata.sqlite import SqliteMetadata
 
@@ -34,6 +38,7 @@ class Known:
     next_volume: int = 1
     specs: dict[int, VolumeSpec] = field(default_factory=dict)
     heads: dict[int, Head] = field(default_factory=dict)
+    snapshots: dict[int, list[Snapshot]] = field(default_factory=dict)  # by volume
     missing: bool = False  # there is no store at all
     problems: list[tuple[str, str]] = field(default_factory=list)
 
@@ -83,6 +88,16 @@ def _read(store: MetadataStore, known: Known) -> None:
             _take(entry, known)
         except TorusError as exc:
             known.problems.append((entry.key, exc.message))
+    for entry in store.list(SNAPSHOTS).entries:
+        try:
+            snapshot = Snapshot.from_bytes(entry.value, entry.key)
+        except TorusError as exc:
+            known.problems.append((entry.key, exc.message))
+            continue
+        if entry.key != snapshot_key(snapshot.volume, snapshot.name):
+            known.problems.append((entry.key, f"holds snapshot {snapshot.name!r} of another"))
+        else:
+            known.snapshots.setdefault(snapshot.volume, []).append(snapshot)
     names = {entry.key: entry for entry in store.list(NAMES).entries}
     for volume, spec in known.specs.items():
         found = names.pop(name_key(spec.name), None)
@@ -119,3 +134,36 @@ def _compare(known: Known) -> None:
             known.problems.append(
                 (NEXT_VOLUME, f"is {known.next_volume}, but volume {volume} exists")
             )
+    _compare_bonds(known)
+
+
+def _compare_bonds(known: Known) -> None:
+    """Every base is a snapshot that says so, and every clone that a snapshot names reads it."""
+    uses: dict[Base, set[int]] = {}
+    for volume, head in known.heads.items():
+        if head.base is not None:
+            uses.setdefault(head.base, set()).add(volume)
+    numbers: set[Base] = set()
+    for volume, snapshots in known.snapshots.items():
+        if volume not in known.specs:
+            known.problems.append((f"snapshots of volume {volume}", "their volume does not exist"))
+            continue
+        newest = known.heads[volume].newest_snapshot if volume in known.heads else 0
+        for one in snapshots:
+            key = snapshot_key(volume, one.name)
+            if Base(volume, one.number) in numbers or one.number > newest:
+                known.problems.append((key, f"its number {one.number} cannot be"))
+            numbers.add(Base(volume, one.number))
+            if one.base is not None:
+                uses.setdefault(one.base, set()).add(volume)
+    for one in [one for each in known.snapshots.values() for one in each]:
+        reading = uses.pop(Base(one.volume, one.number), set())
+        if reading != set(one.clones):
+            names, found = sorted(one.clones), sorted(reading)
+            known.problems.append(
+                (snapshot_key(one.volume, one.name), f"names clones {names}, but {found} read it")
+            )
+    for base, volumes in uses.items():
+        known.problems.append(
+            (f"volume {min(volumes)}", f"is a clone of {base}, which does not exist")
+        )

@@ -17,28 +17,30 @@ from torus.daemon.check import ByVolume, scan_chunks
 from torus.daemon.findings import Findings
 from torus.daemon.known import Known, read_known
 from torus.daemon.recover_meta import replace_store
+from torus.daemon.recover_snapshots import Bonds
 from torus.daemon.recover_volume import Rebuilt, VolumeRecovery
 from torus.daemon.reports import Progress, RecoveredVolume, RecoverReport
 from torus.daemon.stopped import StoppedDisk
-from torus.errors import ForeignData, UsageError
+from torus.errors import Corruption, ForeignData, UsageError
+from torus.ids import NAME_CHARACTERS_MAX
 from torus.log import get_logger
 from torus.metadata.open import sqlite_path
 from torus.metadata.schema import (
     CLUSTER,
     NEXT_VOLUME,
     Cluster,
-    Head,
     NameRef,
     NextVolume,
     VolumeSpec,
     head_key,
+    lost_key,
     name_key,
+    snapshot_key,
     spec_key,
 )
 
 log = get_logger("torus.recover")
 
-_NAME_CHARACTERS_MAX = 128
 KNOWN = "already known"
 RECOVERED = "recovered"
 
@@ -112,28 +114,50 @@ class _Store:
     disk: StoppedDisk
     known: Known
     volumes: list[RecoveredVolume] = field(default_factory=list)
-    specs: dict[int, VolumeSpec] = field(default_factory=dict)
-    heads: dict[int, Head] = field(default_factory=dict)
+    bonds: Bonds = field(default_factory=Bonds)
 
     def keep(self, rebuild: set[int]) -> None:
         """Take over the volumes that the old store knows and that are not made anew."""
-        for volume in sorted(self.known.specs.keys() & self.known.heads.keys() - rebuild):
-            spec, head = self.known.specs[volume], self.known.heads[volume]
-            self.specs[volume], self.heads[volume] = self._named(spec), head
-            self._report(volume, self.specs[volume], head.epoch, KNOWN)
+        known = self.known
+        for volume in sorted(known.specs.keys() & known.heads.keys() - rebuild):
+            taken = {other.name for other in self.bonds.specs.values()}
+            spec, head = _named(known.specs[volume], taken), known.heads[volume]
+            self.bonds.add(spec, head, known.snapshots.get(volume, []))
+            self._report(volume, spec, head.epoch, KNOWN)
 
     async def rebuild(self, volumes: set[int], seen: ByVolume) -> None:
-        """Make volumes anew; the newest first, so that it keeps its name."""
-        for volume in sorted(volumes, reverse=True):
-            found = await VolumeRecovery(self.disk, volume, seen.get(volume, {})).run()
-            self._take(volume, found)
+        """Make volumes anew: origins before their clones, which are younger."""
+        found: dict[int, Rebuilt] = {}
+        for volume in sorted(volumes):
+            one = await VolumeRecovery(self.disk, volume, seen.get(volume, {}), self.bonds).run()
+            found[volume] = one
+            if one.spec is not None and one.head is not None:
+                self.bonds.add(one.spec, one.head, list(one.snapshots))
+        kept = [spec for volume, spec in self.bonds.specs.items() if volume not in volumes]
+        taken = {spec.name for spec in kept}
+        for volume in sorted(volumes, reverse=True):  # the newest keeps its name
+            self._take(volume, found[volume], taken)
+        self._report_bonds()
+        self.bonds.settle()
 
-    def _take(self, volume: int, found: Rebuilt) -> None:
+    def _report_bonds(self) -> None:
+        """Say which volumes that were kept are clones of something that did not come back."""
+        for number, one in enumerate(self.volumes):
+            if one.outcome != KNOWN:
+                continue
+            for base in self.bonds.bases(one.volume):
+                try:
+                    self.bonds.origin(base)
+                except Corruption as exc:
+                    self.volumes[number] = replace(one, outcome=f"{KNOWN}, but {exc.message}")
+
+    def _take(self, volume: int, found: Rebuilt, taken: set[str]) -> None:
         if found.spec is None or found.head is None:
             self._report(volume, found.spec, 0, f"not recoverable: {found.problem}")
             return
-        spec = self._named(found.spec)
-        self.specs[volume], self.heads[volume] = spec, found.head
+        spec = _named(found.spec, taken)
+        taken.add(spec.name)
+        self.bonds.specs[volume] = spec
         outcome = f"recovered, but {found.problem}" if found.problem else RECOVERED
         self._report(volume, spec, found.head.epoch, outcome)
 
@@ -143,24 +167,28 @@ class _Store:
         size = 0 if spec is None else spec.size_bytes
         self.volumes.append(RecoveredVolume(name, volume, size, epoch, chunks, outcome))
 
-    def _named(self, spec: VolumeSpec) -> VolumeSpec:
-        """Return the specification under a name that no other volume has."""
-        taken = {other.name for other in self.specs.values()}
-        if spec.name not in taken:
-            return spec
-        suffix = f"-recovered-{spec.volume}"
-        return replace(spec, name=spec.name[: _NAME_CHARACTERS_MAX - len(suffix)] + suffix)
-
     def values(self) -> dict[str, bytes]:
         """Return all keys and values."""
         clock = SystemClock()
         identity = self.disk.identity
-        used = {0, *self.disk.fences, *self.specs, *(c.volume for c in self.disk.chunks)}
+        used = {0, *self.disk.fences, *self.bonds.specs, *(c.volume for c in self.disk.chunks)}
         next_id = max(self.known.next_volume, max(used) + 1)
         cluster = self.known.cluster or Cluster(identity.cluster_id, clock.wall_ns())
         values = {CLUSTER: cluster.to_bytes(), NEXT_VOLUME: NextVolume(next_id).to_bytes()}
-        for volume, spec in self.specs.items():
+        for volume, spec in self.bonds.specs.items():
             values[name_key(spec.name)] = NameRef(volume).to_bytes()
             values[spec_key(volume)] = spec.to_bytes()
-            values[head_key(volume)] = self.heads[volume].to_bytes()
+            values[head_key(volume)] = self.bonds.heads[volume].to_bytes()
+        for snapshot in self.bonds.snapshots():
+            values[snapshot_key(snapshot.volume, snapshot.name)] = snapshot.to_bytes()
+        for volume in {chunk.volume for chunk in self.disk.chunks} - self.bonds.specs.keys():
+            values[lost_key(volume)] = NameRef(volume).to_bytes()  # not to be taken for deleted
         return values
+
+
+def _named(spec: VolumeSpec, taken: set[str]) -> VolumeSpec:
+    """Return the specification under a name that no other volume has."""
+    if spec.name not in taken:
+        return spec
+    suffix = f"-recovered-{spec.volume}"
+    return replace(spec, name=spec.name[: NAME_CHARACTERS_MAX - len(suffix)] + suffix)

@@ -14,14 +14,18 @@ from torus._fast.record import KIND_ROOT, RecordReader
 from torus.daemon.check import CACHE_BYTES
 from torus.daemon.check_map import MapCheck, missing_chunks
 from torus.daemon.findings import Findings
+from torus.daemon.recover_snapshots import Bonds, read_snapshots
 from torus.daemon.slotwalk import ChunkSeen, HeadCopy, walk
 from torus.daemon.stopped import StoppedChunks, StoppedDisk
 from torus.errors import Corruption, TorusError
 from torus.format.root import RootPayload
-from torus.ids import ChunkId
-from torus.metadata.schema import Head, RootRef, VolumeSpec
+from torus.ids import ChunkId, join_snapshot
+from torus.metadata.schema import Head, RootRef, Snapshot, VolumeSpec
 from torus.volume.catalog_ask import READY
+from torus.volume.family import Family
+from torus.volume.maproot import load_map, read_root
 from torus.volume.recovery import Recovery
+from torus.volume.spans import Spans
 
 _COPIES_MAX = 8  # tried of one volume, newest first; each costs reading its mapped data
 
@@ -33,13 +37,18 @@ class Rebuilt:
     spec: VolumeSpec | None
     head: Head | None
     problem: str  # "" when every block is in place
+    snapshots: tuple[Snapshot, ...] = ()
 
 
 class VolumeRecovery:
     """The recovery of one volume."""
 
-    def __init__(self, disk: StoppedDisk, volume: int, seen: dict[ChunkId, ChunkSeen]) -> None:
+    def __init__(
+        self, disk: StoppedDisk, volume: int, seen: dict[ChunkId, ChunkSeen], bonds: Bonds
+    ) -> None:
+        """``bonds`` has the volumes that this one can be a clone of."""
         self._disk = disk
+        self._bonds = bonds
         self._chunks = StoppedChunks(disk)
         self._volume = volume
         self._seen = seen
@@ -52,13 +61,15 @@ class VolumeRecovery:
         problems: list[str] = []
         for chunk, copy in self._copies():
             try:
-                spec, head = self._read_copy(chunk, copy)
+                spec, head, snapshots = self._read_copy(chunk, copy)
                 newest = newest or spec
                 rebuilt = await self._try(spec, head)
+                whole = not rebuilt.problem
+                rebuilt = await self._with_snapshots(rebuilt, snapshots)
             except TorusError as exc:
                 problems.append(exc.message)
                 continue
-            if not rebuilt.problem:
+            if whole:
                 return rebuilt
             best = best or rebuilt
         if best is None and not problems:
@@ -70,8 +81,8 @@ class VolumeRecovery:
         found.sort(key=lambda one: (one[0].epoch, one[1].lsn), reverse=True)
         return found[:_COPIES_MAX]
 
-    def _read_copy(self, chunk: ChunkId, copy: HeadCopy) -> tuple[VolumeSpec, Head]:
-        """Return the specification and the head that a record holds.
+    def _read_copy(self, chunk: ChunkId, copy: HeadCopy) -> tuple[VolumeSpec, Head, list[Snapshot]]:
+        """Return the specification, the head and the snapshots that a record holds.
 
         Raises: Corruption, UnknownVersion.
         """
@@ -86,15 +97,17 @@ class VolumeRecovery:
         last = head.spans[-1] if head.spans else None
         if spec.volume != self._volume or last is None or last.epoch != chunk.epoch:
             raise Corruption(f"{where}: the copy of the head is not of this log")
+        root = None
         if copy.kind == KIND_ROOT:
             root = RootRef(
                 chunk.sequence, copy.offset, copy.size, payload.lsn,
                 payload.replay_sequence, payload.replay_offset, payload.replay_index,
             )  # fmt: skip
             head = replace(head, root=root)
+        snapshots = read_snapshots(payload.snapshots, where, root, head)
         head = replace(head, epoch=max(self._epoch, head.epoch), owner=None)
         size = max(spec.size_bytes, self._written_bytes(head, spec.size_bytes))
-        return replace(spec, size_bytes=size, state=READY), head
+        return replace(spec, size_bytes=size, state=READY), head, snapshots
 
     def _written_bytes(self, head: Head, size_bytes: int) -> int:
         """Return how far the records reach that the copy is older than: the volume may have
@@ -126,7 +139,9 @@ class VolumeRecovery:
 
         Raises: Corruption when that cannot work.
         """
-        recovery = Recovery(self._chunks, spec, head, head.epoch, CACHE_BYTES)
+        recovery = Recovery(
+            self._chunks, spec, head, head.epoch, CACHE_BYTES, self._bonds.origin(head.base)
+        )
         recovered = await recovery.run()
         missing = missing_chunks(self._disk, recovered.blocks, recovered.spans, head.root)
         if missing:
@@ -144,6 +159,39 @@ class VolumeRecovery:
         check.run()
         head = replace(head, mapped_blocks=recovered.blocks.mapped_blocks)
         return Rebuilt(spec, head, self._problem(head, findings))
+
+    async def _with_snapshots(self, rebuilt: Rebuilt, snapshots: list[Snapshot]) -> Rebuilt:
+        """Add the snapshots whose maps are still there.
+
+        One that is not was deleted after the list of it was written: its chunks may be freed.
+        """
+        assert rebuilt.spec is not None
+        assert rebuilt.head is not None
+        kept: list[Snapshot] = []
+        problem = rebuilt.problem
+        for snapshot in snapshots:
+            try:
+                origin = self._bonds.origin(snapshot.base)
+                spans = Spans(self._volume, rebuilt.head.spans)
+                await self._prove(snapshot, Family(spans, origin.ancestors))
+            except TorusError as exc:
+                name = join_snapshot(rebuilt.spec.name, snapshot.name)
+                more = f"its snapshot {name} is lost: {exc.message}"
+                problem = f"{problem}; {more}" if problem else more
+            else:
+                kept.append(snapshot)
+        return replace(rebuilt, snapshots=tuple(kept), problem=problem)
+
+    async def _prove(self, snapshot: Snapshot, family: Family) -> None:
+        """Raise Corruption when a chunk with a page of the snapshot's map is not there."""
+        if snapshot.root is None:
+            return
+        root = await read_root(self._chunks, family, snapshot.root, 0, snapshot.name)
+        blocks = await load_map(self._chunks, family, root, 0, CACHE_BYTES)
+        for _, sequence, _, _, _, base in blocks.missing(0, blocks.size_blocks, 1 << 30):
+            chunk = family.chunk(sequence, base)
+            if chunk not in self._disk.chunks:
+                raise Corruption(f"chunk {chunk}, which holds a page of its map, is not there")
 
     def _problem(self, head: Head, findings: Findings) -> str:
         """Return what is lost, for people.
