@@ -22,6 +22,7 @@ SNAPSHOTS = "snapshots/"  # by volume id and name
 READERS = "readers/"  # by volume id and snapshot number: who reads a snapshot now
 GATEWAYS = "gateways/"  # processes that serve volumes without a disk
 NEXT_VOLUME = "next-volume"
+LOST = "lost/"  # by id: volumes with data on a disk that could not be recovered
 
 
 def volume_prefix(volume: int) -> str:
@@ -37,6 +38,11 @@ def spec_key(volume: int) -> str:
 def head_key(volume: int) -> str:
     """Return the key of a volume's head: epoch, owner, spans, root."""
     return f"{VOLUMES}{volume:016x}/head"
+
+
+def lost_key(volume: int) -> str:
+    """Return the key that says that a volume's data is to be kept although nothing knows it."""
+    return f"{LOST}{volume:016x}"
 
 
 def name_key(name: str) -> str:

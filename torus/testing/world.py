@@ -39,6 +39,7 @@ class World:
         punch: bool = True,
         cache_bytes: int = limits.MIB,
         pause_when_full: bool = True,
+        trash_grace_s: float = 0.0,
     ) -> None:
         self.history: list[Event] = [] if disk is None else disk.history
         self.rng = rng
@@ -65,6 +66,7 @@ class World:
             boot_id=rng.getrandbits(60),
             size_bytes=slots * self.disk.geometry.slot_bytes,
             punch_delay_s=0.0 if punch else None,
+            trash_grace_s=trash_grace_s,
         )
         self.catalog = AsyncCatalog(self.metadata, self.clock)  # type: ignore[arg-type]
         self.attachments: list[Attachment] = []
