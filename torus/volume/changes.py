@@ -5,17 +5,19 @@ never rewritten, so the same place is the same data; the other way round a block
 written again with what it held counts as changed.  Leaves that both maps share are not read.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from array import array
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from torus import limits
-from torus.volume.leaves import LEAF_BLOCKS, UNIT
+from torus._fast.blockmap import BlockMap
+from torus._fast.mapdiff import diff_leaf, differing_leaves
+from torus.volume.family import Family
+from torus.volume.leaves import LEAF_BLOCKS
 from torus.volume.view import View
 
-_WINDOW_LEAVES = 1024  # looked at together: one directory, 4 GiB of addresses
-_BLOCK_UNITS = limits.BLOCK_BYTES // UNIT
-_SAME, _DATA, _ZERO = 0, 1, 2
-_Place = tuple[int, ...]  # volume, sequence, offset
+_LEAVES = 256  # looked for at once
+_NO_MEMBER = 0xFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,103 +43,51 @@ async def changes(
     Raises: Corruption, Unavailable.
     """
     last: Change | None = None
-    async for change in _pieces(base, view, start // limits.BLOCK_BYTES):
-        if last is not None and _adjoin(last, change):
-            last = Change(last.offset, last.length + change.length, last.mapped)
+    async for block, count, kind in _pieces(base, view, start // limits.BLOCK_BYTES):
+        first = max(block * limits.BLOCK_BYTES, start)
+        end = min((block + count) * limits.BLOCK_BYTES, size_bytes)
+        if first >= end:
             continue
-        if last is not None and (clipped := _clip(last, start, size_bytes)) is not None:
-            yield clipped
-        last = change
-    if last is not None and (clipped := _clip(last, start, size_bytes)) is not None:
-        yield clipped
+        if last is not None and (last.offset + last.length, last.mapped) == (first, bool(kind)):
+            last = Change(last.offset, end - last.offset, last.mapped)
+            continue
+        if last is not None:
+            yield last
+        last = Change(first, end - first, bool(kind))
+    if last is not None:
+        yield last
 
 
-def _adjoin(left: Change, right: Change) -> bool:
-    return left.offset + left.length == right.offset and left.mapped == right.mapped
-
-
-def _clip(change: Change, start: int, size_bytes: int) -> Change | None:
-    first, end = max(change.offset, start), min(change.offset + change.length, size_bytes)
-    return Change(first, end - first, change.mapped) if first < end else None
-
-
-async def _pieces(base: View | None, view: View, start: int) -> AsyncIterator[Change]:
+async def _pieces(base: View | None, view: View, start: int) -> AsyncIterator[tuple[int, int, int]]:
+    """Yield (block, count, 1: data or 0: nothing any more) of each leaf that differs."""
     size = view.blocks.size_blocks
+    before = BlockMap(size, 0) if base is None else base.blocks
+    names = None if base is None else _members(base.family, view.family)
+    sides = [view] if base is None else [view, base]
     first = start // LEAF_BLOCKS
-    while first * LEAF_BLOCKS < size:
-        end = (first // _WINDOW_LEAVES + 1) * _WINDOW_LEAVES
-        count = min(end * LEAF_BLOCKS, size) - first * LEAF_BLOCKS
-        for leaf in _different(base, view, first, count):
+    while leaves := differing_leaves(before, view.blocks, first, _LEAVES, names):
+        for leaf in leaves:
+            if leaf * LEAF_BLOCKS >= size:
+                return
             block = leaf * LEAF_BLOCKS
-            now = await _places(view, block, min(LEAF_BLOCKS, size - block))
-            was = [None] * len(now) if base is None else await _places(base, block, len(now))
-            for change in _compare(was, now, block):
-                yield change
-        first = end
+            while cold := [side for side in sides if _is_cold(side, block)]:
+                for side in cold:  # who reads the same map may drop leaves meanwhile
+                    await side.load(block, min(LEAF_BLOCKS, side.blocks.size_blocks - block))
+            for piece in diff_leaf(before, view.blocks, leaf, names):
+                yield piece
+            for side in sides:
+                side.shrink_cache()
+        first = leaves[-1] + 1
 
 
-def _different(base: View | None, view: View, first: int, count: int) -> list[int]:
-    """Return the leaves of a window that may differ."""
-    sides = [_stored(side, first, count) for side in (base, view) if side is not None]
-    if any(side is not None and side.blocks.leaf_count for side in (base, view)):
-        leaves = range(first, first + -(-count // LEAF_BLOCKS))  # some may be in memory only
-        return [leaf for leaf in leaves if len(sides) < 2 or not _shared(leaf, *sides)]
-    found = set().union(*sides)
-    return sorted(leaf for leaf in found if len(sides) < 2 or not _shared(leaf, *sides))
+def _is_cold(view: View, block: int) -> bool:
+    count = min(LEAF_BLOCKS, view.blocks.size_blocks - block)
+    return count > 0 and bool(view.blocks.missing(block, count, 1))
 
 
-def _shared(leaf: int, was: dict[int, _Place], now: dict[int, _Place]) -> bool:
-    return leaf in now and was.get(leaf) == now[leaf]
-
-
-def _stored(view: View, first: int, count: int) -> dict[int, _Place]:
-    """Return where the leaves of a window lie that are not in memory."""
-    begin, size = first * LEAF_BLOCKS, view.blocks.size_blocks
-    if begin >= size:
-        return {}
-    volumes = view.family.volumes
-    return {
-        index: (volumes[base], sequence, offset)
-        for index, sequence, offset, _, _, base in view.blocks.missing(
-            begin, min(count, size - begin)
-        )
-    }
-
-
-async def _places(view: View, block: int, count: int) -> list[_Place | None]:
-    """Return where each block of a leaf lies."""
-    found: list[_Place | None] = [None] * count
-    here = min(count, view.blocks.size_blocks - block)
-    if here <= 0:
-        return found
-    await view.load(block, here)
-    volumes = view.family.volumes
-    for start, length, sequence, offset, base in view.blocks.runs(block, here):
-        volume = volumes[base]
-        for number in range(length):
-            found[start - block + number] = (volume, sequence, offset + number * _BLOCK_UNITS)
-    view.shrink_cache()
-    return found
-
-
-def _compare(
-    was: Sequence[_Place | None], now: Sequence[_Place | None], block: int
-) -> list[Change]:
-    found: list[Change] = []
-    if was == now:
-        return found
-    begin, state = 0, _SAME
-    for at in range(len(now) + 1):
-        if at == len(now):
-            new = -1
-        elif was[at] == now[at]:
-            new = _SAME
-        else:
-            new = _ZERO if now[at] is None else _DATA
-        if new != state:
-            if state != _SAME:
-                offset = (block + begin) * limits.BLOCK_BYTES
-                length = (at - begin) * limits.BLOCK_BYTES
-                found.append(Change(offset, length, state == _DATA))
-            begin, state = at, new
-    return found
+def _members(base: Family, view: Family) -> bytes | None:
+    """Return how one family calls the members of another; see `torus._fast.mapdiff`."""
+    if base.volumes == view.volumes:
+        return None
+    place = {volume: number for number, volume in enumerate(view.volumes)}
+    return array("H", [place.get(volume, _NO_MEMBER) for volume in base.volumes]).tobytes()
