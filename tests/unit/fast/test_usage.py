@@ -163,3 +163,151 @@ def test_usage_page_of_the_wrong_length_is_corrupt(change: int) -> None:
     assert mappages.read_usage(page, 0) == [(1, 0, 4), (2, 5, 0), (3, 0, 0)]
     with pytest.raises(Corruption, match="eras"):
         mappages.read_usage(page[:change] if change < 0 else page + bytes(change), 0)
+
+
+# --- rollback ---------------------------------------------------------------------------
+
+
+def snapshot_and_present() -> tuple[PageLog, bytes, BlockMap]:
+    """A log, the root of a snapshot in it, and the snapshot's map.
+
+    Chunk 1 was dead before the snapshot (era 3), 2 lives in both, 3 only in the snapshot, 4
+    holds its pages, 5 lives only now, 6 was made since and is dead.
+    """
+    log = new_log(8192)
+    for block, crc in ((0, 1), (1024, 2), (2048, 3)):
+        log.offset = 8192
+        log.set(block, [crc])
+    log.offset = 8192
+    log.clear(0, 1)
+    log.map.set_era(1, 3)
+    root = log.checkpoint()
+    log.offset = 8192
+    log.set(2048, [5])
+    log.reserve(8192 - log.offset)
+    log.reserve(8)
+    return log, root, log.reopen(root)
+
+
+def test_rollback_keeps_the_chunks_of_now_and_the_units_of_then() -> None:
+    """Existence from the volume, live units from the snapshot, eras for what is dead."""
+    log, _, found = snapshot_and_present()
+    log.map.set_era(6, 8)
+    before = {sequence: log.map.live(sequence) for sequence in range(8)}
+    pages = found.live(4)
+
+    found.adopt_usage(log.map, 9)
+
+    assert before == {0: None, 1: 0, 2: 8, 3: 0, 4: 3, 5: 8, 6: 0, 7: None}
+    assert [found.live(at) for at in range(8)] == [None, 0, 8, 8, pages, 0, 0, None]
+    assert [found.era(at) for at in range(8)] == [0, 3, 0, 0, 0, 9, 8, 0]
+    assert found.live_units() == 8 + 8 + 3
+    assert found.dead(1, 99) == [1, 5, 6]
+    found.verify()
+
+
+def test_rollback_lets_what_is_gone_be_gone() -> None:
+    """A chunk that was dead in the snapshot and is deleted by now does not come back."""
+    log, _, found = snapshot_and_present()
+    log.map.drop_sequence(1)
+
+    found.adopt_usage(log.map, 9)
+
+    assert (found.live(1), found.era(1)) == (None, 0)
+    assert found.dead(1, 99) == [5, 6]
+
+
+def test_rollback_to_what_was_deleted_is_corruption() -> None:
+    """Nothing is changed, and nothing is called dead by mistake."""
+    log, root, found = snapshot_and_present()
+    log.map.drop_sequence(3)
+    pinned = found.pinned_sequences()
+
+    with pytest.raises(Corruption, match="chunk number 3"):
+        found.adopt_usage(log.map, 9)
+    with pytest.raises(Corruption, match="chunk number"):
+        log.reopen(root).adopt_usage(BlockMap(8192, 1 << 20), 9)
+
+    assert [found.live(at) for at in range(1, 7)] == [0, 8, 8, 3, None, None]
+    assert (found.dirty_usage_pages(), found.pinned_sequences()) == ([], pinned)
+
+
+def test_rollback_writes_every_usage_page_and_pins_the_old_ones() -> None:
+    """Those of both maps, until the root that has the new ones is durable."""
+    log, _, found = snapshot_and_present()
+    log.set(3000, [7])
+    log.checkpoint()
+    log.sequence, log.offset = 5000, 8192
+    log.set(4000, [8])
+    (old,), (present,) = found.pinned_sequences(), log.map.pinned_sequences()
+    found.adopt_usage(log.map, 9)
+    rolled = PageLog(found, log.oracle, log.sequence, 8192, log.stored)
+
+    assert found.dirty_usage_pages() == [0, 1]
+    assert rolled.map.begin_checkpoint() == []
+    root = rolled.finish_checkpoint()
+    during = found.pinned_sequences()
+    found.end_checkpoint()
+
+    assert old != present
+    assert during == {old, present, 5002}
+    assert found.pinned_sequences() == {5002}
+    again = rolled.reopen(root)
+    assert [again.live(at) for at in (3, 5, 5001, 5002)] == [8, 0, 0, None]
+    assert [again.era(at) for at in (1, 5, 5001)] == [3, 9, 9]
+
+
+def test_usage_pages_that_are_empty_after_a_rollback_go() -> None:
+    """A page whose chunks were all dead in the snapshot and are deleted by now."""
+    log = new_log(4096)
+    log.set(0, [1])
+    log.sequence, log.offset = 4999, 8192
+    log.set(0, [2])
+    found = log.reopen(log.checkpoint())
+    log.map.drop_sequence(1)
+    log.checkpoint()
+
+    found.adopt_usage(log.map, 1)
+    rolled = PageLog(found, log.oracle, log.sequence, 8192, log.stored)
+    root = rolled.checkpoint()
+
+    assert [ref[0] for ref in mappages.read_root(root)[3]] == [1]
+
+
+def test_rollback_waits_for_whole_and_quiet_maps() -> None:
+    """A changed leaf, a checkpoint or an unloaded page is not guessed about."""
+    log, root, found = snapshot_and_present()
+
+    def refuse(target: BlockMap, current: BlockMap) -> None:
+        with pytest.raises(LookupError):
+            target.adopt_usage(current, 1)
+
+    refuse(log.map, found)  # dirty leaves
+    refuse(BlockMap.from_root(root, 1 << 20), log.map)
+    refuse(found, BlockMap.from_root(root, 1 << 20))
+    log.map.begin_checkpoint()
+    refuse(found, log.map)
+    log.map.abort_checkpoint()
+    for era in (-1, 1 << 32):
+        with pytest.raises(ValueError, match="snapshot"):
+            found.adopt_usage(log.map, era)
+    found.adopt_usage(log.map, 1)
+
+
+def test_faults_are_not_rolled_back_to() -> None:
+    """Counts that do not add up are no ground for calling anything dead."""
+    _, _, found = snapshot_and_present()
+    leaf = oracle.encode_leaf(0, {1: (3, 8, 0, 77)})
+    directory = oracle.encode_directory(0, {0: (4, 0, len(leaf), checksum(leaf))})
+    usage = oracle.encode_usage(0, {3: 0, 4: 2})
+    places = [
+        {0: (4, at, len(page), checksum(page))} for at, page in ((50, directory), (60, usage))
+    ]
+    faulty = BlockMap.from_root(oracle.encode_root(4096, 1, *places), 1 << 20)
+    faulty.load_directory(0, directory)
+    faulty.load_usage(0, usage)
+    faulty.load_leaf(0, leaf)
+    faulty.clear(1, 1)
+
+    with pytest.raises(Corruption, match="do not add up"):
+        found.adopt_usage(faulty, 1)
