@@ -130,6 +130,15 @@ def new_log(size_blocks: int, cache_bytes: int = 1 << 20) -> PageLog:
     return PageLog(BlockMap(size_blocks, cache_bytes), MapOracle(size_blocks))
 
 
+def clone_of(log: PageLog, root: bytes, base: int = 1) -> PageLog:
+    """A new volume whose map is that of `root`, which lies `base` members away."""
+    found = log.reopen(root, base=base)
+    entries = {at: (s, o, b + base, crc) for at, (s, o, b, crc) in log.oracle.entries.items()}
+    made = PageLog(found, MapOracle(found.size_blocks, entries))
+    made.ancestors = {(base + at, *place): page for (at, *place), page in log.pages().items()}
+    return made
+
+
 def load_all(opened: BlockMap, stored: Pages) -> None:
     """Load every cold leaf."""
     for index, sequence, offset, _, _, base in opened.missing(0, opened.size_blocks):
@@ -143,6 +152,8 @@ def assert_same(found: BlockMap, oracle: MapOracle, spans: list[tuple[int, int]]
     assert found.size_blocks == oracle.size_blocks
     assert found.mapped_blocks == len(oracle.entries)
     assert {key: found.live(key) for key in oracle.chunks} == oracle.live()
+    eras = {key: found.era(key) for key in oracle.chunks}
+    assert eras == {key: oracle.eras.get(key, 0) for key in oracle.chunks}
     for block, wanted in spans:
         count = max(0, min(wanted, oracle.size_blocks - block))
         if count == 0:
@@ -152,3 +163,4 @@ def assert_same(found: BlockMap, oracle: MapOracle, spans: list[tuple[int, int]]
         assert found.runs(block, count) == oracle.runs(block, count)
         assert found.entries_crc(block, count) == crcs
         assert found.extents(block, count, 1 << 30) == (oracle.extents(block, count), block + count)
+        assert found.depths(block, count, 1 << 30) == (oracle.depths(block, count), block + count)

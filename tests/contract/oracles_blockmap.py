@@ -39,10 +39,17 @@ class MapOracle:
     entries: dict[int, Entry] = field(default_factory=dict)
     pages: dict[tuple[str, int], Ref] = field(default_factory=dict)  # leaves and directories
     chunks: set[int] = field(default_factory=set)
+    eras: dict[int, int] = field(default_factory=dict)  # of dead chunks
 
     def copy(self) -> "MapOracle":
         """An independent copy: the state at one moment."""
-        return MapOracle(self.size_blocks, dict(self.entries), dict(self.pages), set(self.chunks))
+        return MapOracle(
+            self.size_blocks,
+            dict(self.entries),
+            dict(self.pages),
+            set(self.chunks),
+            dict(self.eras),
+        )
 
     def map_run(self, block: int, crcs: list[int], sequence: int, offset: int) -> None:
         """Map a run of blocks."""
@@ -84,6 +91,17 @@ class MapOracle:
                 found[-1] = (found[-1][0] + 1, found[-1][1])
             else:
                 found.append((1, entry is not None))
+        return found
+
+    def depths(self, block: int, count: int) -> list[tuple[int, int]]:
+        """All extents of one depth: 0 unmapped, else the member that owns the chunk, plus 1."""
+        found: list[tuple[int, int]] = []
+        for _, entry in self._pieces(block, count):
+            depth = 0 if entry is None else entry[2] + 1
+            if found and found[-1][1] == depth:
+                found[-1] = (found[-1][0] + 1, depth)
+            else:
+                found.append((1, depth))
         return found
 
     def runs(self, block: int, count: int) -> list[tuple[int, int, int, int, int]]:

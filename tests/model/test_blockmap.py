@@ -12,7 +12,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from tests.contract.log_blockmap import PageLog, assert_same, load_all, new_log
+from tests.contract.log_blockmap import PageLog, assert_same, clone_of, load_all, new_log
 from tests.contract.oracles_blockmap import MapOracle
 
 BORDER = 1 << 20  # between two directories
@@ -35,9 +35,14 @@ class BlockMapMachine(RuleBasedStateMachine):
     waiting: list[int]  # leaves of the checkpoint that are not encoded yet
     encoded: list[tuple[int, bytes]]
 
-    @initialize()
-    def create(self) -> None:
+    @initialize(clone=st.booleans())
+    def create(self, clone: bool) -> None:
         self.log = new_log(SIZE_MAX)
+        if clone:
+            for block in (5, 1020, BORDER - 1):
+                self.log.set(block, list(range(1, 12)))
+            self.log = clone_of(self.log, self.log.checkpoint())
+        self.victims: set[int] = set()
         self.waiting, self.encoded = [], []
         self.durable: tuple[bytes, MapOracle] | None = None
         self.crc = 0
@@ -77,6 +82,24 @@ class BlockMapMachine(RuleBasedStateMachine):
         for index in self.log.map.oldest_dirty(count):
             self.log.write_leaf(index)
 
+    @rule(era=st.integers(1, 3))
+    def assign_eras(self, era: int) -> None:
+        """As before a checkpoint: chunks that are newly dead, but not the open one."""
+        for sequence in self.log.map.dead_unassigned(1, self.log.sequence - 1)[:era]:
+            assert self.log.oracle.eras.get(sequence, 0) == 0
+            self.log.map.set_era(sequence, era)
+            self.log.oracle.eras[sequence] = era
+
+    @precondition(lambda self: not self.log.map.in_checkpoint)
+    @rule(which=st.integers(1, 9))
+    def vacate(self, which: int) -> None:
+        """The pages of some chunks are to be written anew, and nothing else changes."""
+        victims = {at for at in range(1, self.log.sequence) if at % 9 != which}
+        for index in self.log.map.mark_pages_dirty(victims):
+            self.log.load(index << 10, 1)
+            self.log.map.touch_leaf(index)
+        self.victims |= victims
+
     @precondition(lambda self: not self.log.map.in_checkpoint)
     @rule()
     def begin(self) -> None:
@@ -108,6 +131,9 @@ class BlockMapMachine(RuleBasedStateMachine):
         self.frozen.pages = dict(self.log.oracle.pages)
         self.frozen.chunks &= self.log.oracle.chunks
         self.durable = (root, self.frozen)
+        assert not self.victims & self.log.map.pinned_sequences()
+        assert not self.victims & {ref[0] for ref in self.log.oracle.pages.values()}
+        self.victims.clear()
         opened = self.log.reopen(root)
         load_all(opened, self.log.pages())
         assert_same(opened, self.frozen_chunks(), SPANS)
@@ -126,6 +152,7 @@ class BlockMapMachine(RuleBasedStateMachine):
             if sequence not in self.log.map.pinned_sequences():
                 self.log.map.drop_sequence(sequence)
                 self.log.oracle.chunks.discard(sequence)
+                self.log.oracle.eras.pop(sequence, None)
 
     @precondition(lambda self: self.log.map.in_checkpoint)
     @rule()

@@ -3,8 +3,7 @@
 import pytest
 
 from tests.contract import oracles_blockmap as oracle
-from tests.contract.log_blockmap import PageLog, load_all, new_log
-from tests.contract.oracles_blockmap import MapOracle
+from tests.contract.log_blockmap import PageLog, clone_of, load_all, new_log
 from torus._fast import mappages
 from torus._fast.blockmap import BlockMap
 from torus._fast.crc import checksum
@@ -18,15 +17,6 @@ def origin() -> tuple[PageLog, bytes]:
     log.set(2048, [4])
     log.set(1 << 20, [5])
     return log, log.checkpoint()
-
-
-def clone_of(log: PageLog, root: bytes, base: int = 1) -> PageLog:
-    """A new volume whose map is that of `root`, which lies `base` members away."""
-    found = log.reopen(root, base=base)
-    entries = {at: (s, o, b + base, crc) for at, (s, o, b, crc) in log.oracle.entries.items()}
-    made = PageLog(found, MapOracle(found.size_blocks, entries))
-    made.ancestors = {(base + at, *place): page for (at, *place), page in log.pages().items()}
-    return made
 
 
 def test_a_clone_reads_its_origin_and_counts_nothing_of_it() -> None:
