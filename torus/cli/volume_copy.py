@@ -17,7 +17,7 @@ from torus.cli.session import Session
 from torus.cli.sizes import format_seconds, format_size, parse_size
 from torus.clock import SystemClock
 from torus.errors import AlreadyExists, NotFound, PermissionDenied, TorusError, UsageError
-from torus.ids import check_volume_name
+from torus.ids import check_volume_name, split_snapshot
 from torus.limits import SECTOR_BYTES
 from torus.volume.catalog import Catalog
 
@@ -49,13 +49,15 @@ def declare(below: Verbs) -> None:
         "export",
         "write a volume to a file or a pipe",
         run_export,
-        description="Write a volume as a raw image.  What was never written becomes a hole.",
+        description="Write a volume, or a snapshot, as a raw image.  What was never written "
+        "becomes a hole.  A snapshot can be exported while its volume is attached.",
         examples=(
             ("a raw image", "torus volume export disk disk.raw"),
+            ("a snapshot", "torus volume export disk@monday monday.raw"),
             ("to a pipe", "torus volume export disk - | zstd > disk.zst"),
         ),
     )
-    leave.add_argument("name", metavar="NAME")
+    leave.add_argument("name", metavar="NAME[@SNAP]")
     leave.add_argument("target", metavar="FILE", help="a file, a block device, or - for a pipe")
     leave.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     add_data_dir(leave)
@@ -84,7 +86,11 @@ def run_import(arguments: argparse.Namespace, session: Session) -> int:
 def run_export(arguments: argparse.Namespace, session: Session) -> int:
     """Copy a volume out."""
     with session.metadata() as store:
-        Catalog(store, SystemClock()).get(arguments.name)
+        catalog = Catalog(store, SystemClock())
+        if "@" in arguments.name:
+            catalog.get_snapshot(*split_snapshot(arguments.name))
+        else:
+            catalog.get(arguments.name)
     target = Path(arguments.target)
     if arguments.target == "-":
         if os.isatty(1):

@@ -20,7 +20,10 @@ from torus.daemon.gateway import serve_volumes
 from torus.daemon.node import serve_node
 from torus.daemon.reach import attached, delete_without_disk, free_volume, reach, volume_options
 from torus.daemon.reports import CopyReport, Progress
+from torus.daemon.snapshot_work import opened
 from torus.errors import NotFound
+from torus.ids import split_snapshot
+from torus.volume.snapshot_export import SnapshotVolume
 
 Result = TypeVar("Result")
 events = log.get_logger("torus.process")
@@ -59,14 +62,21 @@ def import_volume(config: CommonConfig, name: str, source: str, progress: Progre
 
 
 def export_volume(config: CommonConfig, name: str, target: str, progress: Progress) -> CopyReport:
-    """Copy the volume into ``target``.
+    """Copy the volume, or the snapshot NAME@SNAP, into ``target``.
 
     Raises: TorusError.
     """
+    options = volume_options(config)
 
     async def work() -> CopyReport:
         async with reach(config) as reached:
-            async with attached(reached, name, "export", volume_options(config)) as attachment:
+            if "@" in name:
+                volume, snap = split_snapshot(name)
+                cache_bytes = options.map_cache_bytes
+                async with opened(reached, volume, snap, "export", cache_bytes) as view:
+                    source = SnapshotVolume(view, view.snapshot)
+                    return await export_from(source, target, progress)
+            async with attached(reached, name, "export", options) as attachment:
                 return await export_from(attachment.volume, target, progress)
 
     return run_command(config, work())

@@ -10,21 +10,37 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from torus import limits
 from torus._fast.crc import block_checksums, checksum
 from torus.daemon.reports import CopyReport, Progress
 from torus.errors import Corruption, PermissionDenied, TorusError, UsageError
-from torus.volume.reads import Reads
-from torus.volume.snapshot_map import SnapshotMap
 from torus.volume.volume import Volume
 
 _PIECE = limits.COPY_PIECE_BYTES
 _ZERO = bytes(_PIECE)
 _ZERO_BLOCK_CRC = block_checksums(bytes(limits.BLOCK_BYTES))
+
+
+class Source(Protocol):
+    """What can be copied from: an attached volume or a snapshot."""
+
+    @property
+    def name(self) -> str:
+        """The name, for people."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The size, a multiple of 512."""
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Return ``length`` bytes."""
+
+    async def block_status(self, offset: int, length: int, limit: int) -> Sequence[tuple[int, int]]:
+        """Return (bytes, base:allocation flags) extents."""
 
 
 class _Tally:
@@ -46,7 +62,7 @@ class _Tally:
             self.checksums[offset] = size, checksum(data)
         self._progress(self.done, self._total)
 
-    def report(self, volume: Volume, *, verified: bool) -> CopyReport:
+    def report(self, volume: Source, *, verified: bool) -> CopyReport:
         """Return the result."""
         return CopyReport(
             volume.name, volume.size_bytes, self.copied, volume.size_bytes - self.copied,
@@ -209,25 +225,25 @@ def _is_zero(data: bytes, start: int) -> bool:
 # --- copy -------------------------------------------------------------------------------
 
 
-async def copy_volume(source: SnapshotMap, volume: Volume, progress: Progress) -> CopyReport:
-    """Write what a snapshot holds into a volume of its size where nothing was written yet.
+async def copy_volume(source: Source, volume: Volume, progress: Progress) -> CopyReport:
+    """Write what ``source`` holds into a volume of its size where nothing was written yet.
 
     Raises: Corruption when a block of the source is damaged or reading back gives something
         else, and what the volume's writes raise.
     """
-    size_bytes = source.snapshot.size_bytes
+    size_bytes = source.size_bytes
     tally = _Tally(progress, size_bytes)
-    reads = Reads(source)
     running: set[asyncio.Task[None]] = set()
     at = 0
     try:
         while at < size_bytes:
-            for length, hole in await reads.status(at, min(limits.GIB, size_bytes - at), 4096):
+            reach = min(limits.GIB, size_bytes - at)
+            for length, hole in await source.block_status(at, reach, 4096):
                 if hole:
                     tally.note(at, None, length)
                 for offset in range(at, at if hole else at + length, _PIECE):
                     size = min(_PIECE, at + length - offset)
-                    running.add(asyncio.ensure_future(_move(reads, volume, tally, offset, size)))
+                    running.add(asyncio.ensure_future(_move(source, volume, tally, offset, size)))
                     if len(running) >= limits.COPY_IN_FLIGHT:
                         running = await _some_done(running)
                 at += length
@@ -242,8 +258,8 @@ async def copy_volume(source: SnapshotMap, volume: Volume, progress: Progress) -
     return tally.report(volume, verified=True)
 
 
-async def _move(reads: Reads, volume: Volume, tally: _Tally, offset: int, size: int) -> None:
-    for start, data, length in _without_zeroes(offset, await reads.read(offset, size)):
+async def _move(source: Source, volume: Volume, tally: _Tally, offset: int, size: int) -> None:
+    for start, data, length in _without_zeroes(offset, await source.read(offset, size)):
         if data is not None:
             await volume.write(start, data, durable=False)
         tally.note(start, data, length)
@@ -252,7 +268,7 @@ async def _move(reads: Reads, volume: Volume, tally: _Tally, offset: int, size: 
 # --- export -----------------------------------------------------------------------------
 
 
-async def export_from(volume: Volume, target: str, progress: Progress) -> CopyReport:
+async def export_from(volume: Source, target: str, progress: Progress) -> CopyReport:
     """Write the volume to ``target`` ("-": standard output), sparse where it can be.
 
     Raises: Corruption for a damaged block or a file that reads back differently,
@@ -283,7 +299,7 @@ def _open_target(target: str) -> BinaryIO:
     return os.fdopen(fd, "r+b", buffering=0)
 
 
-async def _copy_out(volume: Volume, file: BinaryIO, tally: _Tally, *, sparse: bool) -> None:
+async def _copy_out(volume: Source, file: BinaryIO, tally: _Tally, *, sparse: bool) -> None:
     loop = asyncio.get_running_loop()
     for offset in range(0, volume.size_bytes, _PIECE):
         size = min(_PIECE, volume.size_bytes - offset)

@@ -16,6 +16,7 @@ from torus.metadata.schema import Reader, Snapshot
 from torus.volume.owner import this_process
 from torus.volume.rollback import roll_back
 from torus.volume.snapshot_ask import SnapshotEntry
+from torus.volume.snapshot_export import SnapshotVolume
 from torus.volume.snapshot_map import SnapshotMap, open_snapshot
 
 
@@ -76,7 +77,8 @@ async def copy(
     """
     options = volume_options(config)
     async with reach(config) as reached:
-        async with opened(reached, name, snap, "copy", options.map_cache_bytes) as source:
+        async with opened(reached, name, snap, "copy", options.map_cache_bytes) as view:
+            source = SnapshotVolume(view, view.snapshot)
             async with attached(reached, target, "copy", options) as attachment:
                 return await copy_volume(source, attachment.volume, progress)
 
