@@ -236,7 +236,7 @@ def test_flushed_chunk_gone_while_later_ones_are_there_refuses_to_attach() -> No
         assert len(chunks) > 3
         slot = _slot(world, chunks[1])
         at = world.disk.geometry.slot_of(slot.address) * world.disk.geometry.slot_bytes
-        world.disk.image.segments[slot.segment][at : at + SECTOR] = bytes(SECTOR)
+        world.disk.image.segments[slot.segment][at : at + 2 * SECTOR] = bytes(2 * SECTOR)
         again = _again(world)
         with pytest.raises(Corruption, match="durable"):
             await again.attach("v")
