@@ -14,6 +14,7 @@ from torus.daemon.check_log import LogCheck, sort_chunks
 from torus.daemon.check_map import MapCheck, missing_chunks
 from torus.daemon.findings import Findings
 from torus.daemon.known import Known, read_known
+from torus.daemon.recover_snapshots import Bonds
 from torus.daemon.reports import CheckReport, Progress, VolumeCheck
 from torus.daemon.slotwalk import ChunkSeen, walk
 from torus.daemon.stopped import StoppedChunks, StoppedDisk
@@ -21,6 +22,7 @@ from torus.errors import Corruption, TorusError
 from torus.ids import ChunkId
 from torus.metadata.schema import Head, VolumeSpec
 from torus.volume.catalog_ask import DELETING
+from torus.volume.family import Family
 from torus.volume.recovery import Recovered, Recovery
 
 CACHE_BYTES = 64 * limits.MIB
@@ -74,6 +76,11 @@ class _Check:
         self._chunks = StoppedChunks(disk)
         self._torn_tails = 0
         self._volumes: list[VolumeCheck] = []
+        self._bonds = Bonds()
+        for volume in known.specs.keys() & known.heads.keys():
+            self._bonds.add(
+                known.specs[volume], known.heads[volume], known.snapshots.get(volume, [])
+            )
 
     async def run(self) -> CheckReport:
         disk, known = self._disk, self._known
@@ -170,8 +177,9 @@ class _Check:
                     f"volume {spec.name!r} {chunk}",
                     "it is not there, and the map needs it",
                 )
+            family = Family(spans, self._bonds.origin(head.base).ancestors)
             check = MapCheck(
-                self._disk, self._findings, repr(spec.name), blocks, spans, CACHE_BYTES
+                self._disk, self._findings, repr(spec.name), blocks, family, CACHE_BYTES
             )
             check.run()
             mapped = recovered.blocks.mapped_blocks * limits.BLOCK_BYTES
@@ -199,7 +207,8 @@ class _Check:
 
     async def _recover(self, spec: VolumeSpec, head: Head) -> Recovered | None:
         try:
-            recovery = Recovery(self._chunks, spec, head, head.epoch, CACHE_BYTES)
+            origin = self._bonds.origin(head.base)
+            recovery = Recovery(self._chunks, spec, head, head.epoch, CACHE_BYTES, origin)
             return await recovery.run()
         except TorusError as exc:
             self._findings.error("bad-log", f"volume {spec.name!r}", exc.message)

@@ -12,6 +12,7 @@ from torus.daemon.stopped import StoppedDisk
 from torus.errors import Corruption, TorusError
 from torus.ids import ChunkId
 from torus.metadata.schema import RootRef
+from torus.volume.family import Family
 from torus.volume.leaves import LEAF_BLOCKS, UNIT
 from torus.volume.spans import Spans
 
@@ -54,16 +55,17 @@ class MapCheck:
         findings: Findings,
         name: str,
         blocks: BlockMap,
-        spans: Spans,
+        family: Family,
         cache_bytes: int,
     ) -> None:
         self._disk = disk
         self._findings = findings
         self._name = name
         self._blocks = blocks
-        self._spans = spans
+        self._family = family
         self._cache_bytes = cache_bytes
-        self._units: dict[int, int] = {}
+        self._units: dict[int, int] = {}  # of the volume's own chunks
+        self._mapped = 0
         self.verified_bytes = 0
         self.bad_blocks = 0
         self._complete = True
@@ -86,12 +88,11 @@ class MapCheck:
     def _check_counts(self) -> None:
         """No chunk may hold more than the map's own count of live units says: it would be
         freed while it is needed."""
-        mapped = sum(self._units.values()) // 8
-        if self._complete and mapped != self._blocks.mapped_blocks:
+        if self._complete and self._mapped != self._blocks.mapped_blocks:
             self._findings.error(
                 "bad-count",
                 f"volume {self._name}",
-                f"its map counts {self._blocks.mapped_blocks} blocks and holds {mapped}",
+                f"its map counts {self._blocks.mapped_blocks} blocks and holds {self._mapped}",
             )
         for sequence, units in self._units.items():
             live = self._blocks.live(sequence)
@@ -112,10 +113,10 @@ class MapCheck:
             wanted = [place for place in missing if place[0] not in bad]
             if not wanted:
                 break
-            for index, sequence, offset, size, crc, _ in wanted:
+            for index, sequence, offset, size, crc, base in wanted:
                 try:
-                    page = self._page(sequence, offset * UNIT, size, crc)
-                    self._blocks.load_leaf(index, page, sequence, offset)
+                    page = self._page(self._family.chunk(sequence, base), offset * UNIT, size, crc)
+                    self._blocks.load_leaf(index, page, sequence, offset, base)
                 except TorusError as exc:
                     bad.add(index)
                     self._findings.error(
@@ -128,8 +129,7 @@ class MapCheck:
             self._complete = False
         return _without(at, stop, bad)
 
-    def _page(self, sequence: int, offset: int, size: int, crc: int) -> bytes:
-        chunk = self._spans.chunk(sequence)
+    def _page(self, chunk: ChunkId, offset: int, size: int, crc: int) -> bytes:
         address = self._disk.chunks.get(chunk)
         if address is None:
             raise Corruption(f"chunk {chunk}, which holds it, is not there")
@@ -145,19 +145,21 @@ class MapCheck:
 
     def _check_range(self, block: int, count: int) -> None:
         crcs = self._blocks.entries_crc(block, count)
-        by_chunk: dict[int, list[Run]] = {}
-        for first, length, sequence, offset, _ in self._blocks.runs(block, count):
+        by_chunk: dict[tuple[int, int], list[Run]] = {}
+        for first, length, sequence, offset, base in self._blocks.runs(block, count):
             start = (first - block) * 4
             run = (offset * UNIT, length, first, crcs[start : start + length * 4])
-            by_chunk.setdefault(sequence, []).append(run)
-            self._units[sequence] = self._units.get(sequence, 0) + length * 8
-        for sequence in sorted(by_chunk):
-            self._check_chunk(sequence, sorted(by_chunk[sequence]))
+            by_chunk.setdefault((base, sequence), []).append(run)
+            self._mapped += length
+            if base == 0:
+                self._units[sequence] = self._units.get(sequence, 0) + length * 8
+        for base, sequence in sorted(by_chunk):
+            self._check_chunk(base, sequence, sorted(by_chunk[base, sequence]))
 
-    def _check_chunk(self, sequence: int, runs: list[Run]) -> None:
+    def _check_chunk(self, base: int, sequence: int, runs: list[Run]) -> None:
         """Check the runs of one chunk, which are in the order of their offsets."""
         try:
-            chunk = self._spans.chunk(sequence)
+            chunk = self._family.chunk(sequence, base)
         except Corruption as exc:
             self._lose(f"chunk number {sequence}", exc.message, runs)
             return

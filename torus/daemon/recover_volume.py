@@ -139,9 +139,8 @@ class VolumeRecovery:
 
         Raises: Corruption when that cannot work.
         """
-        recovery = Recovery(
-            self._chunks, spec, head, head.epoch, CACHE_BYTES, self._bonds.origin(head.base)
-        )
+        origin = self._bonds.origin(head.base)
+        recovery = Recovery(self._chunks, spec, head, head.epoch, CACHE_BYTES, origin)
         recovered = await recovery.run()
         missing = missing_chunks(self._disk, recovered.blocks, recovered.spans, head.root)
         if missing:
@@ -153,8 +152,9 @@ class VolumeRecovery:
                 f"its log ends at lsn {recovered.end.lsn}, but all up to {proven} was flushed"
             )
         findings = Findings()
+        family = Family(recovered.spans, origin.ancestors)
         check = MapCheck(
-            self._disk, findings, repr(spec.name), recovered.blocks, recovered.spans, CACHE_BYTES
+            self._disk, findings, repr(spec.name), recovered.blocks, family, CACHE_BYTES
         )
         check.run()
         head = replace(head, mapped_blocks=recovered.blocks.mapped_blocks)
