@@ -18,6 +18,7 @@ from torus.cli.sizes import format_size
 from torus.clock import SystemClock
 from torus.config import GatewayConfig
 from torus.errors import UsageError
+from torus.ids import split_snapshot
 from torus.volume.catalog import Catalog, Volume
 from torus.volume.owner import is_alive
 
@@ -31,10 +32,13 @@ def declare(verbs: Verbs, noun: str, summary: str) -> None:
         "serve volumes from a process of its own",
         run_serve,
         description="Serve volumes over NBD from a gateway process.  It attaches them: no other "
-        "process can write them meanwhile.",
+        "process can write them meanwhile.  A snapshot, VOLUME@SNAPSHOT, is served read only and "
+        "by any number of processes; it cannot be deleted meanwhile.  A node serves all of its "
+        "volumes' snapshots anyway.",
         examples=(
             ("on a unix socket", "torus nbd serve disk --socket /run/disk.sock"),
             ("read only, on TCP", "torus nbd serve disk --listen 127.0.0.1:10810 --read-only"),
+            ("a snapshot", "torus nbd serve disk@monday --socket /run/monday.sock"),
         ),
     )
     add = serve.add_argument
@@ -59,7 +63,10 @@ def run_serve(arguments: argparse.Namespace, session: Session) -> int:
     with session.metadata() as store:
         catalog = Catalog(store, SystemClock())
         for name in config.volumes:
-            catalog.get(name)
+            if "@" in name:
+                catalog.get_snapshot(*split_snapshot(name))
+            else:
+                catalog.get(name)
     from torus.daemon.app import run_gateway
 
     return run_gateway(config)

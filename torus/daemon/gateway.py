@@ -97,6 +97,9 @@ class RunningGateway:
         )
         await control.serve(self.owner.control, stack)
         for name in config.volumes:
+            if "@" in name:
+                await self.volumes.open(name)  # and never closed: it is not deleted meanwhile
+                continue
             await let_go(reached, name)
             await self.volumes.close(await self.volumes.open(name))
         stack.push_async_callback(self.nbd.close)
