@@ -54,6 +54,7 @@ class World:
             checkpoint_interval_s=1e6,
             delete_delay_s=0.0,
             pause_when_full=pause_when_full,
+            gc_rate_bytes=0,
         )
         identity = DiskIdentity(
             DISK_ID, CLUSTER_ID, self.disk.geometry.slot_bytes, self.disk.geometry.segment_slots, 1
@@ -97,7 +98,9 @@ class World:
     async def stop(self) -> None:
         """End all tasks at once; nothing is written any more."""
         for attachment in self.attachments:
+            attachment.volume.collector.ask_stop()
             await attachment.volume.queue.stop()
             await attachment.volume.checkpointer.stop()
+            await attachment.volume.collector.stop()
         self.attachments.clear()
         await self.store.close()

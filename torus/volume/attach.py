@@ -18,6 +18,7 @@ from torus.volume.attachment import Attachment
 from torus.volume.catalog_ask import Volume as Found
 from torus.volume.catalog_async import AsyncCatalog
 from torus.volume.checkpoint import Checkpointer
+from torus.volume.collector import Collector
 from torus.volume.core import Core
 from torus.volume.earlyflush import EarlyFlush
 from torus.volume.family import Family
@@ -42,6 +43,7 @@ class VolumeOptions:
     checkpoint_interval_s: float = limits.CHECKPOINT_INTERVAL_S
     delete_delay_s: float = limits.DELETE_DELAY_S
     pause_when_full: bool = True
+    gc_rate_bytes: int = limits.GC_RATE_BYTES_DEFAULT  # per second; 0: only on demand
     observe_checkpoint: Callable[[int], None] = lambda _ns: None
 
 
@@ -153,13 +155,16 @@ def assemble(
     reads = Reads(core)
     early_flush = EarlyFlush(core)
     checkpointers: list[Checkpointer] = []
+    collectors: list[Collector] = []
 
     def progress() -> None:
         early_flush.consider()
         checkpointers[0].consider()
+        collectors[0].consider()
 
     def full() -> None:
         checkpointers[0].request()
+        collectors[0].request()
 
     queue = WriteQueue(
         core, reads.blocks, pause_when_full=options.pause_when_full,
@@ -169,8 +174,10 @@ def assemble(
         core, queue, head, taken.holder.publish, clock,
         options.checkpoint_interval_s, options.observe_checkpoint, options.delete_delay_s,
     )  # fmt: skip
+    collector = Collector(core, queue, checkpointer, clock, rate_bytes=options.gc_rate_bytes)
     checkpointers.append(checkpointer)
-    return Volume(core, reads, queue, checkpointer, early_flush)
+    collectors.append(collector)
+    return Volume(core, reads, queue, checkpointer, early_flush, collector)
 
 
 async def _finish_shrink(volume: Volume, recovered: Recovered) -> None:

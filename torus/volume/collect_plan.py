@@ -86,16 +86,22 @@ def plan_all(
     *,
     after: int,
     chunks_max: int,
-    skipped: Iterable[int] = (),
+    live_units_max: int | None = None,
 ) -> Plan:
     """Return the oldest chunks behind ``after``, however full: for writing everything anew."""
     live, capacity = _sums(counts, bounds)
     now = live / capacity if capacity else 1.0
-    found = sorted(s for s in _open_to_all(counts, bounds, skipped) if s > after)
-    victims = tuple(found[:chunks_max])
-    moved = sum(counts[sequence] for sequence in victims)
-    capacity -= len(victims) * bounds.chunk_units - moved
-    return Plan(victims, moved, now, _after(live, capacity), bounds.chunk_units)
+    victims: list[int] = []
+    moved = 0
+    for sequence in sorted(s for s in _open_to_all(counts, bounds, ()) if s > after):
+        units = counts[sequence]
+        over = live_units_max is not None and moved + units > live_units_max
+        if len(victims) >= chunks_max or (victims and over):
+            break
+        victims.append(sequence)
+        moved += units
+        capacity -= bounds.chunk_units - units
+    return Plan(tuple(victims), moved, now, _after(live, capacity), bounds.chunk_units)
 
 
 def _open_to_all(

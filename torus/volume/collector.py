@@ -8,7 +8,7 @@ costs a round, never data, and a victim that could not be emptied simply stays.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torus import limits
 from torus._fast.collect import Candidates, Survivors
@@ -19,7 +19,7 @@ from torus.volume.checkpoint import Checkpointer
 from torus.volume.collect_pace import Pacer
 from torus.volume.collect_plan import Bounds, Plan, plan, plan_all, utilisation
 from torus.volume.core import Core
-from torus.volume.leaves import UNIT
+from torus.volume.leaves import LEAF_BLOCKS, UNIT
 from torus.volume.relocate import Relocation
 from torus.volume.writes import WriteQueue
 
@@ -73,8 +73,10 @@ class Collector:
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
         self._seen_bytes = 0
-        self._skipped: set[int] = set()  # chunks that could not be emptied
+        self._stuck: dict[int, int] = {}  # chunks that were not emptied, and what lives there
+        self._quiet_lsn = 0  # of the log when the background last found nothing more to do
         self._rotten: set[int] = set()  # bytes of the volume that were reported
+        self._emptying: set[int] = set()  # victims whose map pages are still where they were
         self._emptied = 0  # victims since the last checkpoint of ours
         self._lsn = 0  # of the last record that we wrote
         self.total = Collected()
@@ -90,6 +92,11 @@ class Collector:
         appended = self._core.journal.appended_bytes
         if appended - self._seen_bytes >= limits.GC_LOOK_BYTES or self._queue.blocked:
             self._wake.set()
+
+    def request(self) -> None:
+        """Wake the background task: space is short."""
+        self._quiet_lsn = -1
+        self._wake.set()
 
     def ask_stop(self) -> None:
         """End what is under way at its next step; nothing is put into the write queue then."""
@@ -111,20 +118,24 @@ class Collector:
             except TimeoutError:
                 pass
             self._wake.clear()
-            self._seen_bytes = self._core.journal.appended_bytes
             if self._stop.is_set() or self._core.failure is not None:
                 return
+            if self._core.journal.lsn == self._quiet_lsn:
+                continue
             async with self._lock:
                 await self._guarded(self._background, self.total)
+            self._seen_bytes = self._core.journal.appended_bytes
+            self._quiet_lsn = self._core.journal.lsn
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._core.fail(TorusError(f"the collector ended: {error!r}"))
 
     async def _background(self, done: Collected) -> None:
+        bounds = self._bounds()  # not what is written from now on: there is an end to this
         while not self._stop.is_set():
             short = self._short
-            found = self._plan(self._target, limits.GC_ROUND_CHUNKS)
+            found = self._plan(self._target, limits.GC_ROUND_CHUNKS, bounds)
             if not found.victims:
                 if self._emptied == 0:
                     return
@@ -136,8 +147,11 @@ class Collector:
     # --- what is asked for --------------------------------------------------------------
 
     def dry_run(self, target: float | None = None) -> Plan:
-        """Return what a collection would empty now, in one round."""
-        return self._plan(self._target if target is None else target, limits.GC_ROUND_CHUNKS_MAX)
+        """Return what a collection would empty now, in one round: it begins with a checkpoint,
+        so nothing but the open chunk is left out for being replayed."""
+        bounds = replace(self._bounds(), before=self._core.journal.chunk.sequence)
+        goal = self._target if target is None else target
+        return self._plan(goal, limits.GC_ROUND_CHUNKS_MAX, bounds)
 
     async def collect(
         self,
@@ -155,8 +169,9 @@ class Collector:
         goal = self._target if target is None else target
 
         async def work(done: Collected) -> None:
+            bounds = self._bounds()
             while not self._stop.is_set():
-                found = self._plan(goal, chunks_max)
+                found = self._plan(goal, chunks_max, bounds)
                 if not found.victims:
                     return
                 await self._round(found, done, progress=progress)
@@ -179,8 +194,9 @@ class Collector:
             bounds, after = self._bounds(), 0
             while not self._stop.is_set():
                 counts = self._core.blocks.usage.counts()
+                most = self._affordable_units
                 found = plan_all(
-                    counts, bounds, after=after, chunks_max=chunks_max, skipped=self._skipped
+                    counts, bounds, after=after, chunks_max=chunks_max, live_units_max=most
                 )
                 if not found.victims:
                     return
@@ -200,6 +216,8 @@ class Collector:
             async def whole(done: Collected) -> None:
                 await self._checkpoint()
                 await work(done)
+                if self._stop.is_set():
+                    raise ShuttingDown("the volume is being closed")
                 await self._checkpoint()
                 await self._checkpointer.delete_due(at_once=True)
 
@@ -240,7 +258,8 @@ class Collector:
             while not survivors.done and not self._stop.is_set():
                 await self._step(survivors, done, paced=paced)
                 progress(done.moved_bytes - moved_before, total)
-        self._rewrite_pages(found.victims)
+        self._emptying.update(found.victims)
+        self._note_stuck(found.victims)
         done.rounds += 1
         done.victims += len(found.victims)
         self._emptied += len(found.victims)
@@ -264,7 +283,7 @@ class Collector:
             try:
                 [data] = await core.chunks.read([(chunk, start, core.chunks.slot_bytes - start)])
             except Corruption as exc:
-                self._skip(sequence, str(exc))
+                log.error("collect.chunk.unreadable", volume=core.name, error=str(exc))
                 continue
             end, why = candidates.add_chunk(data, chunk, start)
             if why is not None and why not in _READABLE_END:
@@ -324,17 +343,42 @@ class Collector:
         return True
 
     async def _checkpoint(self, *, urgent: bool = False) -> None:
+        """Have the map forget the victims: the checkpoint after that finds them dead."""
+        emptied = await self._rewrite_pages()
         await self._checkpointer.write(urgent=urgent)
+        if emptied and urgent:
+            await self._checkpointer.write(urgent=True)
         self._emptied = 0
 
-    def _rewrite_pages(self, victims: tuple[int, ...]) -> None:
-        """Have the next checkpoint write the map pages that lie in victims elsewhere."""
+    async def _rewrite_pages(self) -> bool:
+        """Have the next checkpoint write the map pages that lie in victims elsewhere.
 
-    def _skip(self, sequence: int, why: str) -> None:
-        """Leave a chunk alone that cannot be emptied; told once."""
-        if sequence not in self._skipped:
-            self._skipped.add(sequence)
-            log.error("collect.chunk.unreadable", volume=self._core.name, chunk=sequence, error=why)
+        Returns: whether there are victims.
+        """
+        core, checkpointer = self._core, self._checkpointer
+        if not self._emptying:
+            return False
+        while True:
+            try:
+                leaves = core.blocks.mark_pages_dirty(self._emptying)
+                break
+            except LookupError:
+                await checkpointer.write()  # one is under way: its pages lie elsewhere anyway
+        for index in leaves:
+            await core.load(index * LEAF_BLOCKS, 1)
+            core.blocks.touch_leaf(index)
+        self._emptying.clear()
+        return True
+
+    def _note_stuck(self, victims: tuple[int, ...]) -> None:
+        """Remember the victims that still have something live: rot, or what damage hides.
+
+        They are left alone until something else in them dies.
+        """
+        for sequence in victims:
+            self._stuck.pop(sequence, None)
+            if units := self._core.blocks.live(sequence):
+                self._stuck[sequence] = units
 
     # --- figures ------------------------------------------------------------------------
 
@@ -344,14 +388,15 @@ class Collector:
         before = min(before, core.journal.chunk.sequence)
         return Bounds(core.chunks.slot_bytes // UNIT, before, core.pins.through)
 
-    def _plan(self, target: float, chunks_max: int) -> Plan:
+    def _plan(self, target: float, chunks_max: int, bounds: Bounds) -> Plan:
+        counts = self._core.blocks.usage.counts()
         return plan(
-            self._core.blocks.usage.counts(),
-            self._bounds(),
+            counts,
+            bounds,
             target=target,
             chunks_max=chunks_max,
             live_units_max=self._affordable_units,
-            skipped=self._skipped,
+            skipped=[one for one, units in self._stuck.items() if counts.get(one) == units],
         )
 
     @property

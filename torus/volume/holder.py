@@ -58,8 +58,10 @@ class Holder:
         self._detached = True
         core = volume.core
         try:
+            volume.collector.ask_stop()
             await volume.queue.drain()
             await volume.checkpointer.stop()
+            await volume.collector.stop()
             await volume.early_flush.stop()
             if core.failure is None:
                 if core.dirty:
@@ -70,6 +72,7 @@ class Holder:
         finally:
             await volume.checkpointer.stop()
             await volume.queue.stop()
+            await volume.collector.stop()
         if core.failure is None:
             log.info("volume.detached", volume=core.spec.name, epoch=core.epoch)
 

@@ -14,6 +14,7 @@ from torus._fast.record import KIND_DATA, RecordBuilder
 from torus._fast.reply import ReplyBuilder
 from torus.errors import TorusError
 from torus.volume.checkpoint import Checkpointer
+from torus.volume.collector import Collector
 from torus.volume.core import Core
 from torus.volume.earlyflush import EarlyFlush
 from torus.volume.reads import Reads
@@ -30,11 +31,13 @@ class Volume:
         queue: WriteQueue,
         checkpointer: Checkpointer,
         early_flush: EarlyFlush,
+        collector: Collector,
     ) -> None:
         self.core = core
         self.queue = queue
         self.checkpointer = checkpointer
         self.early_flush = early_flush
+        self.collector = collector
         self.read_only = False
         self.description = ""
         self.reads = reads
@@ -85,6 +88,7 @@ class Volume:
             self._record.clear()
             self.early_flush.consider()
             self.checkpointer.consider()
+            self.collector.consider()
         return index
 
     def _append_some(
@@ -102,6 +106,7 @@ class Volume:
         assert appended, "chunks with a data path append without waiting"
         record.apply(core.blocks)
         core.last_data_lsn = core.journal.lsn
+        core.client_bytes += record.payload_size
         return index, skip
 
     # --- the slow path ------------------------------------------------------------------
@@ -117,6 +122,7 @@ class Volume:
     async def write(self, offset: int, payload: bytes, *, durable: bool) -> None:
         """Write; with ``durable`` on disk on return."""
         await self._put(Item(KIND_DATA, offset, len(payload), payload), durable=durable)
+        self.core.client_bytes += len(payload)
 
     async def flush(self) -> None:
         """Return when every write answered before the call is on disk."""
@@ -154,6 +160,7 @@ class Volume:
         """Make a range read as zeroes; with ``allocate`` by writing them."""
         item = Item(KIND_DATA, offset, length, None, allocate=allocate)
         await self._put(item, durable=durable)
+        self.core.client_bytes += length if allocate else 0
 
     async def cache(self, offset: int, length: int) -> None:
         """Read a range into the page cache."""
