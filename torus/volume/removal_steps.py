@@ -8,7 +8,7 @@ Implements docs/metadata.md, "Deletion".
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from torus.errors import Busy, UsageError
 from torus.ids import join_snapshot
@@ -67,7 +67,7 @@ def delete_snapshot(name: str, snap: str, *, alive: Alive) -> Steps[SnapshotEntr
     if living:
         yield from abort_snapshot_deletion(entry)
         raise _read_by(str(entry), living)
-    yield from _remove(one.key for one in using)
+    yield from _remove([one.key for one in using])
     yield from finish_snapshot_deletion(entry)
     return entry
 
@@ -198,25 +198,18 @@ def forget(volume: Volume) -> Steps[None]:
             volume.head_revision,
         ):
             raise _changed(volume)
-        yield from _remove_readers(volume)
-        last = yield from _remove_snapshots(volume)
-        if (yield from _forget_last(volume, last)):
+        entries: tuple[Entry, ...] = yield ListUnder(volume_readers_prefix(spec.volume))
+        yield from _remove([one.key for one in entries], _still(volume))
+        found = yield from find_snapshots(volume)
+        # The last snapshot that says of which origin a flattened clone is one must stay to the
+        # end, and another process must not delete it in the belief that a later one stays.
+        bound = [one for one in found if one.snapshot.base is not None]
+        last = bound[0] if bound and volume.head.base is None else None
+        others = [one.key for one in found if one is not last]
+        expect = _still(volume) if last is None else (*_still(volume), _same(last))
+        if (yield from _remove(others, expect)) and (yield from _forget_last(volume, last)):
             return
     raise too_many_races(f"volume {spec.name!r}")
-
-
-def _remove_readers(volume: Volume) -> Steps[None]:
-    entries: tuple[Entry, ...] = yield ListUnder(volume_readers_prefix(volume.spec.volume))
-    yield from _remove((one.key for one in entries), _still(volume), volume)
-
-
-def _remove_snapshots(volume: Volume) -> Steps[SnapshotEntry | None]:
-    """Remove all snapshots but the one that says of which origin a flattened clone is one."""
-    found = yield from find_snapshots(volume)
-    bound = [one for one in found if one.snapshot.base is not None]
-    last = bound[0] if bound and volume.head.base is None else None
-    yield from _remove((one.key for one in found if one is not last), _still(volume), volume)
-    return last
 
 
 def _forget_last(volume: Volume, last: SnapshotEntry | None) -> Steps[bool]:
@@ -228,7 +221,7 @@ def _forget_last(volume: Volume, last: SnapshotEntry | None) -> Steps[bool]:
     base, without = volume.head.base, None
     if last is not None:
         base, without = last.snapshot.base, last.snapshot.number
-        expect.append(Expect(last.key, last.revision))
+        expect.append(_same(last))
         changes.append(Delete(last.key))
     if base is not None:
         let_go = yield from base_let_go(spec.volume, base, without)
@@ -240,15 +233,20 @@ def _forget_last(volume: Volume, last: SnapshotEntry | None) -> Steps[bool]:
     return (yield Commit(tuple(expect), tuple(changes))) is not None
 
 
-def _remove(
-    keys: Iterable[str], expect: tuple[Expect, ...] = (), volume: Volume | None = None
-) -> Steps[None]:
-    """Remove keys, many to a commit; those that are gone already are no error."""
-    left = list(keys)
-    for start in range(0, len(left), _AT_ONCE):
-        changes = tuple(Delete(key) for key in left[start : start + _AT_ONCE])
-        if (yield Commit(expect, changes)) is None and volume is not None:
-            raise _changed(volume)
+def _remove(keys: Sequence[str], expect: tuple[Expect, ...] = ()) -> Steps[bool]:
+    """Remove keys, many to a commit; False when ``expect`` did not hold.
+
+    Keys that are gone already are no error.
+    """
+    for start in range(0, len(keys), _AT_ONCE):
+        changes = tuple(Delete(key) for key in keys[start : start + _AT_ONCE])
+        if (yield Commit(expect, changes)) is None:
+            return False
+    return True
+
+
+def _same(entry: SnapshotEntry) -> Expect:
+    return Expect(entry.key, entry.revision)
 
 
 def _still(volume: Volume) -> tuple[Expect, ...]:
