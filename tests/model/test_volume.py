@@ -24,7 +24,7 @@ from torus.testing.crash import check_space
 from torus.testing.simdisk import PowerLoss
 from torus.testing.workload import request_stream
 from torus.testing.world import World
-from torus.volume.attach import Attachment
+from torus.volume.attachment import Attachment
 
 STEPS = int(os.environ.get("TORUS_MODEL_STEPS", "6000"))
 STEPS_EACH = 50

@@ -27,6 +27,7 @@ from torus.volume.owner import same_process
 from torus.volume.served_contexts import Context, ServedContexts
 from torus.volume.served_snapshots import ServedSnapshots
 from torus.volume.snapshot_export import SnapshotVolume
+from torus.volume.snapshot_watch import SnapshotWatch
 from torus.volume.volume import Volume
 
 log = get_logger("torus.volumes")
@@ -51,6 +52,8 @@ class Past:
 
     records: int = 0
     log_bytes: int = 0
+    client_bytes: int = 0
+    collected_bytes: int = 0
     checkpoints: int = 0
 
 
@@ -89,6 +92,9 @@ class AttachedVolumes:
         self.on_lost: Callable[[Volume, TorusError], None] | None = None
         self._closing = False
         self._watcher: asyncio.Task[None] | None = None
+        self._snapshot_watch = SnapshotWatch(
+            metadata, catalog, lambda: [attachment for attachment, _ in self.attachments()]
+        )
 
     async def start(self) -> None:
         """Begin to watch the metadata.
@@ -99,6 +105,7 @@ class AttachedVolumes:
         """
         revision = (await self._metadata.list(VOLUMES)).revision
         self._watcher = asyncio.ensure_future(self._watch(revision))
+        await self._snapshot_watch.start()
 
     # --- what the NBD server asks -------------------------------------------------------
 
@@ -260,6 +267,8 @@ class AttachedVolumes:
             log.error("volume.detach.failed", volume=attachment.volume.name, error=str(exc))
         self.past.records += attachment.volume.core.journal.records
         self.past.log_bytes += attachment.volume.core.journal.appended_bytes
+        self.past.client_bytes += attachment.volume.core.client_bytes
+        self.past.collected_bytes += attachment.volume.core.collected_bytes
         self.past.checkpoints += attachment.volume.checkpointer.count
         self._share_cache()
 
@@ -362,6 +371,7 @@ class AttachedVolumes:
     async def stop(self) -> None:
         """Detach everything; idempotent.  The NBD server must have let go of its exports."""
         self._closing = True
+        await self._snapshot_watch.stop()
         tasks = [place.lingering for place in self._places.values() if place.lingering]
         tasks += [self._watcher] if self._watcher else []
         for task in tasks:
