@@ -11,13 +11,13 @@ from contextlib import AsyncExitStack
 
 from torus import limits
 from torus.config import CommonConfig
-from torus.daemon.backup import BackupReport, add_hint, all_of, in_thread
-from torus.daemon.backup_files import PARTIAL, Target, open_target
+from torus.daemon.backup import BackupReport, all_of, in_thread
+from torus.daemon.backup_files import Target, open_target
 from torus.daemon.command import run_command
 from torus.daemon.diff import opened_map
 from torus.daemon.reach import reach, volume_options
 from torus.daemon.reports import Progress
-from torus.errors import Busy, Interrupted, TorusError, UsageError
+from torus.errors import Busy, UsageError
 from torus.format.diffstream import SnapshotName, StreamHeader
 from torus.volume.catalog import Catalog
 from torus.volume.changes import Change, changes
@@ -49,15 +49,9 @@ def export_diff(
     began = time.monotonic()
     header = _header(catalog, *source)
     with open_target(target, header, resume=resume, overwrite=overwrite) as out:
-        try:
-            if not out.ended:
-                run_command(config, _export(config, source, header, out, progress))
-            out.finish()
-        except (TorusError, KeyboardInterrupt) as exc:
-            failure = exc if isinstance(exc, TorusError) else Interrupted("interrupted")
-            if out.resumable:
-                add_hint(failure, f"{target}{PARTIAL} is kept: --resume goes on with it")
-            raise failure from exc
+        if not out.ended:
+            run_command(config, _export(config, source, header, out, progress))
+        out.finish()
         totals = out.encoder.totals
         return BackupReport(
             header, totals.frames, totals.data_bytes, totals.zero_bytes,

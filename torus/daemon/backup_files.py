@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from torus import limits
+from torus.daemon.backup import add_hint
 from torus.errors import (
     AlreadyExists,
     Busy,
@@ -42,11 +43,6 @@ class Target:
         self.ended = ended  # a partial file was found to be whole
         self.resumed_at = encoder.reached
         self.written_bytes = 0
-
-    @property
-    def resumable(self) -> bool:
-        """Say whether what was written up to now can be gone on with."""
-        return self._partial is not None
 
     def write(self, pieces: Sequence[bytes]) -> None:
         """Write all of it.  Raises: OSError."""
@@ -88,7 +84,23 @@ def open_target(
             raise AlreadyExists(f"file {path} exists", hint="--overwrite replaces it")
         partial = path.with_name(path.name + PARTIAL)
         with _open_partial(partial, resume=resume) as file:
-            yield _begin(file, header, partial, resume=resume)
+            made = _begin(file, header, partial, resume=resume)
+            with _kept(partial), _errors(target):
+                yield made
+
+
+@contextmanager
+def _kept(partial: Path) -> Iterator[None]:
+    """Say how to go on when an export fails that had begun.
+
+    Raises: Interrupted for KeyboardInterrupt.
+    """
+    try:
+        yield
+    except (TorusError, KeyboardInterrupt) as exc:
+        failure = exc if isinstance(exc, TorusError) else Interrupted("interrupted")
+        add_hint(failure, f"{partial} is kept: --resume goes on with it")
+        raise failure from exc
 
 
 def _begin(file: BinaryIO, header: StreamHeader, partial: Path, *, resume: bool) -> Target:
