@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torus.errors import ConfigError
+from torus.limits import TRASH_GRACE_S
 
 SYSTEM_HOME = "/var/lib/torus"
 SYSTEM_FILE = "/etc/torus/torus.toml"
@@ -44,6 +45,7 @@ class NodeConfig:
     nbd_addresses: tuple[str, ...]  # "HOST:PORT" or "unix:PATH"; may be empty
     http_address: str | None  # None: no /metrics and /healthz
     punch: bool = True  # give freed slots back to the host's file system
+    trash_grace_s: float = TRASH_GRACE_S  # how long a deleted chunk can be taken back
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("node.nbd", DEFAULT_NBD_ADDRESS, "where the node answers NBD, or none", many=True),
     Option("node.http", DEFAULT_HTTP_ADDRESS, "where /metrics and /healthz answer, or none"),
     Option("node.punch", "true", "give freed space back to the file system", switch=True),
+    Option("node.trash-grace", "30s", "how long a deleted chunk is kept, or none"),
     Option("gateway.listen", "", "TCP addresses of `torus nbd serve`", many=True),
     Option("gateway.socket", "", "unix sockets of `torus nbd serve`", many=True),
     Option("gateway.read-only", "false", "refuse writes from clients", switch=True),

@@ -10,7 +10,7 @@ import argparse
 
 from torus.cli.parser import Verbs, add_command, add_data_dir
 from torus.cli.session import Session
-from torus.cli.sizes import format_size
+from torus.cli.sizes import format_size, parse_seconds
 from torus.config import NodeConfig
 from torus.limits import STORE_BYTES_MIN
 
@@ -50,6 +50,7 @@ def declare(verbs: Verbs, noun: str, summary: str) -> None:
         default=None,
         help="keep freed slots allocated in the host's file system",
     )
+    add("--trash-grace", metavar="TIME", help="keep deleted chunks so long (default 30s), or none")
     add_engine_options(parser)
 
 
@@ -71,6 +72,10 @@ def run_node_command(arguments: argparse.Namespace, session: Session) -> int:
     return run_node(config)
 
 
+def _grace_s(text: str, what: str) -> float:
+    return 0.0 if text.strip().lower() in ("none", "0") else parse_seconds(text, what)
+
+
 def node_config(session: Session) -> NodeConfig:
     """Return what the arguments, the environment and the file say together.
 
@@ -89,4 +94,5 @@ def node_config(session: Session) -> NodeConfig:
         nbd_addresses=session.addresses("node.nbd"),
         http_address=(*session.addresses("node.http"), None)[0],
         punch=session.switch("node.punch"),
+        trash_grace_s=session.value("node.trash-grace", _grace_s) or 0.0,
     )

@@ -13,6 +13,7 @@ from torus.cli.nodes import NodeView, node_views
 from torus.cli.parser import Verbs, add_command
 from torus.cli.session import Session
 from torus.cli.sizes import format_seconds, format_size
+from torus.cli.space import space_text
 from torus.clock import SystemClock
 from torus.errors import DiskFailed, Unavailable
 from torus.metadata.base import MetadataStore
@@ -136,9 +137,15 @@ def _node_lines(node: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "  pool",
             f"{format_size(status['pool_bytes'])}: {format_size(status['used_bytes'])} used, "
+            f"{format_size(status['trash_bytes'])} trash, "
             f"{format_size(status['free_bytes'])} free, "
             f"{format_size(status['reserve_bytes'])} in reserve",
         ),
         ("  disk", "FAILED" if status["disk_failed"] else "ok"),
         ("  clients", f"{status['connections']} connections"),
+        *(("  volume", _volume_line(volume)) for volume in status["volumes"]),
     ]
+
+
+def _volume_line(volume: dict[str, Any]) -> str:
+    return f"{volume['name']}: {space_text(volume)}"

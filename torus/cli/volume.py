@@ -18,6 +18,7 @@ from torus.cli.nodes import NodeView, node_views
 from torus.cli.parser import Verbs, add_command, add_data_dir, add_noun
 from torus.cli.session import Session
 from torus.cli.sizes import format_size, parse_size
+from torus.cli.space import ask_space, space_document, space_fields
 from torus.clock import SystemClock
 from torus.limits import BLOCK_BYTES
 from torus.metadata.base import MetadataStore
@@ -167,7 +168,12 @@ def run_info(arguments: argparse.Namespace, session: Session) -> int:
         catalog = Catalog(store, SystemClock())
         volume = catalog.get(arguments.name)
         document = volume_document(volume, kinship(catalog), _mapped_bytes(store))
-    session.output.show({"volume": document}, lambda: session.output.fields(_lines(document)))
+        snapshots = len(catalog.snapshots(arguments.name))
+    attached = ask_space(volume.head.owner, volume.spec.volume)
+    space = space_document(attached, document["used_bytes"], snapshots)
+    lines = [*_lines(document), *space_fields(attached, snapshots)]
+    found = {"volume": document, "space": space}
+    session.output.show(found, lambda: session.output.fields(lines))
     return 0
 
 

@@ -55,11 +55,13 @@ def open_store(
     *,
     size_bytes: int | None,
     punch_delay_s: float | None = limits.PUNCH_DELAY_S,
+    trash_grace_s: float = 0.0,
     make: bool = True,
 ) -> Store:
     """Open a data directory as a store, made first when it is empty and ``make`` is set.
 
-    ``size_bytes``: the operator's limit; None keeps the one it has.
+    ``size_bytes``: the operator's limit; None keeps the one it has.  A process that ends soon
+    keeps no trash: what it deletes would be there again.
 
     Raises: Busy when another process has it, ForeignData when it is another cluster's,
         UsageError when a new one needs a size, Corruption, UnknownVersion, PermissionDenied,
@@ -78,6 +80,7 @@ def open_store(
         store = Store(
             disk, identity, ThreadPool(limits.POOL_THREADS, "disk"), clock,
             secrets.randbits(64), size_bytes=identity.size_bytes, punch_delay_s=punch_delay_s,
+            trash_grace_s=trash_grace_s,
         )  # fmt: skip
         store.open()
     except OSError as exc:

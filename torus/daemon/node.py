@@ -14,6 +14,7 @@ from torus.clock import Clock, SystemClock
 from torus.cluster.local import LocalChunks
 from torus.config import NodeConfig
 from torus.daemon.disks import open_store, read_identity
+from torus.daemon.orphans import OrphanRounds
 from torus.daemon.owner_control import OwnerControl, attached_now
 from torus.daemon.reach import Reach, free_volume, live_node, volume_options
 from torus.daemon.reports import NodeStatus
@@ -83,10 +84,13 @@ class RunningNode:
         self.store = open_store(
             common.data_dir, cluster_id, self._clock,
             size_bytes=config.size_bytes, punch_delay_s=PUNCH_DELAY_S if config.punch else None,
+            trash_grace_s=config.trash_grace_s,
         )  # fmt: skip
         stack.push_async_callback(self.store.close)
         self.store.commits.observe = self.sync_times.observe
         chunks = LocalChunks(self.store)
+        self._orphans = OrphanRounds(self.store, self.metadata, self._clock)
+        stack.push_async_callback(self._orphans.close)
         await self._finish_deletions(Reach(self.metadata, catalog, chunks, self._clock))
         peer = await self._serve_peers(stack)
         options = volume_options(common, self.checkpoint_times.observe)
@@ -104,6 +108,7 @@ class RunningNode:
         await self.nbd.start([parse_address(text) for text in config.nbd_addresses])
         await self._serve_http(stack)
         await self._register(stack, peer)
+        self._orphans.start()
 
     async def _join(self, catalog: AsyncCatalog) -> str:
         """Return the cluster's id; a disk that belongs to one is not given to a new one."""
@@ -196,7 +201,7 @@ class RunningNode:
             found.append(self.store.failure.message)
         if self.store.damaged:
             found.append(f"{len(self.store.damaged)} damaged slots: run 'torus check'")
-        if self.store.usage.free == 0:
+        if self.store.usage.available == 0:
             found.append("the pool is full: new data waits or is refused")
         return found + self.volumes.problems()
 
@@ -213,8 +218,10 @@ class RunningNode:
             metadata_ok=True,
             pool_bytes=usage.limit * slot,
             used_bytes=usage.used * slot,
+            trash_bytes=usage.trash * slot,
             free_bytes=usage.free * slot,
             reserve_bytes=usage.reserve * slot,
+            quarantined_bytes=usage.quarantined * slot,
             connections=self.nbd.stats.connections_open,
             volumes=attached_now(self.volumes),
         )

@@ -18,12 +18,12 @@ from torus.clock import Clock
 from torus.daemon.reports import AttachedVolume
 from torus.daemon.tasks import Report, Tasks, Work
 from torus.errors import Busy, NotFound, UsageError
-from torus.limits import BLOCK_BYTES
 from torus.log import get_logger
 from torus.metadata.schema import Snapshot
 from torus.node.control_server import serve_control
 from torus.volume.attached import AttachedVolumes
 from torus.volume.attachment import Attachment
+from torus.volume.figures import space_figures
 from torus.volume.catalog_async import AsyncCatalog
 
 log = get_logger("torus.control")
@@ -159,16 +159,22 @@ async def _flatten(attachment: Attachment, _question: Question, report: Report) 
 
 def attached_now(volumes: AttachedVolumes) -> tuple[AttachedVolume, ...]:
     """Return what a status says of attached volumes."""
-    return tuple(
-        AttachedVolume(
-            attachment.volume.name,
-            attachment.volume.core.spec.volume,
-            attachment.volume.size_bytes,
-            attachment.volume.core.blocks.mapped_blocks * BLOCK_BYTES,
-            attachment.epoch,
-            users,
-        )
-        for attachment, users in volumes.attachments()
+    return tuple(_attached(attachment, users) for attachment, users in volumes.attachments())
+
+
+def _attached(attachment: Attachment, users: int) -> AttachedVolume:
+    volume = attachment.volume
+    figures = space_figures(volume.core)
+    return AttachedVolume(
+        volume.name,
+        volume.core.spec.volume,
+        volume.size_bytes,
+        figures.logical_bytes,
+        attachment.epoch,
+        users,
+        figures,
+        figures.write_amplification,
+        figures.collector_amplification,
     )
 
 

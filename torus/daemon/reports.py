@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from torus.volume.figures import SpaceFigures
+
 Progress = Callable[[int, int | None], None]
 """Called with (bytes done, bytes in all or None when unknown); cheap, may be called often."""
 
@@ -106,6 +108,9 @@ class AttachedVolume:
     mapped_bytes: int
     epoch: int
     connections: int
+    space: SpaceFigures
+    write_amplification: float | None  # None: clients wrote nothing since the attach
+    collector_amplification: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,9 @@ class NodeStatus:
     metadata_ok: bool
     pool_bytes: int  # the limit, `--size`
     used_bytes: int
+    trash_bytes: int  # deleted, free when it is needed
     free_bytes: int  # for new data: without the reserve
     reserve_bytes: int
+    quarantined_bytes: int
     connections: int
     volumes: tuple[AttachedVolume, ...]

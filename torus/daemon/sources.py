@@ -7,9 +7,9 @@ from torus._fast.stats import Histogram
 from torus.clock import Clock
 from torus.daemon.metrics import HistogramSample, Sample, command_samples, histogram_sample
 from torus.gateway.counters import GatewayStats
-from torus.limits import BLOCK_BYTES
 from torus.store.store import Store
 from torus.volume.attached import AttachedVolumes
+from torus.volume.figures import space_figures
 
 Samples = Iterable[Sample | HistogramSample]
 
@@ -55,6 +55,7 @@ class StoreSource:
         usage = self._store.usage
         states = {
             "used": usage.used,
+            "trash": usage.trash,
             "free": usage.free,
             "reserve": usage.reserve,
             "quarantined": usage.quarantined,
@@ -89,6 +90,13 @@ class VolumesSource:
             "torus_log_bytes_total", past.log_bytes + sum(c.journal.appended_bytes for c in cores)
         )
         yield Sample(
+            "torus_client_bytes_total", past.client_bytes + sum(c.client_bytes for c in cores)
+        )
+        yield Sample(
+            "torus_collected_bytes_total",
+            past.collected_bytes + sum(c.collected_bytes for c in cores),
+        )
+        yield Sample(
             "torus_checkpoints_total",
             past.checkpoints + sum(v.checkpointer.count for v in attached),
         )
@@ -102,8 +110,10 @@ class VolumesSource:
             core = attachment.volume.core
             labels = (core.spec.name,)
             yield Sample("torus_volume_size_bytes", core.spec.size_bytes, labels)
-            yield Sample(
-                "torus_volume_mapped_bytes", core.blocks.mapped_blocks * BLOCK_BYTES, labels
-            )
-            yield Sample("torus_volume_live_bytes", core.blocks.live_units() * 512, labels)
+            figures = space_figures(core)
+            yield Sample("torus_volume_mapped_bytes", figures.logical_bytes, labels)
+            yield Sample("torus_volume_live_bytes", figures.live_bytes, labels)
+            yield Sample("torus_volume_dead_bytes", figures.dead_bytes, labels)
+            yield Sample("torus_volume_pinned_bytes", figures.pinned_bytes, labels)
+            yield Sample("torus_volume_snapshots", figures.snapshots, labels)
             yield Sample("torus_volume_clients", clients, labels)
