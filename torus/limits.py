@@ -119,6 +119,7 @@ CONTROL_WAIT_S_MAX = 2.0  # how long a question about a task may wait for its en
 TASKS_MAX = 16  # long operations at once that a process was asked for
 TASK_KEPT_S = 60.0  # how long the outcome of one can be asked for
 TASKS_KEPT_MAX = 256
+TASK_END_S = 20.0  # how long a task that is to end may go on with its present step
 RELEASE_HOLD_S_MAX = 30.0  # how long a volume that was taken away is not attached anew
 
 assert BLOCK_BYTES % SECTOR_BYTES == 0

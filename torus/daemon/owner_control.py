@@ -11,10 +11,12 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from typing import Any
 
 from torus import limits
 from torus.clock import Clock
+from torus.daemon.collection import collect_attached, wanted_from
 from torus.daemon.reports import AttachedVolume
 from torus.daemon.tasks import Report, Tasks, Work
 from torus.errors import Busy, NotFound, UsageError
@@ -23,8 +25,8 @@ from torus.metadata.schema import Snapshot
 from torus.node.control_server import serve_control
 from torus.volume.attached import AttachedVolumes
 from torus.volume.attachment import Attachment
-from torus.volume.figures import space_figures
 from torus.volume.catalog_async import AsyncCatalog
+from torus.volume.figures import space_figures
 
 log = get_logger("torus.control")
 
@@ -53,10 +55,12 @@ class OwnerControl:
         self._clock = clock
         self._status = status
         self._tasks = Tasks(clock)
+        self._leaving: list[str] = []  # volumes that are being taken away
         self._works: dict[str, OnAttachment] = {
             "snapshot": self._snapshot,
             "reclaim": self._reclaim,
             "flatten": _flatten,
+            "gc": self._gc,
             **(tasks or {}),
         }
 
@@ -113,6 +117,8 @@ class OwnerControl:
 
     def _work(self, on_attachment: OnAttachment, volume: str, question: Question) -> Work:
         async def work(report: Report) -> Answer:
+            if volume in self._leaving:
+                return NOT_ATTACHED
             async with self._volumes.using(volume) as attachment:
                 if attachment is None:
                     return NOT_ATTACHED
@@ -126,11 +132,15 @@ class OwnerControl:
         reason = str(question.get("reason") or "another process asked for it")
 
         async def work(_report: Report) -> Answer:
-            if force:
-                await self._tasks.cancel_volume(volume, but=asyncio.current_task())
-                why = Busy(f"volume {volume!r} was taken away from its clients: {reason}")
+            if not force:
+                return {"released": await self._volumes.release(volume)}
+            why = Busy(f"volume {volume!r} was taken away from its clients: {reason}")
+            self._leaving.append(volume)
+            try:
+                await self._tasks.end_all_of(volume, but=asyncio.current_task())
                 return {"released": await self._volumes.take_away(volume, why, hold_s)}
-            return {"released": await self._volumes.release(volume)}
+            finally:
+                self._leaving.remove(volume)
 
         return work
 
@@ -151,6 +161,10 @@ class OwnerControl:
         listed = {one.number for one in await self._catalog.snapshots(attachment.volume.name)}
         attachment.snapshots_gone(known - listed)
         return {"chunks": await attachment.reclaim()}
+
+    async def _gc(self, attachment: Attachment, question: Question, report: Report) -> Answer:
+        wanted = wanted_from(question)
+        return {"outcome": asdict(await collect_attached(attachment, self._clock, wanted, report))}
 
 
 async def _flatten(attachment: Attachment, _question: Question, report: Report) -> Answer:

@@ -2,7 +2,9 @@
 
 Decides how many there may be, which exclude each other, and how long an outcome is kept.  A
 task belongs to this process, not to who asked for it: it goes on when the asker is gone, and
-ends early only when it is cancelled or the process stops.  What a task does is the caller's.
+ends early only when it is cancelled or the process stops.  It ends where it reports how far it
+is, never in the middle of a step: a swap of a head that is neither known to have happened nor
+known not to would cost the volume.  What a task does is the caller's.
 
 Implements docs/protocol.md, "Tasks".
 """
@@ -20,7 +22,10 @@ from torus.log import get_logger
 log = get_logger("torus.tasks")
 
 Report = Callable[[int, int], None]
-"""Called with (done, total), in units that the task chooses; cheap, may be called often."""
+"""Called with (done, total), usually bytes; cheap, may be called often.
+
+Raises: ShuttingDown when the task is to end here.
+"""
 Work = Callable[[Report], Awaitable[dict[str, Any]]]
 """Does the work and returns what becomes ``result``.  Raises: TorusError."""
 
@@ -29,9 +34,12 @@ Work = Callable[[Report], Awaitable[dict[str, Any]]]
 class _Progress:
     done: int = 0
     total: int = 0
+    cancelled: str = ""  # why
 
     def report(self, done: int, total: int) -> None:
         self.done, self.total = done, total
+        if self.cancelled:
+            raise ShuttingDown(self.cancelled)
 
 
 @dataclass(slots=True)
@@ -108,29 +116,38 @@ class Tasks:
         return found.state()
 
     def cancel(self, number: int) -> None:
-        """Ask a task to end early; it says when it has.  Raises: NotFound."""
-        self._find(number).running.cancel()
+        """Ask a task to end where it reports next.  Raises: NotFound."""
+        found = self._find(number)
+        found.progress.cancelled = f"the {found.kind} of volume {found.volume!r} was cancelled"
 
-    async def cancel_volume(self, volume: str, *, but: asyncio.Task[Any] | None) -> None:
+    async def end_all_of(self, volume: str, *, but: asyncio.Task[Any] | None) -> None:
         """End all tasks of one volume except ``but``, and wait until they have ended."""
-        ending = [
-            one.running
-            for one in self._tasks.values()
-            if one.volume == volume and not one.running.done() and one.running is not but
-        ]
-        for task in ending:
-            task.cancel()
-        if ending:
-            await asyncio.wait(ending)
+        await self._end(
+            [
+                one
+                for one in self._tasks.values()
+                if one.volume == volume and not one.running.done() and one.running is not but
+            ],
+            "the volume is taken away",
+        )
 
     async def stop(self) -> None:
-        """Cancel what runs and wait for its end; idempotent."""
+        """End what runs and wait for that; idempotent."""
         self._stopped = True
-        running = [one.running for one in self._tasks.values() if not one.running.done()]
-        for task in running:
-            task.cancel()
-        if running:
-            await asyncio.wait(running)
+        running = [one for one in self._tasks.values() if not one.running.done()]
+        await self._end(running, "this process is stopping")
+
+    async def _end(self, tasks: list[_Task], why: str) -> None:
+        """End tasks where they report next; one that does not report is cut off in the end."""
+        if not tasks:
+            return
+        for one in tasks:
+            one.progress.cancelled = why
+        _, late = await asyncio.wait([one.running for one in tasks], timeout=limits.TASK_END_S)
+        for running in late:
+            running.cancel()
+        if late:
+            await asyncio.wait(late)
 
     def _find(self, number: int) -> _Task:
         self._forget_old()
