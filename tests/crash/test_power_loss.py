@@ -32,6 +32,9 @@ async def _record(
         await recorders[-1].attach()
     for _ in range(steps):
         await rng.choice(recorders).random_step()
+        if world.trash_grace_s and rng.random() < 0.2:
+            world.clock.advance(int(rng.choice((0.5, 1.0)) * world.trash_grace_s * 1e9))
+            world.store.expire_trash()
     for recorder in recorders:
         await recorder.settle()
     return world, recorders
@@ -99,6 +102,11 @@ def test_crash_in_every_short_workload_keeps_what_was_promised(first: str, seed:
 def test_crash_at_any_moment_keeps_what_was_promised(number: int, seed: int) -> None:
     """Flushed writes survive power loss, answered ones a kill; the image is a prefix."""
     volumes = 1 + number % 3
-    options = {"punch": number % 2 == 0, "cache_bytes": (64 << 10) if number % 4 == 3 else 1 << 20}
+    options = {
+        "punch": number % 2 == 0,
+        "cache_bytes": (64 << 10) if number % 4 == 3 else 1 << 20,
+        "trash_grace_s": 30.0 if number % 3 != 2 else 0.0,
+        "slots": 40 if number % 5 == 1 else 96,
+    }
     points = asyncio.run(_examine(f"{seed}:{number}", 45, volumes, **options))
     assert points > 100

@@ -335,6 +335,10 @@ class Store:
         """Return the deleted chunks that can be taken back, oldest first."""
         return self._trash.chunks
 
+    def expire_trash(self) -> None:
+        """Begin to free what was in the trash long enough; it also happens by itself."""
+        self._trash.expire()
+
     def _freed(self, addresses: list[int]) -> None:
         self._cooling.add(addresses)
         self.space_freed.set()

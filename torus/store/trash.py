@@ -129,10 +129,13 @@ class Trash:
         _, oldest_ns = next(iter(self._held.values()))
         left_s = self._grace_s - (self._clock.monotonic_ns() - oldest_ns) / 1e9
         delay_s = max(left_s, at_least_s, 0.0)
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self._expire)
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self.expire)
 
-    def _expire(self) -> None:
-        self._timer = None
+    def expire(self) -> None:
+        """Begin to free what was kept long enough; the timer calls it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         before_ns = self._clock.monotonic_ns() - int(self._grace_s * 1e9)
         old = []
         for chunk, (_, deleted_ns) in self._held.items():

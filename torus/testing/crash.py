@@ -7,9 +7,12 @@ the space agree with each other; it takes writes again, also across a second cra
 
 import random
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
+from torus.daemon.orphans import judge, read_known
 from torus.format.segment import Geometry
+from torus.ids import ChunkId
 from torus.metadata.schema import NEXT_VOLUME
 from torus.testing.history import VolumeHistory
 from torus.testing.metadata import Snapshot
@@ -110,7 +113,7 @@ class Examiner:
                 least = getattr(known, promise)
                 contents[name] = await self._check(world, name, history, least, known.issued)
             if NEXT_VOLUME in moment.snapshot[1]:
-                check_space(world)
+                check_space(world, await _orphans(world))
             if power is not None:
                 await self._go_on(world, contents, power)
         finally:
@@ -163,12 +166,22 @@ class Examiner:
                 attachment = await again.attach(name)
                 found = await attachment.volume.read(0, len(wanted))
                 assert found == wanted, f"volume {name!r} lost data in a second crash"
-            check_space(again)
+            check_space(again, await _orphans(again))
         finally:
             await again.stop()
 
 
-def check_space(world: World) -> None:
+async def _orphans(world: World) -> set[ChunkId]:
+    """Return what the orphan rounds would find: chunks that were in the trash before a crash,
+    and that no head names any more."""
+    if not world.trash_grace_s:
+        return set()
+    known = await read_known(world.metadata)  # type: ignore[arg-type]
+    found = judge(world.store.chunks(), known, world.store.fences.get)
+    return {chunk for chunks in found.values() for chunk in chunks}
+
+
+def check_space(world: World, orphans: AbstractSet[ChunkId] = frozenset()) -> None:
     """Every slot in use holds a chunk that some volume still counts, and none is missing."""
     store = world.store
     chunks = set(store.chunks())
@@ -177,6 +190,10 @@ def check_space(world: World) -> None:
     for attachment in world.attachments:
         core = attachment.volume.core
         for chunk in store.chunks_of(core.spec.volume):
+            if chunk in orphans:
+                assert core.blocks.live(chunk.sequence) is None, f"orphan {chunk} is counted"
+                counted.add(chunk)
+                continue
             assert core.chunk(chunk.sequence) == chunk, f"chunk {chunk} belongs to nobody"
             assert core.blocks.live(chunk.sequence) is not None, f"chunk {chunk} is not counted"
             counted.add(chunk)

@@ -70,6 +70,7 @@ class World:
             trash_grace_s=trash_grace_s,
         )
         self.catalog = AsyncCatalog(self.metadata, self.clock)  # type: ignore[arg-type]
+        self.trash_grace_s = trash_grace_s
         self.attachments: list[Attachment] = []
 
     async def attach(self, name: str) -> Attachment:

@@ -68,7 +68,7 @@ class Machine:
     async def let_time_pass(self, seconds: float) -> None:
         """Move the clock, and let the timers see it."""
         self.clock.advance(int(seconds * 1e9))
-        self.store._trash._expire()
+        self.store.expire_trash()
         await self.settle()
 
     async def settle(self) -> None:
