@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torus.errors import ConfigError
-from torus.limits import TRASH_GRACE_S
+from torus.limits import GC_RATE_BYTES_DEFAULT, TRASH_GRACE_S
 
 SYSTEM_HOME = "/var/lib/torus"
 SYSTEM_FILE = "/etc/torus/torus.toml"
@@ -34,6 +34,7 @@ class CommonConfig:
     map_cache_bytes: int = 256 << 20  # bound of the resident maps of all volumes together
     on_full: str = "pause"  # or "error": what a write does when no slot is free
     checkpoint_interval_s: float = 60.0
+    gc_rate_bytes: int = GC_RATE_BYTES_DEFAULT  # per second, in the background; 0: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("map-cache", "256MiB", "bound of the block maps in memory, all volumes together"),
     Option("on-full", "pause", "what a write does on a full pool: pause or error"),
     Option("checkpoint-interval", "60s", "longest time between two checkpoints of a volume"),
+    Option("gc-rate", "64MiB", "what background collection may move in a second, or none"),
     Option("node.size", "", "limit of the data directory; required when it is made"),
     Option("node.nbd", DEFAULT_NBD_ADDRESS, "where the node answers NBD, or none", many=True),
     Option("node.http", DEFAULT_HTTP_ADDRESS, "where /metrics and /healthz answer, or none"),

@@ -60,6 +60,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     add("--map-cache", metavar="SIZE", help="bound of the block maps in memory (default 256MiB)")
     add("--on-full", metavar="WHAT", help="writes on a full pool: pause (default) or error")
     add("--checkpoint-interval", metavar="TIME", help="longest time between two (default 60s)")
+    add("--gc-rate", metavar="SIZE", help="background collection moves so much in a second "
+        "(default 64MiB), or none")  # fmt: skip
     add("--log-level", metavar="LEVEL", help="debug, info (default), warning or error")
     add("--log-format", metavar="FORMAT", help="auto (default), human or json")
 

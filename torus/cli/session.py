@@ -126,6 +126,7 @@ class Session:
             log_format=self.choice("log-format", ("auto", "human", "json")),
             map_cache_bytes=self.size("map-cache") or 0,
             on_full=self.choice("on-full", ("pause", "error")),
+            gc_rate_bytes=self.value("gc-rate", _rate) or 0,
             checkpoint_interval_s=self.value("checkpoint-interval", parse_seconds) or 0.0,
         )
 
@@ -158,6 +159,10 @@ class Session:
         if not setting.text:
             return f"sqlite:{home / 'meta.sqlite'}"
         return setting.text[-1]
+
+
+def _rate(text: str, what: str) -> int:
+    return 0 if text.strip().lower() in ("none", "0") else parse_size(text, what)
 
 
 def _absolute(address: str) -> str:

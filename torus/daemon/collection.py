@@ -17,7 +17,6 @@ from torus.errors import UsageError
 from torus.volume.catalog import Catalog
 
 if TYPE_CHECKING:
-    from torus.clock import Clock
     from torus.volume.attachment import Attachment
 
 Report = Callable[[int, int], None]
@@ -70,22 +69,16 @@ async def _attach_and_collect(
 
     async with reach(config) as reached:
         async with attached(reached, name, "gc", volume_options(config)) as attachment:
-            return await collect_attached(attachment, reached.clock, wanted, report)
+            return await collect_attached(attachment, wanted, report)
 
 
-async def collect_attached(
-    attachment: "Attachment", clock: "Clock", wanted: Wanted, report: Report
-) -> Outcome:
+async def collect_attached(attachment: "Attachment", wanted: Wanted, report: Report) -> Outcome:
     """Collect the garbage of a volume that this process has attached.
 
     Raises: the volume's failure.
     """
-    from torus.volume.collector import Collector
-
-    volume = attachment.volume
-    core = volume.core
+    core, collector = attachment.volume.core, attachment.volume.collector
     slot_bytes = core.chunks.slot_bytes
-    collector = Collector(core, volume.queue, volume.checkpointer, clock)
     if wanted.dry_run:
         plan = collector.dry_run(wanted.target)
         chunks = len(core.blocks.usage.counts())

@@ -164,7 +164,7 @@ class OwnerControl:
 
     async def _gc(self, attachment: Attachment, question: Question, report: Report) -> Answer:
         wanted = wanted_from(question)
-        return {"outcome": asdict(await collect_attached(attachment, self._clock, wanted, report))}
+        return {"outcome": asdict(await collect_attached(attachment, wanted, report))}
 
 
 async def _flatten(attachment: Attachment, _question: Question, report: Report) -> Answer:

@@ -7,7 +7,7 @@ runs, the directory is opened by this process, which its lock makes safe.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torus.clock import Clock, SystemClock
 from torus.cluster.chunks import Chunks
@@ -49,6 +49,7 @@ def volume_options(
         map_cache_bytes=common.map_cache_bytes,
         checkpoint_interval_s=common.checkpoint_interval_s,
         pause_when_full=common.on_full == "pause",
+        gc_rate_bytes=common.gc_rate_bytes,
     )
 
 
@@ -119,13 +120,14 @@ async def let_go(reached: Reach, name: str) -> bool:
 async def attached(
     reached: Reach, name: str, role: str, options: VolumeOptions
 ) -> AsyncIterator[Attachment]:
-    """Attach a volume for the length of one operation.
+    """Attach a volume for the length of one operation; nothing is collected beside it.
 
     Raises: what `attach` and `Attachment.detach` raise.
     """
     await let_go(reached, name)
     found = await reached.catalog.get(name)
     owner = this_process(role, "", reached.clock)
+    options = replace(options, gc_rate_bytes=0)
     attachment = await attach(found, reached.catalog, reached.chunks, owner, reached.clock, options)
     try:
         yield attachment
