@@ -51,18 +51,17 @@ def test_a_snapshot_that_the_record_makes_gets_it_as_root() -> None:
     older, empty = snapshot(1, 1), snapshot(1, 2, root=None)
     made = snapshot(1, 3, root=THIS_RECORD)
     here = replace(ROOT, sequence=9)
-    head = replace(HEAD, newest_snapshot=3)
 
-    found = read_snapshots(listed(older, empty, made), "here", here, head)
+    found = read_snapshots(listed(older, empty, made), "here", here)
 
     assert found == [older, empty, replace(made, root=here)]
-    assert read_snapshots(b"", "here", here, head) == []
+    assert read_snapshots(b"", "here", here) == []
 
 
 def test_a_damaged_list_is_named() -> None:
     for data in (b"{", pack_list([b"1"]), pack_list([b'{"format":1}']), listed(HEAD)[:-1]):
         with pytest.raises(Corruption, match="here"):
-            read_snapshots(data, "here", ROOT, HEAD)
+            read_snapshots(data, "here", ROOT)
 
 
 # --- the bonds --------------------------------------------------------------------------
