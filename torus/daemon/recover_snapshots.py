@@ -11,13 +11,14 @@ import json
 from dataclasses import replace
 
 from torus.errors import Corruption
-from torus.metadata.schema import Base, Head, RootRef, Snapshot, VolumeSpec
+from torus.format.root import unpack_list
+from torus.metadata.schema import THIS_RECORD, Base, Head, RootRef, Snapshot, VolumeSpec
 from torus.volume.catalog_ask import READY
 from torus.volume.origin import Origin
 from torus.volume.spans import Spans
 
 
-def read_snapshots(data: bytes, where: str, made_by: RootRef | None, head: Head) -> list[Snapshot]:
+def read_snapshots(data: bytes, where: str, made_by: RootRef | None) -> list[Snapshot]:
     """Return the snapshots that a root or head record lists.
 
     ``made_by`` is the root record itself: it is the root of a snapshot that it made.  Clones
@@ -25,16 +26,11 @@ def read_snapshots(data: bytes, where: str, made_by: RootRef | None, head: Head)
 
     Raises: Corruption, UnknownVersion.
     """
-    if not data:
-        return []
-    try:
-        values = [json.dumps(value).encode() for value in json.loads(data)]
-    except (ValueError, TypeError) as exc:
-        raise Corruption(f"{where}: its list of snapshots is none: {data[:80]!r}") from exc
+    values = [json.dumps(value).encode() for value in unpack_list(data, where)]
     snapshots = []
     for value in values:
         snapshot = replace(Snapshot.from_bytes(value, where), clones=())
-        if snapshot.root is None and snapshot.number == head.newest_snapshot:
+        if snapshot.root == THIS_RECORD:
             snapshot = replace(snapshot, root=made_by)
         snapshots.append(snapshot)
     return snapshots

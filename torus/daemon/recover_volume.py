@@ -104,7 +104,7 @@ class VolumeRecovery:
                 payload.replay_sequence, payload.replay_offset, payload.replay_index,
             )  # fmt: skip
             head = replace(head, root=root)
-        snapshots = read_snapshots(payload.snapshots, where, root, head)
+        snapshots = read_snapshots(payload.snapshots, where, root)
         head = replace(head, epoch=max(self._epoch, head.epoch), owner=None)
         size = max(spec.size_bytes, self._written_bytes(head, spec.size_bytes))
         return replace(spec, size_bytes=size, state=READY), head, snapshots

@@ -5,7 +5,10 @@ begins, a root record says all that the reference to it says.  Implements docs/f
 and head records".
 """
 
+import json
 import struct
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torus import limits
@@ -14,6 +17,7 @@ from torus.errors import Corruption, UnknownVersion
 FIXED = struct.Struct("<4sHHIIIQIIII")
 MAGIC = b"TROO"
 VERSION = 1
+_LIST_BYTES_MAX = limits.SNAPSHOTS_MAX * 4 * limits.KIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +25,8 @@ class RootPayload:
     """``root`` is the map's root page, empty in a head record; spec and head are JSON values.
 
     The numbers are those of `torus.metadata.schema.RootRef`: the last lsn that the map holds,
-    and the place of the record after it.  They are 0 in a head record.  ``snapshots`` is a JSON
-    list of the volume's snapshots; one that this very record makes stands in it without root.
+    and the place of the record after it.  They are 0 in a head record.  ``snapshots`` is a packed
+    list of the volume's snapshots; one that this very record makes has a root of zeroes there.
     """
 
     root: bytes
@@ -73,3 +77,26 @@ class RootPayload:
             index,
             data[end - snapshots : end],
         )
+
+
+def pack_list(values: Sequence[bytes]) -> bytes:
+    """Return JSON values as one compressed list; nothing for none."""
+    return zlib.compress(b"[" + b",".join(values) + b"]", 1) if values else b""
+
+
+def unpack_list(data: bytes, where: str) -> list[object]:
+    """Return the values of a packed list.
+
+    Raises: Corruption.
+    """
+    if not data:
+        return []
+    try:
+        unpacker = zlib.decompressobj()
+        text = unpacker.decompress(data, _LIST_BYTES_MAX)
+        values = json.loads(text)
+    except (zlib.error, ValueError, RecursionError) as exc:
+        raise Corruption(f"{where}: its list of snapshots cannot be read: {exc}") from exc
+    if not unpacker.eof or not isinstance(values, list):
+        raise Corruption(f"{where}: its list of snapshots is not a list that ends")
+    return values

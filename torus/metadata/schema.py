@@ -205,6 +205,9 @@ class RootRef:
     replay_index: int
 
 
+THIS_RECORD = RootRef(0, 0, 0, 0, 0, 0, 0)  # in a root record's list: the snapshot it makes
+
+
 @dataclass(frozen=True, slots=True)
 class Head(Value):
     """All that the metadata store knows of a volume's log."""

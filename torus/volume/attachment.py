@@ -13,7 +13,6 @@ from torus.log import get_logger
 from torus.metadata.schema import Snapshot
 from torus.volume.flatten import flatten
 from torus.volume.holder import Holder
-from torus.volume.pins import Pins
 from torus.volume.volume import Volume
 
 log = get_logger("torus.attach")
@@ -76,7 +75,7 @@ class Attachment:
         """Learn that snapshots were deleted.  Nothing else can be news to their volume's
         writer, which alone makes them."""
         core = self.volume.core
-        core.pins = Pins(one for one in core.pins if one.number not in numbers)
+        core.pins = core.pins.without(numbers)
 
     async def reclaim(self) -> int:
         """Free what only deleted snapshots needed; return how many chunks went.

@@ -17,11 +17,10 @@ from torus.clock import Clock
 from torus.errors import PoolFull, TorusError, Unavailable
 from torus.format.root import RootPayload
 from torus.log import get_logger
-from torus.metadata.schema import Head, RootRef, Snapshot
+from torus.metadata.schema import THIS_RECORD, Head, RootRef, Snapshot
 from torus.volume.core import Core
 from torus.volume.leaves import UNIT
 from torus.volume.log import Position
-from torus.volume.pins import encode_snapshots
 from torus.volume.reclaim import Reclaimer
 from torus.volume.writes import Item, WriteQueue
 
@@ -310,7 +309,7 @@ class Checkpointer:
         core, head, snapshots = self._core, self.head, self._core.pins.payload()
         if wanted is not None:
             head = replace(head, newest_snapshot=wanted.number)
-            snapshots = encode_snapshots([*core.pins, wanted])
+            snapshots = core.pins.payload(replace(wanted, root=THIS_RECORD))
         payload = RootPayload(
             core.blocks.encode_root(), core.spec.to_bytes(), head.to_bytes(),
             start.lsn, start.sequence, start.offset, start.index, snapshots,

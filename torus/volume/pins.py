@@ -6,21 +6,25 @@ was found dead.  Being wrong is possible in one direction only: a chunk that no 
 may be kept until the snapshots around it are gone.
 """
 
-import json
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
+from torus.format.root import pack_list
 from torus.metadata.schema import Snapshot
 
 
 class Pins:
     """The snapshots of one volume, as its writer knows them."""
 
-    def __init__(self, snapshots: Iterable[Snapshot] = ()) -> None:
+    def __init__(
+        self, snapshots: Iterable[Snapshot] = (), packed: dict[int, bytes] | None = None
+    ) -> None:
+        """``packed``: the values of some, by number, where they are known."""
         self._snapshots = sorted(snapshots, key=lambda snapshot: snapshot.number)
         rooted = [one for one in self._snapshots if one.root is not None]
         self._numbers = [one.number for one in rooted]
         self._sequences = [one.root.sequence for one in rooted if one.root is not None]
+        self._packed = {} if packed is None else packed
         self._payload: bytes | None = None
 
     def __iter__(self) -> Iterator[Snapshot]:
@@ -47,16 +51,25 @@ class Pins:
 
     def with_snapshot(self, snapshot: Snapshot) -> "Pins":
         """Return these pins with one more snapshot."""
-        return Pins([*self._snapshots, snapshot])
+        return Pins([*self._snapshots, snapshot], self._packed)
 
-    def payload(self) -> bytes:
-        """Return the snapshots as root records carry them."""
-        if self._payload is None:
-            self._payload = encode_snapshots(self._snapshots)
+    def without(self, numbers: Container[int]) -> "Pins":
+        """Return these pins without some snapshots."""
+        left = [one for one in self._snapshots if one.number not in numbers]
+        return Pins(left, {one.number: self._packed[one.number] for one in left
+                           if one.number in self._packed})  # fmt: skip
+
+    def payload(self, wanted: Snapshot | None = None) -> bytes:
+        """Return the snapshots as a root record carries them, with one that it makes."""
+        if self._payload is None or wanted is not None:
+            values = [self._value(one) for one in self._snapshots]
+            if wanted is not None:
+                return pack_list([*values, wanted.to_bytes()])
+            self._payload = pack_list(values)
         return self._payload
 
-
-def encode_snapshots(snapshots: Iterable[Snapshot]) -> bytes:
-    """Return a JSON list of snapshot values; empty when there is none."""
-    values = [json.loads(snapshot.to_bytes()) for snapshot in snapshots]
-    return json.dumps(values, sort_keys=True, separators=(",", ":")).encode() if values else b""
+    def _value(self, snapshot: Snapshot) -> bytes:
+        value = self._packed.get(snapshot.number)
+        if value is None:
+            value = self._packed[snapshot.number] = snapshot.to_bytes()
+        return value

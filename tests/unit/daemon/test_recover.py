@@ -236,7 +236,7 @@ def test_recover_refuses_a_volume_whose_chunks_are_gone(lost: Any) -> None:
     chunks = sorted((chunk, at) for chunk, at in lost.chunks().items() if chunk.volume == 1)
     for chunk, at in chunks[:-1]:
         if chunk.sequence % 2:
-            lost.write(lost.segment(), at, bytes(512))
+            lost.write(lost.segment(), at, bytes(1024))
 
     report = lost.recover()
 
@@ -256,7 +256,7 @@ def test_recover_without_any_copy_says_so(lost: Any) -> None:
         data = path.read_bytes()
         for chunk, at in lost.chunks(number).items():
             if chunk.volume == 1 and walk(data[at : at + SLOT], chunk, at).heads:
-                lost.write(path, at, bytes(512))
+                lost.write(path, at, bytes(1024))
 
     outcomes = {one.volume: one.outcome for one in lost.recover().volumes}
 

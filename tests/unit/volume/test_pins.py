@@ -1,12 +1,15 @@
 """The interval rule: a chunk that a snapshot may need is pinned."""
 
+import json
 import random
+import zlib
 
 import pytest
 
-from torus.format.root import RootPayload
+from torus.errors import Corruption
+from torus.format.root import RootPayload, unpack_list
 from torus.metadata.schema import RootRef, Snapshot
-from torus.volume.pins import Pins, encode_snapshots
+from torus.volume.pins import Pins
 
 SEED = 20261122
 
@@ -45,7 +48,15 @@ def test_the_payload_is_read_back() -> None:
     pins = Pins([snapshot(1, 5)]).with_snapshot(snapshot(2, 9))
     packed = RootPayload(b"", b"{}", b"{}", snapshots=pins.payload()).pack()
 
-    assert RootPayload.unpack(packed, "").snapshots == encode_snapshots(list(pins))
+    values = unpack_list(RootPayload.unpack(packed, "").snapshots, "")
+    assert [
+        json.dumps(value, sort_keys=True, separators=(",", ":")).encode() for value in values
+    ] == [one.to_bytes() for one in pins]
+    assert pins.without([1]).payload() == Pins([snapshot(2, 9)]).payload()
+    assert pins.payload(snapshot(3, None)) == pins.with_snapshot(snapshot(3, None)).payload()
+    for bad in (b"x", pins.payload()[:-3], zlib.compress(b"{}"), zlib.compress(b"[")):
+        with pytest.raises(Corruption):
+            unpack_list(bad, "root")
 
 
 @pytest.mark.parametrize("round_number", range(40))
