@@ -74,7 +74,7 @@ def test_nbdinfo_sees_what_is_announced(machine: Machine, uri: Uri) -> None:
     abilities = ["cache", "df", "fast_zero", "flush", "fua", "multi_conn", "trim", "zero"]
 
     assert found["export-size"] == SIZE
-    assert found["contexts"] == ["base:allocation"]
+    assert found["contexts"] == ["base:allocation", "qemu:allocation-depth"]
     assert {ability: found[f"can_{ability}"] for ability in abilities} == dict.fromkeys(
         abilities, True
     )

@@ -6,6 +6,7 @@ while it is read is `torus.volume.served_snapshots`' care.
 
 import asyncio
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import NoReturn
 
 from torus._fast.frame import RequestBatch
@@ -27,7 +28,8 @@ class SnapshotVolume:
         self.snapshot = snapshot
         self.name = view.name
         self.size_bytes = snapshot.size_bytes
-        self.description = f"snapshot {snapshot.number}"
+        made = datetime.fromtimestamp(snapshot.created_ns // 10**9, UTC).isoformat()
+        self.description = f"snapshot {snapshot.number}, made {made}"
         self._reads = Reads(view)
 
     def read_now(

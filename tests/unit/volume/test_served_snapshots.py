@@ -35,7 +35,7 @@ def test_a_snapshot_reads_as_it_was(rng: random.Random) -> None:
         first, second = await serving.open("one@first"), await serving.open("one@second")
 
         assert (first.name, first.size_bytes, first.read_only) == ("one@first", 64 * BLOCK, True)
-        assert first.description == "snapshot 1"
+        assert first.description == "snapshot 1, made 1970-01-01T00:00:00+00:00"
         assert await first.read(512, 3 * BLOCK) == b"a" * (3 * BLOCK - 512) + bytes(512)
         assert await second.read(0, 3 * BLOCK) == b"a" * BLOCK + b"b" * BLOCK + bytes(BLOCK)
         assert await second.read_sparse(0, 64 * BLOCK) == [
