@@ -57,6 +57,7 @@ GC_WORTH_PERCENT = 95  # a chunk that is fuller is not worth a copy
 GC_ROUND_CHUNKS = 64  # emptied at once in the background; 'torus gc' takes more
 GC_ROUND_CHUNKS_MAX = 4096
 GC_DEAD_CHUNKS_MAX = 256  # emptied chunks that wait for a checkpoint before one is asked for
+GC_CHECKPOINT_LOG_BYTES = 512 * MIB  # of log since the last checkpoint before it asks for one
 GC_RATE_BYTES_DEFAULT = 64 * MIB  # per second
 GC_STEP_BYTES = 256 * KIB  # written between two looks at what clients want
 GC_LOOK_BYTES = 64 * MIB  # of log between two looks at the volume's utilisation

@@ -28,6 +28,7 @@ log = get_logger("torus.collect")
 BLOCK = limits.BLOCK_BYTES
 _JUDGED = 16384  # candidates looked up in the map at a time
 _SORT_APART = 1 << 18  # more candidates than this are sorted beside the event loop
+_BLOCKS_BESIDE = 256  # read and checked at a time beside clients: well below a millisecond
 _RUNS_MAX = 1024  # pieces of one read: limits.PEER_READS_MAX
 _COLD_MAX = 64  # map leaves brought back for one read
 _LOOK_S = 60.0  # trims make garbage without a byte of log
@@ -132,6 +133,8 @@ class Collector:
             self._core.fail(TorusError(f"the collector ended: {error!r}"))
 
     async def _background(self, done: Collected) -> None:
+        if self._worth_checkpoint():
+            await self._checkpoint()
         bounds = self._bounds()  # not what is written from now on: there is an end to this
         while not self._stop.is_set():
             short = self._short
@@ -143,6 +146,14 @@ class Collector:
                 await self._round(found, done, paced=not short)
             if short or not found.victims or self._emptied >= limits.GC_DEAD_CHUNKS_MAX:
                 await self._checkpoint(urgent=short)
+
+    def _worth_checkpoint(self) -> bool:
+        """Tell whether what is worth collecting is kept from it by being replayed."""
+        return (
+            not self._plan(self._target, 1, self._bounds()).victims
+            and bool(self.dry_run().victims)
+            and (self._short or self._core.log_bytes >= limits.GC_CHECKPOINT_LOG_BYTES)
+        )
 
     # --- what is asked for --------------------------------------------------------------
 
@@ -298,6 +309,8 @@ class Collector:
         """Read the next candidates that live, as many as a chunk holds at most."""
         core = self._core
         most = core.chunks.slot_bytes // BLOCK - 1
+        if not self._alone:
+            most = min(most, _BLOCKS_BESIDE)
         while True:
             # The first last: what other work may evict meanwhile is not what comes next.
             for block in reversed(candidates.cold(core.blocks, _JUDGED)[:_COLD_MAX]):
@@ -324,16 +337,26 @@ class Collector:
             if delay_ns and await self._stopped_within(delay_ns / 1e9):
                 return
         # Alone, whole records; beside clients, short ones: those who come meanwhile wait.
-        alone = core.journal.lsn == self._lsn
-        most = limits.RECORD_PAYLOAD_BYTES_MAX if alone else limits.GC_STEP_BYTES
-        step = Relocation(core, survivors, self._clock, most_bytes=most, reserve=True)
-        await self._queue.put(step)
+        most = limits.RECORD_PAYLOAD_BYTES_MAX if self._alone else limits.GC_STEP_BYTES
+        step = Relocation(core, survivors, most_bytes=most)
+        came_ns = self._clock.monotonic_ns()
+        await asyncio.sleep(0)  # clients first; how long that takes tells how they are
+        waited_ns = self._clock.monotonic_ns() - came_ns
+        # Between two turns of the event loop nobody waits for the write queue.
+        if core.path is None or not self._queue.idle or not step.run_now():
+            await self._queue.put(step)
+        self._queue.note_progress()
         self._lsn = core.journal.lsn
         if step.problem is not None:
             raise step.problem
         done.moved_bytes += step.moved_bytes
         if pacer is not None:
-            pacer.moved(step.moved_bytes, step.waited_ns, self._clock.monotonic_ns())
+            pacer.moved(step.moved_bytes, waited_ns, self._clock.monotonic_ns())
+
+    @property
+    def _alone(self) -> bool:
+        """True when nobody wrote since our last step."""
+        return self._core.journal.lsn == self._lsn
 
     async def _stopped_within(self, seconds: float) -> bool:
         try:

@@ -7,7 +7,6 @@ same step in which its copy gets its place.  A copy is an ordinary record of dat
 from torus import limits
 from torus._fast.collect import Survivors
 from torus._fast.record import KIND_DATA, RecordBuilder
-from torus.clock import Clock
 from torus.errors import Corruption, PoolFull, Unavailable
 from torus.volume.core import Core
 from torus.volume.writes import Work
@@ -16,61 +15,71 @@ from torus.volume.writes import Work
 class Relocation(Work):
     """Appends one record of survivors, unless none is current any more."""
 
-    __slots__ = ("_began_ns", "_clock", "_core", "_most", "_reserve", "_survivors", "moved_bytes",
-                 "problem", "waited_ns")  # fmt: skip
+    __slots__ = ("_core", "_most", "_record", "_survivors", "moved_bytes", "problem")
 
-    def __init__(
-        self, core: Core, survivors: Survivors, clock: Clock, *, most_bytes: int, reserve: bool
-    ) -> None:
-        """``reserve``: the last slots of the pool may be used."""
+    def __init__(self, core: Core, survivors: Survivors, *, most_bytes: int) -> None:
         super().__init__()
         self._core = core
         self._survivors = survivors
-        self._clock = clock
         self._most = most_bytes
-        self._reserve = reserve
-        self._began_ns = clock.monotonic_ns()
+        self._record = RecordBuilder(limits.RECORD_PAYLOAD_BYTES_MAX, limits.RECORD_EXTENTS_MAX)
         self.moved_bytes = 0
-        self.waited_ns = 0  # for its turn in the queue
         self.problem: Corruption | Unavailable | None = None  # a map page that cannot be read
+
+    def run_now(self) -> bool:
+        """Do it without waiting, while the write queue is idle; False when that is impossible.
+
+        Raises: PoolFull, Fenced, DiskFailed.
+        """
+        core, journal = self._core, self._core.journal
+        if self._survivors.cold(core.blocks):
+            return False
+        while self._fill():
+            try:
+                opened = journal.next_chunk_now(from_reserve=False)
+            except PoolFull:
+                opened = journal.next_chunk_now(from_reserve=True)
+            if not opened:
+                return False
+        if not self._record.empty:
+            appended = journal.append_now(self._record, KIND_DATA)
+            assert appended, "chunks with a data path append without waiting"
+            self._apply()
+        return True
 
     async def run(self) -> None:
         """Append one record and enter it into the map.
 
         Raises: PoolFull, Fenced, DiskFailed, Unavailable (of the append).
         """
-        core, survivors = self._core, self._survivors
-        self.waited_ns = self._clock.monotonic_ns() - self._began_ns
+        core, journal = self._core, self._core.journal
         try:
-            for block, count in survivors.cold(core.blocks):
+            for block, count in self._survivors.cold(core.blocks):
                 await core.load(block, count)
         except (Corruption, Unavailable) as exc:
             self.problem = exc
             return
-        record = RecordBuilder(limits.RECORD_PAYLOAD_BYTES_MAX, limits.RECORD_EXTENTS_MAX)
-        while not survivors.done:
-            survivors.fill(core.blocks, record, self._room, self._most)
-            if not record.empty:
-                break
-            if not survivors.done:
-                await self._next_chunk()
-        if record.empty:
-            return
-        await core.journal.append(record, KIND_DATA)
+        while self._fill():
+            try:
+                await journal.next_chunk(from_reserve=False)
+            except PoolFull:
+                await journal.next_chunk(from_reserve=True)
+        if not self._record.empty:
+            await journal.append(self._record, KIND_DATA)
+            self._apply()
+
+    def _fill(self) -> bool:
+        """Put what is current into the record; True when it takes a new chunk first.
+
+        The last slots of the pool may be used: this is how space is freed.
+        """
+        survivors, record = self._survivors, self._record
+        survivors.fill(self._core.blocks, record, self._core.journal.room, self._most)
+        return record.empty and not survivors.done
+
+    def _apply(self) -> None:
+        core, record = self._core, self._record
         record.apply(core.blocks)
         core.last_data_lsn = core.journal.lsn
         self.moved_bytes = record.payload_size
         core.collected_bytes += record.payload_size
-
-    @property
-    def _room(self) -> int:
-        journal = self._core.journal
-        return 0 if journal.reserved and not self._reserve else journal.room
-
-    async def _next_chunk(self) -> None:
-        try:
-            await self._core.journal.next_chunk(from_reserve=False)
-        except PoolFull:
-            if not self._reserve:
-                raise
-            await self._core.journal.next_chunk(from_reserve=True)

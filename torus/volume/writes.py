@@ -118,6 +118,10 @@ class WriteQueue:
             self._start()
         await asyncio.shield(item.done)
 
+    def note_progress(self) -> None:
+        """Say that somebody else appended a record: a time to think of a checkpoint, too."""
+        self._on_progress()
+
     def stop_waiting(self) -> None:
         """Refuse what waits for space, now and from now on."""
         self._pause = False
