@@ -38,6 +38,7 @@ SNAPSHOTS_OPEN_MAX = 256  # in one process, for clients and for comparing
 DETACH_LINGER_S = 5.0  # a volume without clients stays attached that long
 TRASH_GRACE_S = 30.0  # a deleted chunk can be taken back so long, unless its slot is needed
 TRASH_FREE_PERCENT = 5  # free slots below which the oldest trash goes at once
+TRASH_SLOTS_MAX = 256  # more goes at once: overwriting needs its warm slots back
 TRASH_RETRY_S = 5.0  # after the trash could not be emptied
 ORPHAN_INTERVAL_S = 3600.0  # a chunk goes when it was nobody's in two rounds so far apart
 PUNCH_DELAY_S = 300.0  # a freed slot that is reused sooner keeps its blocks and its page cache

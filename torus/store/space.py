@@ -46,6 +46,7 @@ class Space:
         self._ready_kept = limits.SPARE_SLOTS_MIN // 2
         self.reserve = max(limits.RESERVE_SLOTS_MIN, limit * limits.RESERVE_PERCENT // 100)
         self._trash_below = max(limits.RESERVE_SLOTS_MIN, limit * limits.TRASH_FREE_PERCENT // 100)
+        self._trash_max = min(limits.TRASH_SLOTS_MAX, max(limits.SPARE_SLOTS_MIN, limit // 10))
         self._free: deque[int] = deque()
         self._warm: deque[tuple[int, int]] = deque()  # (freed at, address), oldest first
         self._cooling = 0
@@ -136,8 +137,9 @@ class Space:
 
     @property
     def trash_wanted(self) -> int:
-        """Slots of the trash that are to be freed now, so that writes find some without waiting."""
-        return max(0, self._trash_below - self.usage.free)
+        """Slots of the trash that are to be freed now: so that writes find some without waiting,
+        and those of a fast stream of writes are still warm when they come round."""
+        return max(0, self._trash_below - self.usage.free, self._trash - self._trash_max)
 
     @property
     def known(self) -> int:

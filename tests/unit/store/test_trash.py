@@ -252,6 +252,27 @@ def test_oldest_trash_goes_before_writers_have_to_wait() -> None:
     _run(scenario)
 
 
+def test_trash_has_room_for_a_part_of_the_slots_only() -> None:
+    """A stream that overwrites gets its slots back while they are warm: few are ever new."""
+
+    async def scenario() -> None:
+        machine = Machine(9, slots=400)
+        local, taken = LocalChunks(machine.store), set()
+        for sequence in range(1, 1001):
+            chunk = ChunkId(1, 1, 0, sequence)
+            await local.open(chunk, from_reserve=False)
+            taken.add(local.place(chunk))
+            if sequence > 50:
+                await machine.store.delete(1, 1, [chunk._replace(sequence=sequence - 50)])
+            await machine.settle()
+            assert machine.store.usage.trash <= 40
+        assert len(taken) <= 50 + 40 + 2
+        assert machine.adds_up()
+        await machine.store.close()
+
+    _run(scenario)
+
+
 def test_reserve_is_there_for_those_who_may_use_it() -> None:
     """Trash does not take it from them."""
 
