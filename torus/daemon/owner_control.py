@@ -106,6 +106,7 @@ class OwnerControl:
 
     async def _start(self, question: Question) -> Answer:
         kind, volume = str(question.get("task")), _volume(question)
+        wait_s = _seconds(question, "wait_s")
         if kind == "release":
             work = self._release_work(volume, question)
         elif kind in self._works:
@@ -113,7 +114,7 @@ class OwnerControl:
         else:
             raise NotFound(f"the owner of volume {volume!r} does not know the task {kind!r}")
         number = self._tasks.start(kind, volume, work, alone=kind not in ("snapshot", "release"))
-        return await self._tasks.state(number, _seconds(question, "wait_s"))
+        return await self._tasks.state(number, wait_s)
 
     def _work(self, on_attachment: OnAttachment, volume: str, question: Question) -> Work:
         async def work(report: Report) -> Answer:
