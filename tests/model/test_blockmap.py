@@ -30,15 +30,16 @@ lengths = st.one_of(st.integers(1, 12), st.sampled_from([1, 256, 1000]))
 class BlockMapMachine(RuleBasedStateMachine):
     """Every call that a volume makes, in any order that the map allows."""
 
+    clone = False  # whether the map begins as that of another volume
     log: PageLog
     frozen: MapOracle
     waiting: list[int]  # leaves of the checkpoint that are not encoded yet
     encoded: list[tuple[int, bytes]]
 
-    @initialize(clone=st.booleans())
-    def create(self, clone: bool) -> None:
+    @initialize()
+    def create(self) -> None:
         self.log = new_log(SIZE_MAX)
-        if clone:
+        if self.clone:
             for block in (5, 1020, BORDER - 1):
                 self.log.set(block, list(range(1, 12)))
             self.log = clone_of(self.log, self.log.checkpoint())
@@ -178,8 +179,15 @@ class BlockMapMachine(RuleBasedStateMachine):
             self.compare()
 
 
+class CloneMapMachine(BlockMapMachine):
+    """The same, over blocks and pages that lie in another volume's log."""
+
+    clone = True
+
+
 TestBlockMap = BlockMapMachine.TestCase
-TestBlockMap.settings = settings(
+TestCloneMap = CloneMapMachine.TestCase
+TestBlockMap.settings = TestCloneMap.settings = settings(
     max_examples=int(os.environ.get("TORUS_MODEL_EXAMPLES", "60")),
     stateful_step_count=50,
     deadline=None,

@@ -270,6 +270,7 @@ def test_no_chunks_no_pages() -> None:
     assert made.map.mark_pages_dirty({1}) == []
     assert made.map.dirty_directories() == []
     assert log.map.mark_pages_dirty({1}) == [0, 2, 1024]
+    assert (log.map.dirty_directories(), log.map.dirty_usage_pages()) == ([0, 1], [0])
 
 
 def test_marking_is_refused_at_the_wrong_time() -> None:

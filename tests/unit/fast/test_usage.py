@@ -127,6 +127,7 @@ def test_pages_of_the_checkpoint_end_an_era_in_it() -> None:
     log.finish_checkpoint()
     log.map.end_checkpoint()
 
+    assert log.map.dirty_usage_pages() == []
     assert stored_usage(log)[0] == (1, 1, 0)
     assert log.map.era(1) == 0
 
