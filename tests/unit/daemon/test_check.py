@@ -18,7 +18,7 @@ from torus.daemon.slotwalk import headers_beyond, walk
 from torus.errors import Busy, ConfigError, Corruption, NotFound, UsageError
 from torus.format.identity import IDENTITY_FILE
 from torus.format.record import HEADER
-from torus.format.segment import SegmentHeader, SlotHeader
+from torus.format.segment import FREED_SLOT, UNUSED_SLOT, SegmentHeader, SlotHeader
 from torus.ids import ChunkId
 from torus.metadata.schema import (
     CLUSTER,
@@ -325,7 +325,9 @@ def test_check_finds_chunks_that_vanished(detached: Any) -> None:
     found = 0
     for at in detached.chunks().values():
         saved = detached.segment().read_bytes()[at : at + 512]
-        detached.write(detached.segment(), at, bytes(512))
+        detached.write(detached.segment(), at, UNUSED_SLOT)  # found again by its first record
+        assert not _kinds(detached.check())
+        detached.write(detached.segment(), at, FREED_SLOT)
         kinds = _kinds(detached.check())
         found += bool(kinds & {"missing-chunk", "bad-log"})
         detached.write(detached.segment(), at, saved)
