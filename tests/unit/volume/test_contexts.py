@@ -164,6 +164,8 @@ def test_a_volume_that_grew_or_shrank(rng: random.Random) -> None:
             if blocks == 3 * LEAF:
                 await volume.write((LEAF + 100) * BLOCK, b"y" * BLOCK, durable=False)
                 await volume.write((2 * LEAF + 1) * BLOCK, b"y" * BLOCK, durable=False)
+                # behind the older end, in a leaf that the older map has but not in memory
+                assert await states(changed, BLOCK, (LEAF + 100) * BLOCK) == sectors([1])
                 expected = [int(n in (LEAF + 100, 2 * LEAF + 1)) for n in range(blocks)]
                 assert await states(changed, blocks * BLOCK) == sectors(expected)
             await serving.volumes.close_contexts([changed])
