@@ -247,16 +247,24 @@ class Torus:
         Raises:
             BenchError: torus refused.
         """
-        argv = [*torus_command(), "volume", "create", name, str(size_bytes)]
+        self.run("volume", "create", name, str(size_bytes))
+
+    def run(self, *arguments: str) -> str:
+        """Run a torus command and return what it printed.
+
+        Raises:
+            BenchError: torus refused.
+        """
         finished = subprocess.run(
-            argv,
+            [*torus_command(), *arguments],
             env={**os.environ, **self._environment()},
             capture_output=True,
             text=True,
             check=False,
         )
         if finished.returncode:
-            raise BenchError(f"torus volume create {name}: {finished.stderr.strip()}")
+            raise BenchError(f"torus {' '.join(arguments)}: {finished.stderr.strip()}")
+        return finished.stdout
 
     def client(self, name: str) -> NbdClient:
         """Connect to a volume."""
