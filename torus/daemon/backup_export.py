@@ -6,6 +6,7 @@ read.  The stream's bytes are `torus.format.diffstream`'s, its files `torus.daem
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -106,22 +107,24 @@ def _refuse_another(view: SnapshotMap, expected: SnapshotName) -> None:
 async def _write_out(
     found: AsyncIterator[Change], reads: Reads, out: Target, progress: Progress, size_bytes: int
 ) -> None:
-    """Read one batch of ranges while the one before is written."""
-    ahead: asyncio.Future[list[_Piece]] | None = None
+    """Read some batches of ranges ahead of the one that is written."""
+    ahead: deque[asyncio.Future[list[_Piece]]] = deque()
     try:
         async for batch in _batches(found):
-            due, ahead = ahead, asyncio.ensure_future(_read(reads, batch))
-            if due is not None:
-                await _put_out(await due, out)
+            ahead.append(asyncio.ensure_future(_read(reads, batch)))
+            if len(ahead) > limits.COPY_IN_FLIGHT:
+                await _put_out(await ahead[0], out)
+                ahead.popleft()
                 progress(out.encoder.reached, size_bytes)
-        if ahead is not None:
-            await _put_out(await ahead, out)
+        while ahead:
+            await _put_out(await ahead[0], out)
+            ahead.popleft()
         await in_thread(out.write, [out.encoder.end()])
         progress(size_bytes, size_bytes)
     finally:
-        if ahead is not None and not ahead.done():
-            ahead.cancel()
-            await asyncio.wait([ahead])
+        for task in ahead:
+            task.cancel()
+        await asyncio.gather(*ahead, return_exceptions=True)
 
 
 async def _batches(found: AsyncIterator[Change]) -> AsyncIterator[list[Change]]:

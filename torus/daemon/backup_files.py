@@ -82,6 +82,8 @@ def open_target(
         path = Path(target)
         if path.exists() and not overwrite:
             raise AlreadyExists(f"file {path} exists", hint="--overwrite replaces it")
+        if not path.parent.is_dir():
+            raise NotFound(f"folder {path.parent} does not exist")
         partial = path.with_name(path.name + PARTIAL)
         with _open_partial(partial, resume=resume) as file:
             made = _begin(file, header, partial, resume=resume)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
+from torus import limits
 from torus.config import CommonConfig
 from torus.daemon.backup import BackupReport, add_hint, all_of, in_thread
 from torus.daemon.backup_files import Source, open_source
@@ -216,30 +217,38 @@ class _Import:
             await attachment.resize(size_bytes)
 
     async def _apply(self, volume: Volume) -> Trailer:
-        """Write every frame, reading the next ones meanwhile."""
-        following = asyncio.ensure_future(in_thread(self._stream.batch))
+        """Write every frame; ranges do not overlap, so several batches are under way at once."""
+        running: set[asyncio.Future[None]] = set()
+        reading = asyncio.ensure_future(in_thread(self._stream.batch))
         try:
             while True:
-                batch = await following
+                batch = await reading
                 self._begun = True
                 trailer = batch[-1]
-                if not isinstance(trailer, Trailer):
-                    following = asyncio.ensure_future(in_thread(self._stream.batch))
                 frames = [item for item in batch if isinstance(item, Frame)]
-                await all_of([_put_in(volume, frame) for frame in frames])
+                running.add(asyncio.ensure_future(_put_in(volume, frames)))
                 if isinstance(trailer, Trailer):
-                    self._progress(self._header.size_bytes, self._header.size_bytes)
-                    return trailer
+                    break
+                reading = asyncio.ensure_future(in_thread(self._stream.batch))
                 self._progress(frames[-1].offset + frames[-1].length, self._header.size_bytes)
+                if len(running) >= limits.COPY_IN_FLIGHT:
+                    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.gather(*done)
+            await asyncio.gather(*running)
+            self._progress(self._header.size_bytes, self._header.size_bytes)
+            return trailer
         finally:
             self._stop()
-            if not following.done():
-                await asyncio.wait([following])
-            if not following.cancelled():
-                following.exception()  # the first error is the one that is told
+            for task in running:
+                task.cancel()
+            await asyncio.gather(reading, *running, return_exceptions=True)
 
 
-async def _put_in(volume: Volume, frame: Frame) -> None:
+async def _put_in(volume: Volume, frames: list[Frame]) -> None:
+    await all_of([_put_frame(volume, frame) for frame in frames])
+
+
+async def _put_frame(volume: Volume, frame: Frame) -> None:
     if frame.data is None:
         await volume.write_zeroes(frame.offset, frame.length, durable=False, allocate=False)
     else:
