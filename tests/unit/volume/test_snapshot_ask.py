@@ -306,8 +306,10 @@ OPERATIONS: dict[str, Callable[[Store], Steps]] = {
 }
 
 
-# Of clones whose only snapshot with the base is deleted; they meet each other alone.
+# They meet only what they can disagree with: a second snapshot, and clones whose last snapshot
+# with the base is deleted.
 LAST: dict[str, Callable[[Store], Steps]] = {
+    "snapshot o other": lambda _: snapshot_steps.snapshot_detached("o", "y", 1, "uz"),
     "flatten g": flatten("g"),
     "delete g1": delete("g", "g1"),
     "roll back h": roll_back("h", "h1"),
@@ -348,6 +350,7 @@ def outcomes(start: Store, left: str, right: str) -> set[tuple[str, str]]:
     [
         ("clone", "clone again", {("done", "AlreadyExists"), ("AlreadyExists", "done")}),
         ("snapshot o", "snapshot o again", {("done", "AlreadyExists"), ("AlreadyExists", "done")}),
+        ("snapshot o", "snapshot o other", {("done", "done")}),
         ("clone", "clone more", {("done", "done")}),
         ("delete c1", "delete c2", {("done", "done")}),
         ("delete f1", "delete f2", {("done", "done")}),
@@ -385,6 +388,14 @@ def test_of_two_that_exclude_each_other_one_wins(
     if ("done", "done") not in possible:
         assert any(pair[0] == "done" for pair in found)
         assert any(pair[1] == "done" for pair in found)
+
+
+def test_a_detached_snapshot_never_undoes_an_attach(family: Store) -> None:
+    for store, _, attach in interleave(
+        family, OPERATIONS["snapshot o"], OPERATIONS["acquire o"], 3
+    ):
+        assert attach.error is None
+        assert read_all(store)[1][1].owner == LIVING
 
 
 def test_every_operation_works_when_alone(family: Store) -> None:
