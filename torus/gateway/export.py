@@ -99,8 +99,10 @@ class Exports(Protocol):
         Raises: NotFound when it could mean several exports, or none.
         """
 
-    async def contexts(self, name: str) -> Sequence[str]:
+    async def contexts(self, name: str, queries: Sequence[str]) -> Sequence[str]:
         """Return the names of the metadata contexts that an export has.
+
+        Those that none of ``queries`` can mean may be left out; no query means all.
 
         Raises: NotFound, Unavailable.
         """

@@ -172,7 +172,7 @@ class Negotiation(asyncio.BufferedProtocol):
         exports = self._gateway.exports
         try:
             name = event.name or await exports.default()
-            offered = await exports.contexts(name)
+            offered = await exports.contexts(name, event.queries)
             payload = self._handshake.list_or_set_contexts(event, name, offered)
         except TorusError as failure:
             payload = self._handshake.refuse(event, _option_error(failure), str(failure))

@@ -189,6 +189,7 @@ class MemoryExports:
         self.open_counts = dict.fromkeys(self.exports, 0)
         self.open_contexts_count = 0
         self.contexts_failure: TorusError | None = None
+        self.contexts_gate: asyncio.Event | None = None
 
     async def names(self) -> Sequence[str]:
         """Return the names in order."""
@@ -203,7 +204,7 @@ class MemoryExports:
             raise NotFound(f"there is no default among {len(self.exports)} exports")
         return next(iter(self.exports))
 
-    async def contexts(self, name: str) -> Sequence[str]:
+    async def contexts(self, name: str, queries: Sequence[str]) -> Sequence[str]:
         """Return base:allocation and the export's ``states``.
 
         Raises: NotFound.
@@ -213,8 +214,10 @@ class MemoryExports:
         return [BASE_ALLOCATION, *self.exports[name].states]
 
     async def open_contexts(self, export: Export, names: Sequence[str]) -> Sequence[Context]:
-        """Open contexts, or fail as ``contexts_failure`` says."""
+        """Open contexts, or fail as ``contexts_failure`` says, once ``contexts_gate`` is open."""
         assert isinstance(export, MemoryExport)
+        if self.contexts_gate is not None:
+            await self.contexts_gate.wait()
         if self.contexts_failure is not None:
             raise self.contexts_failure
         self.open_contexts_count += len(names)

@@ -117,13 +117,13 @@ class AttachedVolumes:
         """Return the name that the empty name means.  Raises: NotFound, Unavailable."""
         return await self._offer.default()
 
-    async def contexts(self, name: str) -> Sequence[str]:
-        """Return the names of the metadata contexts that an export has.
+    async def contexts(self, name: str, queries: Sequence[str] = ()) -> Sequence[str]:
+        """Return the names of the metadata contexts that an export has and that are asked for.
 
         Raises: NotFound, UsageError, Unavailable.
         """
         self._offer.check(name)
-        return await self._contexts.names(name)
+        return await self._contexts.names(name, queries)
 
     async def open_contexts(self, export: object, names: Sequence[str]) -> Sequence[Context]:
         """Return these contexts of an open export, all or none.

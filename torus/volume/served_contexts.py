@@ -30,21 +30,29 @@ class ServedContexts:
         self._catalog = catalog
         self._snapshots = snapshots
 
-    async def names(self, name: str) -> list[str]:
+    async def names(self, name: str, queries: Sequence[str]) -> list[str]:
         """Return what an export has: a volume compares with each of its snapshots, a snapshot
         with each that is older.
 
+        Snapshots are looked at only where a query, or that there is none, can mean them: a
+        volume may have a thousand, and most clients ask for base:allocation alone.
+
         Raises: NotFound, UsageError, Unavailable.
         """
-        volume, _, newer = name.partition("@")
-        snapshots = await self._catalog.snapshots(volume)
-        if newer:
-            numbers = [one.number for one in snapshots if one.name == newer]
-            if not numbers:
-                raise NotFound(f"volume {volume!r} has no snapshot {newer!r}")
-            snapshots = [one for one in snapshots if one.number < numbers[0]]
-        older = [CHANGED_SINCE + one.name for one in snapshots if one.state == READY]
-        return [BASE_ALLOCATION, ALLOCATION_DEPTH, *older]
+        volume, at, newer = name.partition("@")
+        found = [BASE_ALLOCATION, ALLOCATION_DEPTH]
+        limit = None
+        if at:
+            limit = (await self._catalog.get_snapshot(volume, newer)).snapshot.number
+        else:
+            await self._catalog.get(volume)
+        namespace = CHANGED_SINCE.partition(":")[0] + ":"
+        if queries and not any(query.startswith(namespace) for query in queries):
+            return found
+        for one in await self._catalog.snapshots(volume):
+            if one.state == READY and (limit is None or one.number < limit):
+                found.append(CHANGED_SINCE + one.name)
+        return found
 
     async def open(self, export: object, names: Sequence[str]) -> list[Context]:
         """Return these contexts of an open export, all or none.

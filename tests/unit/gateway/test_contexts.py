@@ -1,6 +1,8 @@
 """Metadata contexts of an export: offered, selected, answered and given back."""
 
+import asyncio
 import struct
+from collections.abc import Callable
 
 import pytest
 
@@ -20,6 +22,13 @@ def disk(**states: dict[int, int]) -> MemoryExport:
     export = MemoryExport("disk", 8 * MIB)
     export.states = states or {DEPTH: {1: 1, 2: 3}, CHANGED: {2: 1}}
     return export
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the event loop turn until it is so."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what is waited for signals nothing
+            await asyncio.sleep(0)
 
 
 async def listed(client: BareClient, *queries: str) -> list[tuple[int, str]]:
@@ -95,6 +104,26 @@ def test_a_context_that_went_meanwhile_is_refused_at_go(run, serving):
             assert (await client.option(nbd.NBD_OPT_GO, info_bytes("disk")))[-1].kind == 1
             assert (await client.ask(7, 0, 4096)).error == nbd.NBD_EINVAL
             await client.close()
+
+    run(scenario)
+
+
+def test_a_client_that_leaves_while_its_contexts_are_opened(run, serving):
+    """They are given back when they come."""
+
+    async def scenario() -> None:
+        async with serving(disk()) as served:
+            served.exports.contexts_gate = asyncio.Event()
+            client = await BareClient.connect(served.path)
+            client.say_flags()
+            await client.option(nbd.NBD_OPT_STRUCTURED_REPLY)
+            await client.option(nbd.NBD_OPT_SET_META_CONTEXT, context_bytes("disk", CHANGED))
+            client.say_option(nbd.NBD_OPT_GO, info_bytes("disk"))
+            await client.writer.drain()
+            await until(lambda: served.exports.open_counts["disk"] == 1)
+            await client.close()
+            await until(lambda: served.server.stats.connections_open == 0)
+            served.exports.contexts_gate.set()
 
     run(scenario)
 

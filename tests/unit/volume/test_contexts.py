@@ -59,11 +59,18 @@ def test_which_contexts_there_are(rng: random.Random) -> None:
         assert list(await serving.volumes.contexts("one")) == always + since
         assert list(await serving.volumes.contexts("one@c")) == always + since[:2]
         assert list(await serving.volumes.contexts("one@b")) == always
+        for queries, expected in (
+            (["base:allocation", "qemu:"], always),
+            (["torus:"], always + since),
+            (["x:y", CHANGED_SINCE + "b"], always + since),
+        ):
+            assert list(await serving.volumes.contexts("one", queries)) == expected
         await serving.catalog.begin_snapshot_deletion("one", "a")
         assert list(await serving.volumes.contexts("one@c")) == always + since[:1]
-        for name in ("two", "one@d"):
-            with pytest.raises(NotFound):
-                await serving.volumes.contexts(name)
+        for name in ("two", "one@d", "two@a"):
+            for queries in ([], ["base:allocation"]):
+                with pytest.raises(NotFound):
+                    await serving.volumes.contexts(name, queries)
         only = serving.process(names=["one@c"])
         assert len(await only.contexts("one@c")) == 3
         with pytest.raises(NotFound, match="not served here"):
