@@ -10,6 +10,7 @@ import asyncio
 import errno
 import fcntl
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -61,6 +62,9 @@ class Disk(Protocol):
 
     def read(self, address: int, size: int) -> bytes:
         """Return ``size`` bytes at ``address``; OSError(EIO) when there are fewer."""
+
+    def expect(self, reads: Sequence[tuple[int, int]]) -> None:
+        """Begin to read each (address, size) into the page cache; returns before it is done."""
 
     def write(self, address: int, data: Bytes) -> None:
         """Write all of ``data`` at ``address``; in the page cache on return."""
@@ -187,6 +191,11 @@ class PosixDisk:
                 raise OSError(errno.EIO, f"{len(data)} of {size} bytes at {address:#x}")
             data += more
         return data
+
+    def expect(self, reads: Sequence[tuple[int, int]]) -> None:
+        for address, size in reads:
+            fd, offset = self._locate(address)
+            os.posix_fadvise(fd, offset, size, os.POSIX_FADV_WILLNEED)
 
     def write(self, address: int, data: Bytes) -> None:
         fd, offset = self._locate(address)

@@ -280,6 +280,8 @@ class Store:
             raise Corruption(f"disk {self.identity.disk_id} cannot read: {exc}") from exc
 
     def _read_all(self, reads: Sequence[tuple[int, int]]) -> list[bytes]:
+        if len(reads) > 1:
+            self.disk.expect(reads)  # all at once in the disk's queue, not one after another
         return [self.disk.read(address, size) for address, size in reads]
 
     # --- deleting -----------------------------------------------------------------------
