@@ -105,19 +105,33 @@ class Examiner:
         try:
             world.store.open()
             assert not world.store.damaged, world.store.damaged
+            await self.opened(world)
             contents = {}
             for name, history in self.histories.items():
-                if f"names/{name}" not in moment.snapshot[1]:
+                if f"names/{name}" not in world.metadata.snapshot()[1]:
                     continue
                 known = moment.known.get(name, Known())
                 least = getattr(known, promise)
                 contents[name] = await self._check(world, name, history, least, known.issued)
+            await self.attached(world)
             if NEXT_VOLUME in moment.snapshot[1]:
-                check_space(world, await _orphans(world))
+                check_space(world, await find_orphans(world))
             if power is not None:
                 await self._go_on(world, contents, power)
         finally:
             await world.stop()
+
+    async def opened(self, world: World) -> None:
+        """More to be checked while nobody has a volume."""
+
+    async def attached(self, world: World) -> None:
+        """More to be checked when all volumes are attached."""
+
+    async def went_on(self, world: World) -> None:
+        """More to be done before the second crash."""
+
+    async def reopened(self, world: World) -> None:
+        """More to be checked after the second crash."""
 
     async def _check(
         self, world: World, name: str, history: VolumeHistory, least: int, most: int
@@ -152,6 +166,7 @@ class Examiner:
             if rng.random() < 0.3:
                 await attachment.detach()
             expected[volume.name] = bytes(content)
+        await self.went_on(world)
         for event in world.history:
             power.step(event)
         again = World(
@@ -166,12 +181,13 @@ class Examiner:
                 attachment = await again.attach(name)
                 found = await attachment.volume.read(0, len(wanted))
                 assert found == wanted, f"volume {name!r} lost data in a second crash"
-            check_space(again, await _orphans(again))
+            check_space(again, await find_orphans(again))
+            await self.reopened(again)
         finally:
             await again.stop()
 
 
-async def _orphans(world: World) -> set[ChunkId]:
+async def find_orphans(world: World) -> set[ChunkId]:
     """Return what the orphan rounds would find: chunks that were in the trash before a crash,
     and that no head names any more."""
     if not world.trash_grace_s:
@@ -197,7 +213,8 @@ def check_space(world: World, orphans: AbstractSet[ChunkId] = frozenset()) -> No
             assert core.chunk(chunk.sequence) == chunk, f"chunk {chunk} belongs to nobody"
             assert core.blocks.live(chunk.sequence) is not None, f"chunk {chunk} is not counted"
             counted.add(chunk)
-        forgotten = [number for number in core.places if core.blocks.live(number) is None]
+        own = [place for place in core.places if place >> 32 == 0]  # not an ancestor's
+        forgotten = [number for number in own if core.blocks.live(number) is None]
         assert not forgotten, f"places of chunks {forgotten} are kept"
         for span in core.spans:
             last = core.journal.chunk.sequence if span.last is None else span.last

@@ -11,12 +11,14 @@ _SNAPSHOT_EVERY = 8
 
 
 class VolumeHistory:
-    """The operations of one volume.  ``capacity`` bounds every size that it will have."""
+    """The operations of one volume.  ``capacity`` bounds every size that it will have;
+    ``start`` is what it holds before the first of them."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, start: bytes = b"") -> None:
         self._operations: list[tuple[int, bytes]] = []
-        self._snapshots = [bytes(capacity)]
-        self._current = bytearray(capacity)
+        self._snapshots = [start + bytes(capacity - len(start))]
+        self._current = bytearray(self._snapshots[0])
+        self._whole: set[int] = set()  # operations of which no part can be seen
         self._lsns: list[int] = []  # of the log when operation i was answered
         self._recent: dict[int, bytes] = {}
 
@@ -30,6 +32,12 @@ class VolumeHistory:
         if len(self._operations) % _SNAPSHOT_EVERY == 0:
             self._snapshots.append(bytes(self._current))
         return len(self._operations)
+
+    def replace(self, content: bytes) -> int:
+        """Note an operation that makes the volume become ``content``, all at once or not at
+        all; its number."""
+        self._whole.add(len(self._operations))
+        return self.issue(0, content + bytes(len(self._current) - len(content)))
 
     def answered(self, lsn: int) -> None:
         """Note that all operations so far are answered, the log being at ``lsn``."""
@@ -78,7 +86,7 @@ class VolumeHistory:
             if self._matches(content, count):
                 return count
         for count in order:
-            if count < most and self._matches_partly(content, count):
+            if count < most and count not in self._whole and self._matches_partly(content, count):
                 return count
         return None
 

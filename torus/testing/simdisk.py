@@ -10,17 +10,18 @@ It decides nothing about right and wrong: tests do.
 
 import errno
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torus import limits
 from torus._fast.blockio import BlockIo, PythonIo
-from torus.format.segment import Geometry, segment_name
+from torus.format.segment import FREED_SLOT, Geometry, segment_name
 from torus.store.disk import Bytes
 
 SECTOR = limits.SECTOR_BYTES
 _FILE_BLOCK = 4 * limits.KIB  # of the file system: it punches whole ones
+_POISON = b"\xdb"
 SMALL = Geometry(64 * limits.KIB, 16)
 
 
@@ -71,6 +72,7 @@ class SimDisk:
         self.image = image or DiskImage()
         self.history: list[Event] = [] if history is None else history
         self.sync_before: int | None = None  # what a running sync covers; None: everything
+        self.poison = False  # a slot loses its content with its chunk: whoever reads it shows
         self._cold = cold
         self._opened: set[int] = set()
         self.io: BlockIo = PythonIo(self)
@@ -115,6 +117,9 @@ class SimDisk:
             raise OSError(errno.EIO, f"{size} bytes at {address:#x} reach beyond the segment")
         return bytes(data[offset : offset + size])
 
+    def expect(self, reads: Sequence[tuple[int, int]]) -> None:
+        """Nothing is far away here."""
+
     def read_now(self, address: int, size: int) -> bytes | None:
         """Return the bytes if they are in the page cache."""
         return None if self._cold(address) else self.read(address, size)
@@ -125,6 +130,15 @@ class SimDisk:
             raise OSError(errno.EFBIG, f"{len(data)} bytes at {address:#x} leave the segment")
         self._record("write", address, bytes(data))
         target[offset : offset + len(data)] = data
+        if self.poison and data == FREED_SLOT:
+            self._spoil(address + len(data))
+
+    def _spoil(self, address: int) -> None:
+        """Overwrite what lies from ``address`` to the end of its slot."""
+        target, offset = self._locate(address)
+        size = -offset % self.geometry.slot_bytes
+        self._record("write", address, _POISON * size)
+        target[offset : offset + size] = _POISON * size
 
     def sync(self, segment: int) -> None:
         if segment not in self._opened:

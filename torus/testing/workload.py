@@ -29,10 +29,11 @@ class Recorder:
     Marks in the world's history: ("issued" | "answered" | "flushed", name, operations).
     """
 
-    def __init__(self, world: World, name: str, capacity: int) -> None:
+    def __init__(self, world: World, name: str, capacity: int, start: bytes = b"") -> None:
+        """``start``: what a clone holds at the beginning."""
         self.world = world
         self.name = name
-        self.history = VolumeHistory(capacity)
+        self.history = VolumeHistory(capacity, start)
         self.rng = world.rng
         self._attachment: Attachment | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -120,9 +121,9 @@ class Recorder:
             await self.attachment.volume.flush_soon()
         self._flush_done(number)
 
-    def flushed(self) -> None:
-        """Note that somebody flushed what is answered."""
-        self._flush_done(self.history.answers)
+    def flushed(self, number: int | None = None) -> None:
+        """Note that somebody flushed what is answered, or the first ``number`` operations."""
+        self._flush_done(self.history.answers if number is None else number)
 
     async def checkpoint(self) -> None:
         """Write a checkpoint; like a flush, it makes what came before durable."""
@@ -141,13 +142,29 @@ class Recorder:
         else:
             await self.world.resize(self.attachment, size)
 
-    async def reattach(self) -> None:
-        """Detach cleanly and attach again."""
+    async def detach(self) -> None:
+        """Detach cleanly; nothing when it is detached."""
+        if self._attachment is None:
+            return
         await self.settle()
-        await self.attachment.detach()
+        await self._attachment.detach()
+        self.world.attachments.remove(self._attachment)
         self._flush_done(len(self.history))
         self._attachment = None
+
+    async def reattach(self) -> None:
+        """Detach cleanly and attach again."""
+        await self.detach()
         await self.attach()
+
+    async def replace(self, content: bytes, work: Awaitable[None]) -> None:
+        """Do what makes the detached volume become ``content`` as a whole, or not at all."""
+        number = self.history.replace(content)
+        self.world.mark(("issued", self.name, number))
+        await work
+        self.history.answered(0)
+        self.world.mark(("answered", self.name, number))
+        self._flush_done(number)
 
     async def read(self, offset: int, length: int) -> None:
         """Read, and compare."""
