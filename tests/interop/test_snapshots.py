@@ -253,6 +253,7 @@ def test_refusals_say_what_stands_in_the_way(machine: Machine) -> None:
     """Each bad request is refused with its exit code and a message that names the thing."""
     machine.run("volume", "snapshot", "create", "disk@a")
     machine.run("volume", "protect", "disk@a")
+    machine.run("volume", "create", "other", "1MiB")
     for code, words, said in (
         (3, ("snapshot", "create", "disk@a"), "exists"),
         (5, ("snapshot", "create", "nope@a"), "'nope'"),
@@ -262,7 +263,8 @@ def test_refusals_say_what_stands_in_the_way(machine: Machine) -> None:
         (5, ("export", "disk@nope", "x"), "'nope'"),
         (5, ("flatten", "nope"), "'nope'"),
         (3, ("clone", "disk@a", "disk"), "'disk' exists"),
-        (3, ("copy", "disk@a", "disk"), "'disk'"),
+        (64, ("copy", "disk@a", "disk"), "into itself"),
+        (3, ("copy", "disk@a", "other"), "'other'"),
         (64, ("snapshot", "delete", "disk@a"), "protected"),
         (64, ("snapshot", "create", "disk"), "no '@'"),
         (64, ("snapshot", "create", "disk@a@b"), "'@' is not allowed"),
@@ -272,7 +274,8 @@ def test_refusals_say_what_stands_in_the_way(machine: Machine) -> None:
         assert said in machine.refused(code, "volume", *words), words
     machine.run("volume", "unprotect", "disk@a")
     machine.run("volume", "delete", "disk", "--with-snapshots")
-    assert machine.run("volume", "tree", "-o", "json").document["volumes"] == []
+    left = machine.run("volume", "tree", "-o", "json").document["volumes"]
+    assert [(one["name"], one["snapshots"]) for one in left] == [("other", [])]
 
 
 def test_exported_snapshot_is_not_deleted(machine: Machine) -> None:
@@ -286,3 +289,39 @@ def test_exported_snapshot_is_not_deleted(machine: Machine) -> None:
         assert f"pid {machine.services[0].pid}" in refusal
         machine.run("volume", "rollback", "disk@a")
         assert reader.read(0, MIB) == bytes([5]) * MIB
+
+
+def test_garbage_is_collected_by_whoever_has_the_volume(machine: Machine, held: Held) -> None:
+    """What overwriting left behind is freed; data and snapshots stay."""
+    held.fill(1)
+    machine.run("volume", "snapshot", "create", "disk@a")
+    for number in range(2, 12):
+        held.fill(number)
+    planned = machine.run("gc", "--dry-run", "-o", "json").document["gc"]
+    done = machine.run("gc", "disk", "--target", "0.9", "-o", "json").document["gc"]
+
+    assert [(one["volume"], one["state"]) for one in planned + done] == [
+        ("disk", "planned"), ("disk", "collected"),
+    ]  # fmt: skip
+    assert done[0]["chunks_after"] < done[0]["chunks_before"]
+    assert done[0]["freed_bytes"] > 0
+    assert bytes_at_ends(machine, "disk@a") == (1, 1)
+    machine.run("gc", "--defragment")
+    held.let_go()
+    if held.holder != "gateway":
+        assert bytes_at_ends(machine, "disk") == (11, 11)
+    assert bytes_at_ends(machine, "disk@a") == (1, 1)
+
+
+def test_gateway_leaves_nothing_behind(machine: Machine) -> None:
+    """Its socket and its registration go with it; a killed one's go with the next."""
+    folder = machine.home / "gateways"
+    first = machine.gateway("disk", "--socket", machine.folder / "g.sock")
+    assert [path.name for path in folder.iterdir()] == [f"{first.pid}.ctl"]
+    first.stop()
+    assert list(folder.iterdir()) == []
+    second = machine.gateway("disk", "--socket", machine.folder / "g.sock")
+    second.kill()
+    third = machine.gateway("disk", "--socket", machine.folder / "g.sock")
+    assert [path.name for path in folder.iterdir()] == [f"{third.pid}.ctl"]
+    third.stop()
