@@ -33,8 +33,11 @@ class Member(Protocol):
     def abort(self) -> None:
         """Close at once."""
 
-    def lose(self, export: Export, why: TorusError) -> None:
-        """Close at once if this is what the connection serves."""
+    def serves(self, export: Export) -> bool:
+        """Tell whether the connection has this export open."""
+
+    def lose(self, why: TorusError) -> None:
+        """Close at once: the export is lost."""
 
 
 @dataclass(slots=True)

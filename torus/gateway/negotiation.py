@@ -101,10 +101,13 @@ class Negotiation(asyncio.BufferedProtocol):
         """Close at once."""
         self._transport.abort()
 
-    def lose(self, export: Export, why: TorusError) -> None:
-        """Close at once if this was opened here."""
-        if any(opened is export for opened in self._opened.values()):
-            self._transport.abort()
+    def serves(self, export: Export) -> bool:
+        """Tell whether this was opened here."""
+        return any(opened is export for opened in self._opened.values())
+
+    def lose(self, why: TorusError) -> None:
+        """Close at once."""
+        self._transport.abort()
 
     def _leave(self) -> None:
         """Forget the connection, once, and what it held."""

@@ -4,14 +4,14 @@ Decides when to accept and how long stopping may take.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torus.clock import Clock, SystemClock
 from torus.errors import TorusError
 from torus.gateway.counters import GatewayStats
 from torus.gateway.export import Export, Exports
-from torus.gateway.membership import Gateway
+from torus.gateway.membership import Gateway, Member
 from torus.gateway.negotiation import Negotiation
 from torus.limits import NBD_CONNECTIONS_MAX, NBD_DRAIN_TIMEOUT_S, NBD_HANDSHAKE_TIMEOUT_S
 from torus.log import get_logger
@@ -76,8 +76,26 @@ class NbdServer:
 
     def cut_off(self, export: Export, why: TorusError) -> None:
         """Close the connections of an export that is lost: those who come back open it anew."""
-        for member in list(self._gateway.members):
-            member.lose(export, why)
+        for member in self._serving(export):
+            member.lose(why)
+
+    async def hand_over(self, export: Export, seconds: float) -> int:
+        """Close the connections of an export, each when what it has in flight is answered.
+
+        What comes after is not answered, so that clients ask again where the export is then.
+        Connections that take longer than ``seconds`` are cut.  Returns how many there were.
+        """
+        gateway = self._gateway
+        serving = self._serving(export)
+        for member in serving:
+            member.drain()
+        if not await self._wait_until(lambda: gateway.members.isdisjoint(serving), seconds):
+            late = gateway.members.intersection(serving)
+            log.warning("nbd.export.cut-off", export=export.name, connections=len(late))
+            for member in late:
+                member.abort()
+            await self._wait_until(lambda: gateway.members.isdisjoint(serving), seconds)
+        return len(serving)
 
     async def close(self) -> None:
         """Stop accepting, finish what is in flight within the limit, close every connection.
@@ -102,18 +120,33 @@ class NbdServer:
             listener.close()
         self._listeners.clear()
 
+    def _serving(self, export: Export) -> list[Member]:
+        return [member for member in self._gateway.members if member.serves(export)]
+
     async def _wait_until_left(self, seconds: float) -> bool:
         """Wait until no connection and no task is left; return False when time is up."""
+        gateway, deadline = self._gateway, asyncio.get_running_loop().time() + seconds
+        while gateway.members or gateway.tasks:
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                return False
+            if gateway.tasks:
+                tasks = list(gateway.tasks)
+                await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await self._wait_until(lambda: not gateway.members, left)
+        return True
+
+    async def _wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Wait until connections have left so that it is so; return False when time is up."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        while self._gateway.members or self._gateway.tasks:
+        while not condition():
             left = deadline - loop.time()
             if left <= 0:
                 return False
-            tasks = list(self._gateway.tasks)
-            if tasks:
-                await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            else:
-                self._gateway.departure = loop.create_future()
-                await asyncio.wait([self._gateway.departure], timeout=left)
+            departure = self._gateway.departure
+            if departure is None or departure.done():
+                departure = self._gateway.departure = loop.create_future()
+            await asyncio.wait([departure], timeout=left)
         return True

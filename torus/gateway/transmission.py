@@ -96,10 +96,9 @@ class Transmission(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Serve what has come, and what follows at once."""
-        poller = self._poller
-        poller.begin_turn(nbytes)
+        self._poller.begin_turn(nbytes)
         self._take(nbytes)
-        while self._may_poll() and (nbytes := poller.receive()):
+        while self._may_poll() and (nbytes := self._poller.receive()):
             self._take(nbytes)
 
     def eof_received(self) -> bool:
@@ -142,16 +141,19 @@ class Transmission(asyncio.BufferedProtocol):
 
     def drain(self) -> None:
         """Take no more requests, finish those in flight, close."""
-        self._end("the server is stopping")
+        self._end("the server stops serving it")
 
     def abort(self) -> None:
         """Close at once."""
         self._transport.abort()
 
-    def lose(self, export: Export, why: TorusError) -> None:
-        """Close at once if this is what the connection serves."""
-        if export is self._export:
-            self._end_badly(why)
+    def serves(self, export: Export) -> bool:
+        """Tell whether this is what the connection serves."""
+        return export is self._export
+
+    def lose(self, why: TorusError) -> None:
+        """Close at once, and say why."""
+        self._end_badly(why)
 
     # --- serving ------------------------------------------------------------------------
 
@@ -166,11 +168,10 @@ class Transmission(asyncio.BufferedProtocol):
         """Serve ``nbytes`` that were received into the batch."""
         if self._ending:
             return
-        batch = self._batch
-        batch.size_bytes = self._export.size_bytes
+        self._batch.size_bytes = self._export.size_bytes
         self._idling.touch()
         try:
-            self._stop = batch.received(nbytes)
+            self._stop = self._batch.received(nbytes)
         except RemoteProtocolError as garbage:
             self._end_badly(garbage)
             return
