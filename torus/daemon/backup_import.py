@@ -214,7 +214,7 @@ class _Import:
         if attachment.volume.size_bytes != size_bytes:
             self._begun = True
             await reached.catalog.resize(self._name, size_bytes, shrink=True)
-            await attachment.resize(size_bytes)
+            await attachment.follow_size()
 
     async def _apply(self, volume: Volume) -> Trailer:
         """Write every frame; ranges do not overlap, so several batches are under way at once."""

@@ -151,6 +151,7 @@ class VolumeSpec(Value):
     redundancy: str
     created_ns: int
     state: str = "ready"  # or "deleting": its chunks are being freed
+    cut_bytes: int = 0  # smallest size since its writer last unmapped what was cut off; 0: none
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ class World:
     async def resize(self, attachment: Attachment, size_bytes: int) -> None:
         """Resize as an operator does: the specification first, then its owner is told."""
         await self.catalog.resize(attachment.volume.name, size_bytes, shrink=True)
-        await attachment.resize(size_bytes)
+        await attachment.follow_size()
 
     def mark(self, what: object) -> None:
         """Remember something at this moment of the history."""

@@ -76,12 +76,13 @@ async def attach(
     """
     began = clock.monotonic_ns()
     taken = await take(found, catalog, chunks, owner, options, takeover=takeover)
-    recovered = taken.recovered
+    recovered, spec = taken.recovered, shrunk(taken.held.spec)
     family = Family(taken.spans, taken.origin.ancestors)
-    volume = assemble(taken, taken.held.spec, family, recovered.blocks, chunks, options, clock)
+    volume = assemble(taken, spec, family, recovered.blocks, chunks, options, clock)
     attachment = Attachment(volume, taken.holder)
     try:
         await _finish_shrink(volume, recovered)
+        await attachment.follow_size()
     except TorusError as exc:
         volume.core.fail(exc)
         await attachment.detach()
@@ -118,7 +119,7 @@ async def take(
         await chunks.fence(spec.volume, epoch)
         origin = await find_origin(catalog, held.head.base)
         pins = Pins(await catalog.snapshots(spec.name) if held.head.newest_snapshot else ())
-        recovery = Recovery(chunks, spec, held.head, epoch, options.map_cache_bytes, origin)
+        recovery = Recovery(chunks, shrunk(spec), held.head, epoch, options.map_cache_bytes, origin)
         recovered = await recovery.run()
         await chunks.sync(recovered.unsettled)
         spans = recovered.spans.open(epoch, recovered.spans.last_sequence + 1)
@@ -178,6 +179,11 @@ def assemble(
     checkpointers.append(checkpointer)
     collectors.append(collector)
     return Volume(core, reads, queue, checkpointer, early_flush, collector)
+
+
+def shrunk(spec: VolumeSpec) -> VolumeSpec:
+    """Return a specification with the smallest size that the volume's map must be cut to."""
+    return replace(spec, size_bytes=min(spec.size_bytes, spec.cut_bytes or spec.size_bytes))
 
 
 async def _finish_shrink(volume: Volume, recovered: Recovered) -> None:

@@ -18,7 +18,7 @@ from torus.ids import split_snapshot
 from torus.log import get_logger
 from torus.metadata.base import Event
 from torus.metadata.loop import AsyncMetadata
-from torus.metadata.schema import VOLUMES, Head, Owner, VolumeSpec
+from torus.metadata.schema import VOLUMES, Head, Owner
 from torus.volume.attach import VolumeOptions, attach
 from torus.volume.attachment import Attachment
 from torus.volume.catalog_async import AsyncCatalog
@@ -314,8 +314,7 @@ class AttachedVolumes:
             return
         try:
             if event.key.endswith("/spec"):
-                spec = VolumeSpec.from_bytes(event.value, event.key)
-                await attachment.resize(spec.size_bytes)
+                await attachment.follow_size()  # what the event says may be old already
             elif event.key.endswith("/head"):
                 self._on_head(attachment, Head.from_bytes(event.value, event.key))
         except TorusError as exc:

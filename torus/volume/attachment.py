@@ -3,6 +3,7 @@
 Decides how a size that the operator set is applied.
 """
 
+import asyncio
 import secrets
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -24,14 +25,32 @@ class Attachment:
     def __init__(self, volume: Volume, holder: Holder) -> None:
         self.volume = volume
         self._holder = holder
+        self._resizing = asyncio.Lock()
 
     @property
     def epoch(self) -> int:
         """The epoch under which this process writes."""
         return self.volume.core.epoch
 
+    async def follow_size(self) -> None:
+        """Use the size that is in the metadata now.
+
+        Where it was smaller in between, what was cut off is unmapped first, and the cut is
+        forgotten before clients can write there again: it must not be done twice.
+
+        Raises: Fenced, the volume's failure, Corruption, Unavailable.
+        """
+        async with self._resizing:
+            spec = await self._holder.size()
+            while spec.cut_bytes:
+                cut_bytes = spec.cut_bytes
+                if cut_bytes < self.volume.size_bytes:
+                    await self.resize(cut_bytes)
+                spec = await self._holder.settle_cut(cut_bytes)
+            await self.resize(spec.size_bytes)
+
     async def resize(self, size_bytes: int) -> None:
-        """Use a size that the operator set in the metadata; a shrink unmaps what is cut off.
+        """Use a size; a shrink unmaps what is cut off.
 
         Raises: the volume's failure, Corruption, Unavailable.
         """

@@ -104,6 +104,10 @@ class Catalog:
         """Write the head for the last time, without owner.  Raises: Fenced."""
         return self._run(epoch_steps.release(volume_id, head, head_revision))
 
+    def settle_cut(self, volume_id: int, head_revision: int, cut_bytes: int) -> VolumeSpec:
+        """Forget a cut that is done; return the specification.  Raises: Fenced."""
+        return self._run(epoch_steps.settle_cut(volume_id, head_revision, cut_bytes))
+
     # --- snapshots ----------------------------------------------------------------------
 
     def snapshots(self, name: str) -> builtins.list[Snapshot]:

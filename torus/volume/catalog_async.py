@@ -103,6 +103,10 @@ class AsyncCatalog:
         """Write the head for the last time, without owner.  Raises: Fenced."""
         return await self._run(epoch_steps.release(volume_id, head, head_revision))
 
+    async def settle_cut(self, volume_id: int, head_revision: int, cut_bytes: int) -> VolumeSpec:
+        """Forget a cut that is done; return the specification.  Raises: Fenced."""
+        return await self._run(epoch_steps.settle_cut(volume_id, head_revision, cut_bytes))
+
     # --- snapshots ----------------------------------------------------------------------
 
     async def snapshots(self, name: str) -> builtins.list[Snapshot]:

@@ -175,7 +175,11 @@ def resize(name: str, size_bytes: int, *, shrink: bool) -> Steps[Volume]:
                 f"and lose what is in the last {present - size_bytes}",
                 hint="shrink the file system in it first, then repeat with --shrink",
             )
-        spec = dataclasses.replace(volume.spec, size_bytes=size_bytes)
+        cut = volume.spec.cut_bytes
+        if size_bytes < present:
+            # What is cut off must not come back when the volume grows before its writer knows.
+            cut = min(cut or size_bytes, size_bytes)
+        spec = dataclasses.replace(volume.spec, size_bytes=size_bytes, cut_bytes=cut)
         key = spec_key(spec.volume)
         revision: int | None = yield Commit(
             (Expect(key, volume.spec_revision),), (Put(key, spec.to_bytes()),)

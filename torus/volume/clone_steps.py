@@ -172,8 +172,10 @@ def _publish(volume_id: int, head: Head, head_revision: int, size_bytes: int | N
         # a head that was lost is refused when it is written.
         if present is not None and present.head_revision == head_revision:
             expect, changes = yield from _rebase(present.head.base, head.base, volume_id)
-            if size_bytes is not None and size_bytes != present.spec.size_bytes:
-                spec = dataclasses.replace(present.spec, size_bytes=size_bytes)
+            spec = present.spec
+            if size_bytes is not None:  # what was cut off is back, too
+                spec = dataclasses.replace(spec, size_bytes=size_bytes, cut_bytes=0)
+            if spec != present.spec:
                 expect += (Expect(spec_key(volume_id), present.spec_revision),)
                 changes += (Put(spec_key(volume_id), spec.to_bytes()),)
         done = yield from commit_head(volume_id, head, head, head_revision, expect, changes)

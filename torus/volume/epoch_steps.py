@@ -11,7 +11,7 @@ import dataclasses
 from torus.errors import Fenced, LocalProtocolError
 from torus.limits import CATALOG_ATTEMPTS_MAX
 from torus.metadata.base import Delete, Expect, Put
-from torus.metadata.schema import Head, Owner, head_key
+from torus.metadata.schema import Head, Owner, VolumeSpec, head_key, spec_key
 from torus.volume.catalog_ask import (
     Alive,
     Commit,
@@ -65,6 +65,34 @@ def release(volume_id: int, head: Head, head_revision: int) -> Steps[int]:
     """
     written = dataclasses.replace(head, owner=None)
     return (yield from _write_head(volume_id, head, written, head_revision))
+
+
+def settle_cut(volume_id: int, head_revision: int, cut_bytes: int) -> Steps[VolumeSpec]:
+    """Forget a cut as the head's holder, who unmapped all behind ``cut_bytes``, durably, and has
+    written nothing there since.  A deeper cut stays.
+
+    Returns: the specification as it is then.
+    Raises: Fenced when the head is not at ``head_revision`` any more.
+    """
+    for _ in range(CATALOG_ATTEMPTS_MAX):
+        volume = yield from get_by_id(volume_id)
+        if volume.head_revision != head_revision:
+            raise Fenced(
+                f"volume {volume.spec.name!r} is lost to this process: its head is at revision "
+                f"{volume.head_revision}, expected {head_revision}"
+            )
+        spec = volume.spec
+        if spec.cut_bytes == 0 or spec.cut_bytes < cut_bytes:
+            return spec
+        settled = dataclasses.replace(spec, cut_bytes=0)
+        key = spec_key(volume_id)
+        done: int | None = yield Commit(
+            (Expect(key, volume.spec_revision), Expect(head_key(volume_id), head_revision)),
+            (Put(key, settled.to_bytes()),),
+        )
+        if done is not None:
+            return settled
+    raise too_many_races(f"volume id {volume_id}")
 
 
 def _write_head(volume_id: int, held: Head, written: Head, revision: int) -> Steps[int]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torus.errors import PoolFull
 from torus.log import get_logger
-from torus.metadata.schema import Head, Snapshot
+from torus.metadata.schema import Head, Snapshot, VolumeSpec
 from torus.volume.catalog_async import AsyncCatalog
 from torus.volume.volume import Volume
 
@@ -34,6 +34,17 @@ class Holder:
             self._revision = await self._catalog.publish_snapshot(
                 self._volume, head, self._revision, snapshot
             )
+
+    async def size(self) -> VolumeSpec:
+        """Return the specification as it is now.  Raises: NotFound, Unavailable."""
+        return (await self._catalog.get_by_id(self._volume)).spec
+
+    async def settle_cut(self, cut_bytes: int) -> VolumeSpec:
+        """Forget a cut that is done; return the specification.
+
+        Raises: Fenced, Unavailable.
+        """
+        return await self._catalog.settle_cut(self._volume, self._revision, cut_bytes)
 
     async def finish_flatten(self, head: Head) -> None:
         """Write the head of a clone that needs its base no more.
