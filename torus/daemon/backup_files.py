@@ -111,7 +111,7 @@ def _begin(file: BinaryIO, header: StreamHeader, partial: Path, *, resume: bool)
         made = Target(file, fresh, partial, ended=False)
         made.write([fresh.begin()])
         return made
-    decoder, ended = _scan(file, partial)
+    decoder = _scan(file, partial)
     if decoder.header != header:
         raise Corruption(
             f"{partial} was begun for other snapshots than these, or they were made anew",
@@ -119,21 +119,21 @@ def _begin(file: BinaryIO, header: StreamHeader, partial: Path, *, resume: bool)
         )
     os.ftruncate(file.fileno(), decoder.position)
     file.seek(decoder.position)
-    return Target(file, Encoder.after(decoder), partial, ended)
+    return Target(file, Encoder.after(decoder), partial, ended=decoder.wanted == 0)
 
 
-def _scan(file: BinaryIO, partial: Path) -> tuple[Decoder, bool]:
+def _scan(file: BinaryIO, partial: Path) -> Decoder:
     """Read a partial file as far as it is whole."""
-    decoder, ended = Decoder(str(partial)), False
+    decoder = Decoder(str(partial))
     with os.fdopen(os.dup(file.fileno()), "rb", buffering=_BUFFER_BYTES) as reader:
         try:
-            for item in items(decoder, reader.read):
-                ended = isinstance(item, Trailer)
+            for _ in items(decoder, reader.read):
+                pass
         except Corruption as exc:
             if decoder.header is None:
                 exc.hint = "export without --resume: that begins from the start"
                 raise
-    return decoder, ended
+    return decoder
 
 
 def _open_partial(partial: Path, *, resume: bool) -> BinaryIO:
