@@ -157,6 +157,11 @@ class Decoder:
         """
         if len(data) > self.wanted:
             raise self._wrong("there are bytes behind its end")
+        if self._at == 0 and not MAGIC.startswith(data[: len(MAGIC)]):
+            raise Corruption(
+                f"{self._where} is not a torus backup stream (it begins with {data[:8]!r})",
+                hint="'torus volume import' takes raw images",
+            )
         if len(data) < self.wanted:
             raise Corruption(
                 f"{self._where} is cut off: {self.wanted} more bytes belong behind byte "
@@ -184,12 +189,7 @@ class Decoder:
         )
 
     def _take_preamble(self, data: bytes) -> None:
-        magic, version, zero, size = PREAMBLE.unpack(data)
-        if magic != MAGIC:
-            raise Corruption(
-                f"{self._where} is not a torus backup stream (it begins with {magic!r})",
-                hint="'torus volume import' takes raw images",
-            )
+        _, version, zero, size = PREAMBLE.unpack(data)
         if version != VERSION:
             raise UnknownVersion(
                 f"{self._where} has format {version}, this torus knows {VERSION}",
