@@ -62,7 +62,7 @@ async def _pieces(base: View | None, view: View, start: int) -> AsyncIterator[tu
     """Yield (block, count, 1: data or 0: nothing any more) of each leaf that differs."""
     size = view.blocks.size_blocks
     before = BlockMap(size, 0) if base is None else base.blocks
-    names = None if base is None else _members(base.family, view.family)
+    names = None if base is None else member_names(base.family, view.family)
     sides = [view] if base is None else [view, base]
     first = start // LEAF_BLOCKS
     while leaves := differing_leaves(before, view.blocks, first, _LEAVES, names):
@@ -85,8 +85,8 @@ def _is_cold(view: View, block: int) -> bool:
     return count > 0 and bool(view.blocks.missing(block, count, 1))
 
 
-def _members(base: Family, view: Family) -> bytes | None:
-    """Return how one family calls the members of another; see `torus._fast.mapdiff`."""
+def member_names(base: Family, view: Family) -> bytes | None:
+    """Return how family ``view`` calls the members of ``base``; see `torus._fast.mapdiff`."""
     if base.volumes == view.volumes:
         return None
     place = {volume: number for number, volume in enumerate(view.volumes)}

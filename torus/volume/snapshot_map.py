@@ -7,7 +7,7 @@ from torus.metadata.schema import Snapshot
 from torus.volume.catalog_async import AsyncCatalog
 from torus.volume.family import Family
 from torus.volume.maproot import load_map, read_root
-from torus.volume.origin import find_origin
+from torus.volume.origin import Origin, find_origin
 from torus.volume.spans import Spans
 from torus.volume.view import View
 
@@ -34,7 +34,18 @@ async def open_snapshot(
     volume = await catalog.get_by_id(snapshot.volume)
     name = f"{volume.spec.name}@{snapshot.name}"
     origin = await find_origin(catalog, snapshot.base)
-    family = Family(Spans(snapshot.volume, volume.head.spans), origin.ancestors)
+    spans = Spans(snapshot.volume, volume.head.spans)
+    return await read_map(name, snapshot, spans, origin, chunks, cache_bytes)
+
+
+async def read_map(
+    name: str, snapshot: Snapshot, spans: Spans, origin: Origin, chunks: Chunks, cache_bytes: int
+) -> SnapshotMap:
+    """Open a snapshot's map, knowing its volume's log and that of its ``origin``.
+
+    Raises: Corruption, Unavailable, UnknownVersion.
+    """
+    family = Family(spans, origin.ancestors)
     place, member = snapshot.root, 0
     if place is None:
         place, member = origin.root, origin.member
