@@ -11,13 +11,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 from torus import limits
-from torus._fast.collect import Candidates, Survivors
+from torus._fast.collect import Survivors
 from torus.clock import Clock
 from torus.errors import Corruption, PoolFull, ShuttingDown, TorusError, Unavailable
 from torus.log import get_logger
 from torus.volume.checkpoint import Checkpointer
 from torus.volume.collect_pace import Pacer
 from torus.volume.collect_plan import Bounds, Plan, plan, plan_all, utilisation
+from torus.volume.collect_read import VictimReader
 from torus.volume.core import Core
 from torus.volume.leaves import LEAF_BLOCKS, UNIT
 from torus.volume.relocate import Relocation
@@ -26,13 +27,7 @@ from torus.volume.writes import WriteQueue
 log = get_logger("torus.collect")
 
 BLOCK = limits.BLOCK_BYTES
-_JUDGED = 16384  # candidates looked up in the map at a time
-_SORT_APART = 1 << 18  # more candidates than this are sorted beside the event loop
-_BLOCKS_BESIDE = 256  # read and checked at a time beside clients: well below a millisecond
-_RUNS_MAX = 1024  # pieces of one read: limits.PEER_READS_MAX
-_COLD_MAX = 64  # map leaves brought back for one read
 _LOOK_S = 60.0  # trims make garbage without a byte of log
-_READABLE_END = ("no record", "end of data", "record of another chunk")
 
 
 @dataclass(slots=True)
@@ -76,7 +71,7 @@ class Collector:
         self._seen_bytes = 0
         self._stuck: dict[int, int] = {}  # chunks that were not emptied, and what lives there
         self._quiet_lsn = 0  # of the log when the background last found nothing more to do
-        self._rotten: set[int] = set()  # bytes of the volume that were reported
+        self._reader = VictimReader(core)
         self._emptying: set[int] = set()  # victims whose map pages are still where they were
         self._emptied = 0  # victims since the last checkpoint of ours
         self._lsn = 0  # of the last record that we wrote
@@ -262,10 +257,11 @@ class Collector:
         """Empty the victims of a plan."""
         began_ns = self._clock.monotonic_ns()
         moved_before = done.moved_bytes
-        candidates = await self._read_victims(found.victims)
+        candidates = await self._reader.candidates(found.victims, self._stop.is_set)
         total = found.live_units * UNIT
         while candidates.left and not self._stop.is_set():
-            survivors = await self._next_survivors(candidates, done)
+            survivors = await self._reader.survivors(candidates, alone=self._alone)
+            done.rotten += [block * BLOCK for block in survivors.rotten]
             while not survivors.done and not self._stop.is_set():
                 await self._step(survivors, done, paced=paced)
                 progress(done.moved_bytes - moved_before, total)
@@ -282,52 +278,6 @@ class Collector:
             utilisation=round(found.utilisation, 3),
             milliseconds=(self._clock.monotonic_ns() - began_ns) // 1_000_000,
         )
-
-    async def _read_victims(self, victims: tuple[int, ...]) -> Candidates:
-        """Gather the blocks that the victims' records hold, in the order of addresses."""
-        core, candidates = self._core, Candidates()
-        start = limits.SLOT_HEADER_BYTES
-        for sequence in victims:
-            if self._stop.is_set():
-                return Candidates()
-            chunk = core.chunk(sequence)
-            try:
-                [data] = await core.chunks.read([(chunk, start, core.chunks.slot_bytes - start)])
-            except Corruption as exc:
-                log.error("collect.chunk.unreadable", volume=core.name, error=str(exc))
-                continue
-            end, why = candidates.add_chunk(data, chunk, start)
-            if why is not None and why not in _READABLE_END:
-                log.debug("collect.records_end", chunk=str(chunk), offset=end, reason=why)
-        if len(candidates) > _SORT_APART:
-            await asyncio.to_thread(candidates.sort)
-        else:
-            candidates.sort()
-        return candidates
-
-    async def _next_survivors(self, candidates: Candidates, done: Collected) -> Survivors:
-        """Read the next candidates that live, as many as a chunk holds at most."""
-        core = self._core
-        most = core.chunks.slot_bytes // BLOCK - 1
-        if not self._alone:
-            most = min(most, _BLOCKS_BESIDE)
-        while True:
-            # The first last: what other work may evict meanwhile is not what comes next.
-            for block in reversed(candidates.cold(core.blocks, _JUDGED)[:_COLD_MAX]):
-                await core.load(block, 1)
-            runs = candidates.window(core.blocks, _JUDGED, min(most, _RUNS_MAX))
-            if runs or not candidates.left:
-                break
-            core.shrink_cache()
-        reads = [(core.chunk(run[2]), run[3] * UNIT, run[1] * BLOCK) for run in runs]
-        survivors = Survivors(runs, await core.chunks.read(reads) if reads else [])
-        core.shrink_cache()
-        for block in survivors.rotten:
-            if block * BLOCK not in self._rotten:
-                self._rotten.add(block * BLOCK)
-                log.error("collect.block.rotten", volume=core.name, byte=block * BLOCK)
-            done.rotten.append(block * BLOCK)
-        return survivors
 
     async def _step(self, survivors: Survivors, done: Collected, *, paced: bool) -> None:
         """Have one record written, when the budget allows it."""
