@@ -119,7 +119,7 @@ def run_flatten(arguments: argparse.Namespace, session: Session) -> int:
         ProgressLine(f"flattening {name}", session.environment) as progress,
     ):
         catalog = Catalog(store, SystemClock())
-        changed = flatten(catalog, session.common(), name, progress)
+        changed = flatten(catalog, session.common(), name, progress, store)
     text = "flattened" if changed else "is no clone: there is nothing to flatten"
     session.output.show(
         {"flattened": {"volume": name, "changed": changed}},

@@ -101,17 +101,19 @@ def _collect_all(
     chosen = [catalog.get(name).spec.name for name in dict.fromkeys(names)]
     if not names:
         chosen = [one.spec.name for one in catalog.list() if one.spec.state == "ready"]
-    return [_collect(name, catalog, session, wanted) for name in chosen]
+    return [_collect(name, catalog, store, session, wanted) for name in chosen]
 
 
-def _collect(name: str, catalog: Catalog, session: Session, wanted: "Wanted") -> dict[str, Any]:
+def _collect(
+    name: str, catalog: Catalog, store: MetadataStore, session: Session, wanted: "Wanted"
+) -> dict[str, Any]:
     """Return what became of one volume; a refusal is part of the result."""
     from torus.cli.progress import ProgressLine
     from torus.daemon.collection import Outcome, collect
 
     with ProgressLine(f"collecting {name}", session.environment) as progress:
         try:
-            outcome = collect(catalog, session.common(), name, wanted, progress)
+            outcome = collect(catalog, session.common(), name, wanted, progress, store)
         except Interrupted:
             raise
         except TorusError as exc:

@@ -80,7 +80,7 @@ def run_create(arguments: argparse.Namespace, session: Session) -> int:
         from torus.daemon.snapshots import create_snapshot
 
         catalog = Catalog(store, clock)
-        made = create_snapshot(catalog, session.common(), name, snap, clock.wall_ns())
+        made = create_snapshot(catalog, session.common(), name, snap, clock.wall_ns(), store)
     document = snapshot_document(name, made, {})
     session.output.show(
         {"snapshot": document},
@@ -145,7 +145,7 @@ def run_delete(arguments: argparse.Namespace, session: Session) -> int:
                     output.line(f"snapshot '{join_snapshot(name, snap)}' deleted")
         finally:  # what was deleted before one is refused frees its space all the same
             for name in dict.fromkeys(one["volume"] for one in deleted):
-                found = reclaim(catalog, session.common(), name)
+                found = reclaim(catalog, session.common(), name, store)
                 freed[name] = found.chunks if found.problem is None else None
                 if found.problem is not None:
                     output.note(f"its space is freed when {name!r} is attached: {found.problem}")

@@ -14,6 +14,7 @@ from torus import limits
 from torus.config import CommonConfig
 from torus.daemon.owners import ask_owner
 from torus.errors import UsageError
+from torus.metadata.base import MetadataStore
 from torus.volume.catalog import Catalog
 
 if TYPE_CHECKING:
@@ -46,15 +47,22 @@ class Outcome:
 
 
 def collect(
-    catalog: Catalog, config: CommonConfig, name: str, wanted: Wanted, report: Report
+    catalog: Catalog,
+    config: CommonConfig,
+    name: str,
+    wanted: Wanted,
+    report: Report,
+    store: MetadataStore | None = None,
 ) -> Outcome:
     """Collect a volume's garbage: its owner does, or this process attaches it for that.
+
+    ``store`` as in `ask_owner`.
 
     Raises: NotFound, Busy, Corruption, Unavailable, DiskFailed and what attaching raises.
     """
     if not catalog.get(name).head.spans:
         return Outcome()  # nothing was ever written
-    answer = ask_owner(catalog, name, "gc", asdict(wanted), report)
+    answer = ask_owner(catalog, name, "gc", asdict(wanted), report, store=store)
     if answer is not None:
         return Outcome(**answer["outcome"])
     from torus.daemon.command import run_command

@@ -120,10 +120,16 @@ class OwnerControl:
         async def work(report: Report) -> Answer:
             if volume in self._leaving:
                 return NOT_ATTACHED
-            async with self._volumes.using(volume) as attachment:
-                if attachment is None:
-                    return NOT_ATTACHED
-                return {"attached": True, **await on_attachment(attachment, question, report)}
+            attach = question.get("attach") is True
+            opened = await self._volumes.open(volume) if attach else None
+            try:
+                async with self._volumes.using(volume) as attachment:
+                    if attachment is None:
+                        return NOT_ATTACHED
+                    return {"attached": True, **await on_attachment(attachment, question, report)}
+            finally:
+                if opened is not None:
+                    await self._volumes.close(opened)
 
         return work
 

@@ -19,6 +19,7 @@ from torus.daemon.owners import ask_owner, living_owner
 from torus.daemon.reports import Progress
 from torus.errors import Busy, NotFound, TorusError
 from torus.limits import RELEASE_HOLD_S_MAX
+from torus.metadata.base import MetadataStore
 from torus.metadata.schema import Snapshot
 from torus.node.control import ask
 from torus.node.control_task import run_task
@@ -41,9 +42,14 @@ class Reclaimed:
 
 
 def create_snapshot(
-    catalog: Catalog, config: CommonConfig, name: str, snap: str, now_ns: int
+    catalog: Catalog,
+    config: CommonConfig,
+    name: str,
+    snap: str,
+    now_ns: int,
+    store: MetadataStore | None = None,
 ) -> Snapshot:
-    """Make a snapshot of a volume, attached or not.
+    """Make a snapshot of a volume, attached or not; ``store`` as in `ask_owner`.
 
     Raises: NotFound, UsageError, AlreadyExists, Busy, PoolFull, Unavailable.
     """
@@ -52,7 +58,7 @@ def create_snapshot(
         made = catalog.snapshot_detached(name, snap, now_ns, uid)
         if made is not None:
             return made
-        answer = ask_owner(catalog, name, "snapshot", {"name": snap, "uid": uid})
+        answer = ask_owner(catalog, name, "snapshot", {"name": snap, "uid": uid}, store=store)
         if answer is not None:
             return _snapshot_of(answer)
         from torus.daemon import snapshot_work
@@ -74,8 +80,10 @@ def delete_snapshot(catalog: Catalog, name: str, snap: str) -> Snapshot:
     return catalog.delete_snapshot(name, snap).snapshot
 
 
-def reclaim(catalog: Catalog, config: CommonConfig, name: str) -> Reclaimed:
-    """Free what only deleted snapshots of a volume needed.
+def reclaim(
+    catalog: Catalog, config: CommonConfig, name: str, store: MetadataStore | None = None
+) -> Reclaimed:
+    """Free what only deleted snapshots of a volume needed; ``store`` as in `ask_owner`.
 
     A volume that cannot be reached now is no error: its next owner frees it.
 
@@ -84,7 +92,7 @@ def reclaim(catalog: Catalog, config: CommonConfig, name: str) -> Reclaimed:
     if not catalog.get(name).head.spans:
         return Reclaimed(0)  # nothing was ever written
     try:
-        answer = ask_owner(catalog, name, "reclaim")
+        answer = ask_owner(catalog, name, "reclaim", store=store)
         if answer is not None:
             return Reclaimed(int(answer.get("chunks", 0)))
         from torus.daemon import snapshot_work
@@ -114,14 +122,22 @@ def roll_back(
     return entry.snapshot
 
 
-def flatten(catalog: Catalog, config: CommonConfig, name: str, report: Report) -> bool:
+def flatten(
+    catalog: Catalog,
+    config: CommonConfig,
+    name: str,
+    report: Report,
+    store: MetadataStore | None = None,
+) -> bool:
     """Make a clone independent of its origin; False when it was that already.
+
+    ``store`` as in `ask_owner`.
 
     Raises: NotFound, Busy, PoolFull, Corruption, Unavailable.
     """
     if catalog.get(name).head.base is None:
         return False
-    answer = ask_owner(catalog, name, "flatten", report=report, cancel=False)
+    answer = ask_owner(catalog, name, "flatten", report=report, cancel=False, store=store)
     if answer is None:
         from torus.daemon import snapshot_work
         from torus.daemon.command import run_command

@@ -238,3 +238,17 @@ def test_what_cannot_be_meant_is_refused(run: Run) -> None:
         assert (await answer({"ask": "cancel", "id": number}))["state"] == "done"
 
     run(scenario)
+
+
+def test_detached_volume_is_attached_for_a_task(run: Run) -> None:
+    """Where that is asked for; clients may come and stay, and without them it is let go."""
+
+    async def scenario(process: Process) -> None:
+        answer = await process.result("snapshot", name="one", attach=True)
+        assert snapshot_from(answer["snapshot"]).name == "one"
+        assert [users for _, users in process.volumes.attachments()] == [0]
+        assert await process.result("release") == {"released": True}
+        state = await process.ask("snapshot", "nope", name="one", attach=True)
+        assert state["error"]["code"] == "not-found"
+
+    run(scenario)

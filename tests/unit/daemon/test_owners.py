@@ -9,8 +9,9 @@ from torus.clock import SystemClock
 from torus.daemon import owners
 from torus.daemon.owners import ask_owner, living_owner
 from torus.errors import AlreadyExists, Busy, Interrupted, TimedOut, Unavailable
+from torus.metadata.base import Put
 from torus.metadata.memory import MemoryMetadata
-from torus.metadata.schema import Owner
+from torus.metadata.schema import Node, Owner, node_key
 from torus.volume.catalog import Catalog
 from torus.volume.owner import this_process
 
@@ -129,3 +130,34 @@ def test_interruption_says_what_becomes_of_the_task(
     answers.append(KeyboardInterrupt())
     with pytest.raises(Interrupted, match=said):
         ask_owner(catalog, "disk", "flatten", cancel=cancel)
+
+
+def test_node_attaches_what_nobody_has(answers: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one of this machine, if it lives; it is told to attach the volume."""
+    store = MemoryMetadata()
+    catalog = Catalog(store, SystemClock())
+    catalog.create("disk", 1 << 20)
+    asked: list[Any] = []
+
+    def run(path: str, task: str, volume: str, arguments: Any, *_: Any, **__: Any) -> Any:
+        asked.append((path, task, volume, arguments))
+        return {"attached": True}
+
+    monkeypatch.setattr(owners, "run_task", run)
+    node = Node(
+        "n", ME.host, ME.machine_boot_id, ME.pid, ME.pid_start, (), "unix:/peer", (), "", 1, 1
+    )
+    for host, start in (("elsewhere", ME.pid_start), (ME.host, ME.pid_start + 1)):
+        other = dataclasses.replace(node, host=host, pid_start=start)
+        store.commit((), (Put(node_key("n"), other.to_bytes()),))
+        assert ask_owner(catalog, "disk", "gc", {"x": 1}, store=store) is None
+    store.commit((), (Put(node_key("n"), node.to_bytes()),))
+    assert ask_owner(catalog, "disk", "gc", {"x": 1}) is None
+    assert ask_owner(catalog, "disk", "gc", {"x": 1}, store=store) == {"attached": True}
+    own(catalog, ME)
+    ask_owner(catalog, "disk", "gc", {"x": 1}, store=store)
+
+    assert asked == [
+        ("/peer.ctl", "gc", "disk", {"attach": True, "x": 1}),
+        ("/ctl", "gc", "disk", {"x": 1}),
+    ]
