@@ -27,6 +27,7 @@ class Reclaimer:
         self._delay_ns = int(delay_s * 1e9)
         self._due: deque[tuple[int, int]] = deque()  # (not before, sequence)
         self._listed: set[int] = set()
+        self._gone = True  # snapshots may have gone since the dead chunks were judged
 
     def candidates(self, before: int) -> list[int]:
         """Return the chunks older than ``before`` that hold nothing live now and were not
@@ -47,9 +48,16 @@ class Reclaimer:
         """Note the checkpoint that now counts."""
         self._root = root
 
+    def snapshots_gone(self) -> None:
+        """Note that chunks may be free now that were judged before: the next checkpoint looks
+        at them, unless `judge_again` does so earlier.  After an attach it always looks."""
+        self._gone = True
+
     def judge(self, candidates: list[int], era: int) -> None:
         """Date the deaths of ``candidates``, after the checkpoint that does not name them;
         put those on the delete list that no snapshot needs."""
+        if self._gone:
+            self.judge_again()
         core, named = self._core, self._named()
         for sequence in candidates:
             if sequence in named or core.blocks.live(sequence) != 0:
@@ -65,6 +73,7 @@ class Reclaimer:
         core, found = self._core, 0
         if self._root is None:
             return 0
+        self._gone = False
         named = self._named()
         for first, last in self._ranges(self._root.replay_sequence):
             for sequence in core.blocks.dead(first, last):
