@@ -5,6 +5,7 @@ when it was made, before and after volumes are attached, written, collected and 
 and when all snapshots and clones are deleted, nothing is left but what the volumes need.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torus.metadata.schema import Snapshot
@@ -28,14 +29,14 @@ class FamilyExaminer(Examiner):
 
     async def opened(self, world: World) -> None:
         """Read the snapshots; end what a crash interrupted."""
-        await self._check_snapshots(world)
+        await check_snapshots(world, self.kept)
         for volume in reversed(await world.catalog.list()):
             if volume.spec.state == DELETING:
                 await delete_volume(world, volume.spec.name)
 
     async def attached(self, world: World) -> None:
         """Read the snapshots beside their volumes' writers."""
-        await self._check_snapshots(world)
+        await check_snapshots(world, self.kept)
 
     async def went_on(self, world: World) -> None:
         """Collect what is attached still; nothing is lost by that."""
@@ -52,26 +53,26 @@ class FamilyExaminer(Examiner):
             assert not done.rotten, done.rotten
             assert await volume.read(0, volume.size_bytes) == before
             volume.core.blocks.verify()
-        await self._check_snapshots(world)
+        await check_snapshots(world, self.kept)
 
     async def reopened(self, world: World) -> None:
         """Read the snapshots again, then take everything down."""
-        await self._check_snapshots(world)
+        await check_snapshots(world, self.kept)
         await take_down(world)
 
-    async def _check_snapshots(self, world: World) -> None:
-        going = {
-            volume.spec.volume
-            for volume in await world.catalog.list()
-            if volume.spec.state == DELETING
-        }
-        for snapshot in await all_snapshots(world):
-            if snapshot.volume in going:  # its chunks are freed before its snapshots' keys go
-                continue
-            wanted = self.kept[snapshot.uid]
-            assert snapshot.size_bytes == len(wanted)
-            found = await read_snapshot(world, snapshot)
-            assert found == wanted, f"snapshot {_name(snapshot)} is not what it was"
+
+async def check_snapshots(world: World, kept: Mapping[str, bytes]) -> None:
+    """Every snapshot holds what it held when it was made: ``kept``, by uid."""
+    going = {
+        volume.spec.volume for volume in await world.catalog.list() if volume.spec.state == DELETING
+    }
+    for snapshot in await all_snapshots(world):
+        if snapshot.volume in going:  # its chunks are freed before its snapshots' keys go
+            continue
+        wanted = kept[snapshot.uid]
+        assert snapshot.size_bytes == len(wanted)
+        found = await read_snapshot(world, snapshot)
+        assert found == wanted, f"snapshot {_name(snapshot)} is not what it was"
 
 
 def _name(snapshot: Snapshot) -> str:

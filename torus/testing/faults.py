@@ -1,10 +1,14 @@
-"""A disk that fails when told to: an error at the n-th call of a kind, or from then on."""
+"""A disk and a metadata store that fail when told to: at the n-th call, or from then on."""
 
 import errno
+from collections.abc import Sequence
 
 from torus._fast.blockio import BlockIo, PythonIo
+from torus.errors import Unavailable
+from torus.metadata.base import Delete, Entry, Expect, Listing, Put
 from torus.store.disk import Bytes
-from torus.testing.simdisk import SimDisk
+from torus.testing.metadata import SimMetadata
+from torus.testing.simdisk import Event, SimDisk
 
 KINDS = ("write", "sync", "make_segment", "append_file", "allocate", "punch", "read")
 
@@ -91,3 +95,53 @@ class FaultyDisk(SimDisk):
 
 def _io(disk: SimDisk) -> BlockIo:
     return PythonIo(disk)
+
+
+class FaultyMetadata(SimMetadata):
+    """A metadata store that is away at its ``at``-th call (from 1), for ``count`` calls.
+
+    ``late``: what was asked for happens all the same, only the answer is lost.
+    """
+
+    at = 0
+    count = 1
+    late = False
+    calls = 0
+    failures = 0
+
+    @classmethod
+    def over(cls, metadata: SimMetadata, history: list[Event]) -> "FaultyMetadata":
+        """Return a faulty store with the content of ``metadata``."""
+        return cls(metadata.snapshot(), history)
+
+    def fail(self, at: int, *, count: int = 1, late: bool = False) -> None:
+        """Plan a failure; counting begins now.  ``at`` 0: none."""
+        self.at, self.count, self.late, self.calls = at, count, late, 0
+
+    def _due(self) -> bool:
+        self.calls += 1
+        due = self.at > 0 and self.at <= self.calls < self.at + self.count
+        self.failures += due
+        return due
+
+    def _away(self) -> Unavailable:
+        return Unavailable(f"planned failure of metadata call number {self.calls}")
+
+    async def get(self, key: str) -> Entry | None:
+        if self._due():
+            raise self._away()
+        return await super().get(key)
+
+    async def list(self, prefix: str) -> Listing:
+        if self._due():
+            raise self._away()
+        return await super().list(prefix)
+
+    async def commit(self, expect: Sequence[Expect], changes: Sequence[Put | Delete]) -> int | None:
+        due = self._due()
+        if due and not self.late:
+            raise self._away()
+        done = await super().commit(expect, changes)
+        if due:
+            raise self._away()
+        return done

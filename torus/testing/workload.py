@@ -147,10 +147,10 @@ class Recorder:
         if self._attachment is None:
             return
         await self.settle()
-        await self._attachment.detach()
-        self.world.attachments.remove(self._attachment)
+        leaving, self._attachment = self._attachment, None
+        self.world.attachments.remove(leaving)  # whether it can be given back or not
+        await leaving.detach()
         self._flush_done(len(self.history))
-        self._attachment = None
 
     async def reattach(self) -> None:
         """Detach cleanly and attach again."""

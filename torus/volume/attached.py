@@ -1,24 +1,22 @@
 """The volumes that this process has attached, by name: what the NBD server offers.
 
 Decides when a volume is attached (at its first client) and detached (a while after its last),
-how the map's memory is shared between volumes, and what a change in the metadata means for a
-volume that is attached: another size, another owner, deletion.
+how the map's memory is shared between volumes, and how one is handed over to another process.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from torus import limits
 from torus.clock import Clock
 from torus.cluster.chunks import Chunks
-from torus.errors import Busy, DiskFailed, Fenced, ShuttingDown, TorusError, Unavailable
+from torus.errors import Busy, DiskFailed, ShuttingDown, TorusError
 from torus.ids import split_snapshot
 from torus.log import get_logger
-from torus.metadata.base import Event
 from torus.metadata.loop import AsyncMetadata
-from torus.metadata.schema import VOLUMES, Head, Owner
+from torus.metadata.schema import Owner
 from torus.volume.attach import VolumeOptions, attach
 from torus.volume.attachment import Attachment
 from torus.volume.catalog_async import AsyncCatalog
@@ -28,9 +26,12 @@ from torus.volume.served_contexts import Context, ServedContexts
 from torus.volume.served_snapshots import ServedSnapshots
 from torus.volume.snapshot_export import SnapshotVolume
 from torus.volume.snapshot_watch import SnapshotWatch
+from torus.volume.standby import Standbys, StandbyVolume
 from torus.volume.volume import Volume
+from torus.volume.volume_watch import VolumeWatch
 
 log = get_logger("torus.volumes")
+Drain = Callable[[Volume | StandbyVolume], Awaitable[object]]
 
 
 class _Place:
@@ -72,11 +73,12 @@ class AttachedVolumes:
         names: Sequence[str] | None = None,
         read_only: bool = False,
         linger_s: float | None = limits.DETACH_LINGER_S,
+        standby: bool = False,
     ) -> None:
-        """With ``names``, no other volumes are offered.  ``linger_s``: how long a volume
+        """With ``names``, no other volumes are offered; with ``standby`` those are not attached
+        before a client's first request (`torus.volume.standby`).  ``linger_s``: how long a volume
         without clients stays attached, for those who come back at once; None: as long as this
         process runs, unless it is taken away."""
-        self._metadata = metadata
         self._catalog = catalog
         self._chunks = chunks
         self._owner = owner
@@ -88,13 +90,13 @@ class AttachedVolumes:
         self._places: dict[str, _Place] = {}
         self.snapshots = ServedSnapshots(catalog, chunks, owner, clock, self._share_cache)
         self._contexts = ServedContexts(catalog, self.snapshots)
+        waiting = [name for name in names or () if standby and "@" not in name]
+        self.standbys = Standbys(waiting, self.close, read_only=read_only)
         self.past = Past()
-        self.on_lost: Callable[[Volume, TorusError], None] | None = None
+        self.on_lost: Callable[[Volume | StandbyVolume, TorusError], None] | None = None
         self._closing = False
-        self._watcher: asyncio.Task[None] | None = None
-        self._snapshot_watch = SnapshotWatch(
-            metadata, catalog, lambda: [attachment for attachment, _ in self.attachments()]
-        )
+        self._watch = VolumeWatch(metadata, self._attached)
+        self._snapshot_watch = SnapshotWatch(metadata, catalog, self._attached)
 
     async def start(self) -> None:
         """Begin to watch the metadata.
@@ -103,8 +105,7 @@ class AttachedVolumes:
         but may be able to open anew: its clients should connect again.  A volume on a failed
         disk is not one of them: it can still be read.
         """
-        revision = (await self._metadata.list(VOLUMES)).revision
-        self._watcher = asyncio.ensure_future(self._watch(revision))
+        await self._watch.start()
         await self._snapshot_watch.start()
 
     # --- what the NBD server asks -------------------------------------------------------
@@ -136,7 +137,7 @@ class AttachedVolumes:
         """Give contexts back; never fails."""
         await self._contexts.close(contexts)
 
-    async def open(self, name: str) -> Volume | SnapshotVolume:
+    async def open(self, name: str) -> Volume | StandbyVolume | SnapshotVolume:
         """Return the volume, attached, or the snapshot; every open needs its `close`.
 
         Raises: NotFound, Busy, Fenced, Corruption, Unavailable, DiskFailed, ShuttingDown.
@@ -144,9 +145,13 @@ class AttachedVolumes:
         self._offer.check(name)
         if "@" in name:
             return await self.snapshots.open(*split_snapshot(name))
+        if name in self.standbys:
+            size_bytes = (await self._catalog.get(name)).spec.size_bytes
+            if name in self.standbys:
+                return self.standbys.open(name, size_bytes)
         return await self._open_volume(name)
 
-    async def _open_volume(self, name: str) -> Volume:
+    async def _open_volume(self, name: str, *, force: bool = False) -> Volume:
         if name not in self._places:
             await self._catalog.get(name)  # names that clients make up must not fill the memory
         place = self._places.setdefault(name, _Place())
@@ -160,7 +165,8 @@ class AttachedVolumes:
             if place.attachment is not None and place.attachment.volume.core.failure is not None:
                 await self._detach(place)
             if place.attachment is None:
-                place.attachment = await self._attach(name)
+                place.attachment = await self._attach(name, force=force)
+                self.standbys.attached(name)
                 self._share_cache()
             place.users += 1
             return place.attachment.volume
@@ -169,6 +175,8 @@ class AttachedVolumes:
         """Give one open back; the last one lets the volume go after a while."""
         if isinstance(export, SnapshotVolume):
             await self.snapshots.close(export)
+            return
+        if isinstance(export, StandbyVolume) and (export := self.standbys.close(export)) is None:
             return
         for place in self._places.values():
             if place.attachment is not None and place.attachment.volume is export:
@@ -183,10 +191,10 @@ class AttachedVolumes:
                 return
             place.lingering = asyncio.ensure_future(self._linger(place, linger_s))
 
-    async def _attach(self, name: str) -> Attachment:
+    async def _attach(self, name: str, *, force: bool) -> Attachment:
         found = await self._catalog.get(name)
         # Our own earlier attachment, lost to an error, does not stand in its own way.
-        takeover = same_process(found.head.owner, self._owner)
+        takeover = force or same_process(found.head.owner, self._owner)
         owner = replace(self._owner, since_ns=self._clock.wall_ns())
         attachment = await attach(
             found, self._catalog, self._chunks, owner, self._clock, self._options,
@@ -199,8 +207,16 @@ class AttachedVolumes:
 
     def _on_failure(self, volume: Volume, error: TorusError) -> None:
         # Later: whoever found the failure is in the middle of something.
-        if self.on_lost is not None and not isinstance(error, DiskFailed):
-            asyncio.get_running_loop().call_soon(self.on_lost, volume, error)
+        if not isinstance(error, DiskFailed):
+            asyncio.get_running_loop().call_soon(self._lose, volume, error)
+
+    def _lose(self, volume: Volume, why: TorusError) -> None:
+        for export in self._exports_of(volume):
+            if self.on_lost is not None:
+                self.on_lost(export, why)
+
+    def _exports_of(self, volume: Volume) -> list[Volume | StandbyVolume]:
+        return [volume, *self.standbys.over(volume)]
 
     @asynccontextmanager
     async def using(self, name: str) -> AsyncIterator[Attachment | None]:
@@ -229,10 +245,45 @@ class AttachedVolumes:
         async with place.lock:
             if place.attachment is None:
                 return False
-            if self.on_lost is not None:
-                self.on_lost(place.attachment.volume, why)
+            self._lose(place.attachment.volume, why)
             await self._detach(place)
             return True
+
+    async def hand_over(self, name: str, drain: Drain, hold_s: float) -> bool:
+        """Detach a volume for another process, and do not attach it anew for ``hold_s``.
+
+        ``drain`` ends the connections of an export, with everything answered that is in flight.
+        Tells whether it was attached.
+
+        Raises: why it could not be given back in order; it may be attached anew at once then.
+        """
+        place = self._places.get(name)
+        if place is None:
+            return False
+        async with place.lock:
+            attachment = place.attachment
+            if attachment is None:
+                return False
+            place.held_until_ns = self._clock.monotonic_ns() + int(hold_s * 1e9)
+            for export in self._exports_of(attachment.volume):
+                await drain(export)
+            error = await self._detach(place) or attachment.volume.core.failure
+            if error is not None:
+                place.held_until_ns = 0
+                raise error
+            return True
+
+    async def adopt(self, name: str, *, force: bool = False) -> Volume:
+        """Attach a volume that moved here, and offer it from now on; needs its `close`.
+
+        ``force``: whoever has it now.
+
+        Raises: as `open`.
+        """
+        self.resume(name)
+        volume = await self._open_volume(name, force=force)
+        self._offer.add(name)
+        return volume
 
     def resume(self, name: str) -> None:
         """Let a volume that was taken away be attached again."""
@@ -257,13 +308,16 @@ class AttachedVolumes:
             if place.users == 0:
                 await self._detach(place)
 
-    async def _detach(self, place: _Place) -> None:
+    async def _detach(self, place: _Place) -> TorusError | None:
+        """Detach what is attached; return what went wrong, which is logged, too."""
         attachment, place.attachment, place.users = place.attachment, None, 0
         if attachment is None:
-            return
+            return None
+        error = None
         try:
             await attachment.detach()
         except TorusError as exc:
+            error = exc
             log.error("volume.detach.failed", volume=attachment.volume.name, error=str(exc))
         self.past.records += attachment.volume.core.journal.records
         self.past.log_bytes += attachment.volume.core.journal.appended_bytes
@@ -271,6 +325,7 @@ class AttachedVolumes:
         self.past.collected_bytes += attachment.volume.core.collected_bytes
         self.past.checkpoints += attachment.volume.checkpointer.count
         self._share_cache()
+        return error
 
     def _share_cache(self) -> None:
         """Give the maps of snapshots a quarter, when there are any, and volumes the rest."""
@@ -281,66 +336,6 @@ class AttachedVolumes:
         for attachment in attachments:
             attachment.volume.core.cache_bytes = (whole - quarter) // len(attachments)
 
-    # --- the metadata -------------------------------------------------------------------
-
-    async def _watch(self, revision: int) -> None:
-        while not self._closing:
-            try:
-                async with await self._metadata.watch(VOLUMES, revision) as watch:
-                    async for events in watch:
-                        for event in events:
-                            await self._on_event(event)
-                            revision = max(revision, event.revision)
-            except Unavailable as exc:
-                log.warning("volumes.watch.lost", error=str(exc))
-                await asyncio.sleep(limits.WATCH_RETRY_S)
-                revision = await self._catch_up(revision)
-
-    async def _catch_up(self, revision: int) -> int:
-        """Read everything once, where changes may have been missed."""
-        try:
-            listing = await self._metadata.list(VOLUMES)
-        except Unavailable:
-            return revision
-        for entry in listing.entries:
-            await self._on_event(Event(entry.key, entry.value, entry.revision))
-        return listing.revision
-
-    async def _on_event(self, event: Event) -> None:
-        if event.value is None:
-            return
-        attachment = self._find(event.key)
-        if attachment is None:
-            return
-        try:
-            if event.key.endswith("/spec"):
-                await attachment.follow_size()  # what the event says may be old already
-            elif event.key.endswith("/head"):
-                self._on_head(attachment, Head.from_bytes(event.value, event.key))
-        except TorusError as exc:
-            log.error("volume.event.failed", volume=attachment.volume.name, error=str(exc))
-
-    def _find(self, key: str) -> Attachment | None:
-        for place in self._places.values():
-            if place.attachment is not None:
-                volume = place.attachment.volume.core.spec.volume
-                if key.startswith(f"{VOLUMES}{volume:016x}/"):
-                    return place.attachment
-        return None
-
-    def _on_head(self, attachment: Attachment, head: Head) -> None:
-        if head.epoch > attachment.epoch:
-            owner = head.owner
-            who = "it is being deleted" if owner is None else (
-                f"{owner.role} pid {owner.pid} on {owner.host} took it over"
-            )  # fmt: skip
-            attachment.volume.core.fail(
-                Fenced(
-                    f"volume {attachment.volume.name!r} is lost: epoch {head.epoch} replaced "
-                    f"{attachment.epoch}, {who}"
-                )
-            )
-
     # --- state and end ------------------------------------------------------------------
 
     def attachments(self) -> list[tuple[Attachment, int]]:
@@ -350,6 +345,9 @@ class AttachedVolumes:
             for place in self._places.values()
             if place.attachment is not None
         ]
+
+    def _attached(self) -> list[Attachment]:
+        return [attachment for attachment, _ in self.attachments()]
 
     def problems(self) -> list[str]:
         """Return a sentence for each attached volume that is not well."""
@@ -370,9 +368,10 @@ class AttachedVolumes:
     async def stop(self) -> None:
         """Detach everything; idempotent.  The NBD server must have let go of its exports."""
         self._closing = True
+        await self._watch.stop()
         await self._snapshot_watch.stop()
+        await self.standbys.stop()
         tasks = [place.lingering for place in self._places.values() if place.lingering]
-        tasks += [self._watcher] if self._watcher else []
         for task in tasks:
             task.cancel()
         if tasks:

@@ -21,7 +21,12 @@ class Offer:
         snapshots, which hold what was removed from it."""
         self._metadata = metadata
         self._catalog = catalog
-        self._only = only
+        self._only = None if only is None else list(only)
+
+    def add(self, name: str) -> None:
+        """Offer one more volume."""
+        if self._only is not None and name not in self._only:
+            self._only.append(name)
 
     def check(self, name: str) -> None:
         """Raises: NotFound when ``name`` is not one of those served."""

@@ -3,7 +3,8 @@
 Decides their names and order; what they say is `torus.volume.contexts`' business.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from torus.errors import NotFound
@@ -13,6 +14,7 @@ from torus.volume.catalog_async import AsyncCatalog
 from torus.volume.contexts import Allocation, AllocationDepth, ChangedSince
 from torus.volume.served_snapshots import ServedSnapshots
 from torus.volume.snapshot_export import SnapshotVolume
+from torus.volume.standby import StandbyVolume
 from torus.volume.volume import Volume
 
 
@@ -21,6 +23,30 @@ class Context(Protocol):
 
     async def extents(self, offset: int, length: int, limit: int) -> Sequence[tuple[int, int]]:
         """Return at most ``limit`` (bytes, flags) extents from ``offset`` on."""
+
+
+class _Late:
+    """A context of a volume that stands by: what it says has to wait for the volume."""
+
+    def __init__(
+        self,
+        standby: StandbyVolume,
+        name: str,
+        open_it: Callable[[Volume, str], Awaitable[Context]],
+    ) -> None:
+        self._standby = standby
+        self._name = name
+        self._open = open_it
+        self._lock = asyncio.Lock()
+        self.inner: Context | None = None
+
+    async def extents(self, offset: int, length: int, limit: int) -> Sequence[tuple[int, int]]:
+        """Return at most ``limit`` (bytes, flags) extents from ``offset`` on."""
+        async with self._lock:
+            inner = self.inner
+            if inner is None:
+                inner = self.inner = await self._open(await self._standby.taken(), self._name)
+        return await inner.extents(offset, length, limit)
 
 
 class ServedContexts:
@@ -59,6 +85,8 @@ class ServedContexts:
 
         Raises: NotFound, Busy, Corruption, Unavailable.
         """
+        if isinstance(export, StandbyVolume):
+            return [_Late(export, name, self._open) for name in names]
         assert isinstance(export, Volume | SnapshotVolume)
         opened: list[Context] = []
         try:
@@ -72,6 +100,8 @@ class ServedContexts:
     async def close(self, contexts: Sequence[object]) -> None:
         """Give contexts back; never fails."""
         for context in contexts:
+            if isinstance(context, _Late):
+                context = context.inner
             if isinstance(context, ChangedSince):
                 await self._snapshots.close(context.older)
 
