@@ -180,10 +180,12 @@ class Checkpointer:
     async def replace_head(self, head: Head, publish: Callable[[Head], Awaitable[None]]) -> None:
         """Swap the head for one that differs in something else than the checkpoint.
 
-        Raises: Fenced, Unavailable: it may have happened all the same.
+        ``publish`` may be repeated: it is, until it can be told what became of it.
+
+        Raises: Fenced; Unavailable when the volume is closed meanwhile.
         """
         async with self._lock:
-            await publish(head)
+            await self._until_told(lambda: publish(head))
             self.head = head
 
     async def _write(self, wanted: Snapshot | None, *, urgent: bool) -> None:
@@ -247,19 +249,22 @@ class Checkpointer:
         """Swap the head, with the snapshot that is made by it; try until it can be told."""
         if made is not None:
             head = replace(head, newest_snapshot=made.number)
+        await self._until_told(lambda: self.publish(head, made))
+        self.head = head
+        if made is not None:
+            self._core.pins = self._core.pins.with_snapshot(made)
+
+    async def _until_told(self, publish: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
-                await self.publish(head, made)
-                break
+                await publish()
+                return
             except Unavailable as exc:
                 # The log goes on; the same head again does no harm if it was written already.
                 if self._stopping:
                     raise
                 log.warning("checkpoint.not_published", volume=self._core.name, error=str(exc))
                 await asyncio.sleep(_RETRY_S)
-        self.head = head
-        if made is not None:
-            self._core.pins = self._core.pins.with_snapshot(made)
 
     async def _write_pages(self, leaves: list[int]) -> None:
         blocks = self._core.blocks
