@@ -51,6 +51,92 @@ async def _examine(seed: str, steps: int, **options: object) -> int:
     return examiner.points
 
 
+SHORT = ("write", "checkpoint", "collect", "snapshot", "detached", "delete", "clone", "rollback",
+         "flatten", "drop")  # fmt: skip
+SHARE = max(1, round(4 / SCALE))  # of the moments of three operations, one in so many
+
+
+async def _do_short(family: FamilyRecorder, kind: str) -> bool:
+    """Do one operation in the one way that is the same each time; False when it is none."""
+    young = next(reversed(family.recorders))
+    recorder, catalog = family.recorders[young], family.world.catalog
+    found = await catalog.snapshots(young)
+    free = [one.name for one in found if not one.clones]
+    if kind == "write":
+        await recorder.write(8192, family.rng.randbytes(16384))
+    elif kind == "checkpoint":
+        await recorder.checkpoint()
+    elif kind == "collect":
+        await family.collect(young)
+    elif kind == "snapshot":
+        await family.snapshot(young)
+    elif kind == "detached":
+        await family.snapshot_detached(young)
+    elif kind == "delete" and free:
+        await family.delete_snapshot(young, free[0])
+    elif kind == "clone" and found:
+        await family.clone(young, found[-1].name)
+    elif kind == "rollback" and found:
+        await family.roll_back(young, found[0].name)
+    elif kind == "flatten" and (await catalog.get(young)).head.base is not None:
+        await family.flatten(young)
+    elif kind == "drop" and young != "v0" and len(free) == len(found):
+        await family.delete_clone(young)
+    else:
+        return False
+    return True
+
+
+async def _examine_short(kinds: tuple[str, ...], seed: str) -> int:
+    """Crash a small family at every moment of the last of a few operations.
+
+    The moments of those before it are those of a shorter workload.
+    """
+    rng = random.Random(seed)  # the same for all: equal beginnings are equal
+    world = World(rng, slots=200)
+    world.disk.poison = True
+    world.store.open()
+    await world.catalog.init_cluster()
+    family = FamilyRecorder(world, 64 * limits.KIB)
+    first = await family.begin("v0", 64 * limits.KIB)
+    for length in (65536, 8192):
+        await first.write(0, rng.randbytes(length))
+        await first.checkpoint()
+    await family.snapshot("v0")
+    await first.write(4096, rng.randbytes(20480))
+    for kind in kinds:
+        begin = len(world.history)
+        if not await _do_short(family, kind):
+            await world.stop()
+            return 0
+    await world.stop()
+    examiner = FamilyExaminer(family.histories, rng, {"slots": 200}, kept=family.kept)
+    share = SHARE if len(kinds) == 3 else 1
+    for moment in moments(world, begin):
+        if (moment.number + sum(map(SHORT.index, kinds))) % share:
+            continue
+        try:
+            if rng.random() < 0.5:
+                await examiner.killed(moment)
+            else:
+                await examiner.cut(moment)
+        except Exception as exc:
+            exc.add_note(f"workload {kinds}, before event {moment.number}")
+            raise
+    return examiner.points
+
+
+@pytest.mark.parametrize("first", [kind for kind in SHORT if kind not in ("flatten", "drop")])
+def test_crash_in_every_short_workload_keeps_snapshots_and_clones(first: str, seed: int) -> None:
+    """All workloads of up to three operations."""
+    points = 0
+    for second in ("", *SHORT):
+        for third in ("", *SHORT) if second else ("",):
+            kinds = tuple(kind for kind in (first, second, third) if kind)
+            points += asyncio.run(_examine_short(kinds, f"{seed}:short"))
+    assert points > 100
+
+
 @pytest.mark.parametrize("number", range(WORKLOADS))
 def test_crash_at_any_moment_keeps_snapshots_and_clones(number: int, seed: int) -> None:
     """Snapshots and clones read as they were made; rollbacks happen or do not; space comes back."""
