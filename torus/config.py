@@ -58,6 +58,7 @@ class GatewayConfig:
     nbd_addresses: tuple[str, ...]  # one or more
     read_only: bool = False
     http_address: str | None = None
+    standby: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("gateway.listen", "", "TCP addresses of `torus nbd serve`", many=True),
     Option("gateway.socket", "", "unix sockets of `torus nbd serve`", many=True),
     Option("gateway.read-only", "false", "refuse writes from clients", switch=True),
+    Option("gateway.standby", "false", "attach at the first request", switch=True),
     Option("gateway.http", "none", "where the gateway answers /metrics, or none"),
 )
 _BY_KEY = {option.key: option for option in OPTIONS}

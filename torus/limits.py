@@ -123,6 +123,9 @@ TASK_KEPT_S = 60.0  # how long the outcome of one can be asked for
 TASKS_KEPT_MAX = 256
 TASK_END_S = 20.0  # how long a task that is to end may go on with its present step
 RELEASE_HOLD_S_MAX = 30.0  # how long a volume that was taken away is not attached anew
+MOVE_DRAIN_S = 0.5  # how long clients may take to finish what is in flight when a volume moves
+MOVE_CHECKPOINTS_MAX = 4  # while clients go on, so that the last one is small
+MOVE_LOG_BYTES = 16 * MIB  # since the last checkpoint: no reason for one more of them
 
 assert BLOCK_BYTES % SECTOR_BYTES == 0
 assert VOLUME_BYTES_MIN >= BLOCK_BYTES

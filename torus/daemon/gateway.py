@@ -13,6 +13,7 @@ from pathlib import Path
 
 from torus._fast.stats import Histogram
 from torus.config import GatewayConfig
+from torus.daemon.handover import Mover
 from torus.daemon.owner_control import OwnerControl, attached_now
 from torus.daemon.reach import Reach, let_go, reach, volume_options
 from torus.daemon.reports import AttachedVolume
@@ -73,8 +74,8 @@ class RunningGateway:
     async def start(self, stack: AsyncExitStack) -> None:
         """Bring everything up in order; what is up goes onto ``stack``.
 
-        The volumes are attached at once, so that what stands in the way is said now, and stay
-        attached as long as the gateway runs.
+        The volumes are attached at once, so that what stands in the way is said now, unless
+        they stand by; they stay attached as long as the gateway runs, or until they move.
         """
         config = self._config
         reached = await stack.enter_async_context(reach(config.common, node_only=True))
@@ -87,19 +88,25 @@ class RunningGateway:
         self.volumes = AttachedVolumes(
             reached.metadata, reached.catalog, reached.chunks, self.owner, reached.clock, options,
             names=config.volumes, read_only=config.read_only, linger_s=None,
+            standby=config.standby,
         )  # fmt: skip
         stack.push_async_callback(self.volumes.stop)
         await self.volumes.start()
         self.nbd = NbdServer(self.volumes, clock=reached.clock)
         self.volumes.on_lost = self.nbd.cut_off
+        mover = Mover(self.volumes, reached.catalog, reached.clock, self.owner, self.nbd.hand_over)
+        self.volumes.standbys.take = mover.take_open
         control = OwnerControl(
-            self.volumes, reached.catalog, reached.clock, lambda: asdict(self.status())
-        )
+            self.volumes, reached.catalog, reached.clock, lambda: asdict(self.status()),
+            mover=mover,
+        )  # fmt: skip
         await control.serve(self.owner.control, stack)
         for name in config.volumes:
             if "@" in name:
                 await self.volumes.open(name)  # and never closed: it is not deleted meanwhile
                 continue
+            if config.standby:
+                continue  # attached at the first request of a client
             await let_go(reached, name)
             await self.volumes.close(await self.volumes.open(name))
         stack.push_async_callback(self.nbd.close)

@@ -14,6 +14,7 @@ from torus.clock import Clock, SystemClock
 from torus.cluster.local import LocalChunks
 from torus.config import NodeConfig
 from torus.daemon.disks import open_store, read_identity
+from torus.daemon.handover import Mover
 from torus.daemon.orphans import OrphanRounds
 from torus.daemon.owner_control import OwnerControl, attached_now
 from torus.daemon.reach import Reach, free_volume, live_node, volume_options
@@ -101,7 +102,10 @@ class RunningNode:
         await self.volumes.start()
         self.nbd = NbdServer(self.volumes, clock=self._clock)
         self.volumes.on_lost = self.nbd.cut_off
-        control = OwnerControl(self.volumes, catalog, self._clock, lambda: asdict(self.status()))
+        mover = Mover(self.volumes, catalog, self._clock, owner, self.nbd.hand_over)
+        control = OwnerControl(
+            self.volumes, catalog, self._clock, lambda: asdict(self.status()), mover=mover
+        )
         await control.serve(owner.control, stack)
         stack.push_async_callback(self.nbd.close)
         stack.callback(self.volumes.stop_waiting)

@@ -9,14 +9,15 @@ Implements docs/protocol.md, "Control" and "Tasks".
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from typing import Any
 
 from torus import limits
 from torus.clock import Clock
 from torus.daemon.collection import collect_attached, wanted_from
+from torus.daemon.handover import Mover
 from torus.daemon.reports import AttachedVolume
 from torus.daemon.tasks import Report, Tasks, Work
 from torus.errors import Busy, NotFound, UsageError
@@ -48,13 +49,16 @@ class OwnerControl:
         clock: Clock,
         status: Callable[[], Answer],
         tasks: dict[str, OnAttachment] | None = None,
+        mover: Mover | None = None,
     ) -> None:
-        """``status`` makes the answer to that question; ``tasks`` adds to what can be started."""
+        """``status`` makes the answer to that question; ``tasks`` adds to what can be started;
+        without ``mover`` no volume moves."""
         self._volumes = volumes
         self._catalog = catalog
         self._clock = clock
         self._status = status
         self._tasks = Tasks(clock)
+        self._mover = mover
         self._leaving: list[str] = []  # volumes that are being taken away
         self._works: dict[str, OnAttachment] = {
             "snapshot": self._snapshot,
@@ -109,6 +113,8 @@ class OwnerControl:
         wait_s = _seconds(question, "wait_s")
         if kind == "release":
             work = self._release_work(volume, question)
+        elif kind in ("handover", "take") and self._mover is not None:
+            work = self._move_work(self._mover, kind, volume, question)
         elif kind in self._works:
             work = self._work(self._works[kind], volume, question)
         else:
@@ -142,14 +148,31 @@ class OwnerControl:
             if not force:
                 return {"released": await self._volumes.release(volume)}
             why = Busy(f"volume {volume!r} was taken away from its clients: {reason}")
-            self._leaving.append(volume)
-            try:
-                await self._tasks.end_all_of(volume, but=asyncio.current_task())
+            async with self._leave(volume):
                 return {"released": await self._volumes.take_away(volume, why, hold_s)}
-            finally:
-                self._leaving.remove(volume)
 
         return work
+
+    def _move_work(self, mover: Mover, kind: str, volume: str, question: Question) -> Work:
+        force = question.get("force") is True
+
+        async def work(report: Report) -> Answer:
+            if kind == "take":
+                return await mover.take(volume, report, force=force)
+            async with self._leave(volume):
+                return await mover.hand_over(volume, report)
+
+        return work
+
+    @asynccontextmanager
+    async def _leave(self, volume: str) -> AsyncIterator[None]:
+        """End what works on a volume, and let nothing begin meanwhile."""
+        self._leaving.append(volume)
+        try:
+            await self._tasks.end_all_of(volume, but=asyncio.current_task())
+            yield
+        finally:
+            self._leaving.remove(volume)
 
     async def _snapshot(
         self, attachment: Attachment, question: Question, _report: Report

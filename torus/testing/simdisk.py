@@ -117,8 +117,8 @@ class SimDisk:
             raise OSError(errno.EIO, f"{size} bytes at {address:#x} reach beyond the segment")
         return bytes(data[offset : offset + size])
 
-    def expect(self, reads: Sequence[tuple[int, int]]) -> None:
-        """Nothing is far away here."""
+    def read_many(self, reads: Sequence[tuple[int, int]]) -> list[bytes]:
+        return [self.read(address, size) for address, size in reads]
 
     def read_now(self, address: int, size: int) -> bytes | None:
         """Return the bytes if they are in the page cache."""
