@@ -18,4 +18,10 @@ class FileIo(BlockIo):
 class PythonIo(BlockIo):
     def __init__(self, disk: PythonDisk) -> None: ...
 
+def read_files(places: list[tuple[int, int, int]]) -> list[bytes]:
+    """Return the bytes of each (descriptor, offset, size), read without the interpreter.
+
+    Raises: OSError; EIO where a file ends early.
+    """
+
 def fallocate(fd: int, mode: int, offset: int, size: int) -> None: ...

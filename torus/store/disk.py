@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from torus import limits
-from torus._fast.blockio import BlockIo, FileIo, fallocate
+from torus._fast.blockio import BlockIo, FileIo, fallocate, read_files
 from torus.errors import Busy, PermissionDenied
 from torus.format.segment import Geometry, segment_name
 from torus.store.syncing import Syncs
@@ -63,8 +63,8 @@ class Disk(Protocol):
     def read(self, address: int, size: int) -> bytes:
         """Return ``size`` bytes at ``address``; OSError(EIO) when there are fewer."""
 
-    def expect(self, reads: Sequence[tuple[int, int]]) -> None:
-        """Begin to read each (address, size) into the page cache; returns before it is done."""
+    def read_many(self, reads: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Return the bytes of each (address, size), as `read` does."""
 
     def write(self, address: int, data: Bytes) -> None:
         """Write all of ``data`` at ``address``; in the page cache on return."""
@@ -183,19 +183,10 @@ class PosixDisk:
         return os.pread(self._files[segment], limits.SEGMENT_HEADER_BYTES, 0)
 
     def read(self, address: int, size: int) -> bytes:
-        fd, offset = self._locate(address)
-        data = os.pread(fd, size, offset)
-        while len(data) < size:
-            more = os.pread(fd, size - len(data), offset + len(data))
-            if not more:
-                raise OSError(errno.EIO, f"{len(data)} of {size} bytes at {address:#x}")
-            data += more
-        return data
+        return self.read_many([(address, size)])[0]
 
-    def expect(self, reads: Sequence[tuple[int, int]]) -> None:
-        for address, size in reads:
-            fd, offset = self._locate(address)
-            os.posix_fadvise(fd, offset, size, os.POSIX_FADV_WILLNEED)
+    def read_many(self, reads: Sequence[tuple[int, int]]) -> list[bytes]:
+        return read_files([(*self._locate(address), size) for address, size in reads])
 
     def write(self, address: int, data: Bytes) -> None:
         fd, offset = self._locate(address)

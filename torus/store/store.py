@@ -275,14 +275,9 @@ class Store:
         Raises: Corruption when the disk cannot read them.
         """
         try:
-            return await self._pool.submit(self._read_all, tuple(reads))
+            return await self._pool.submit(self.disk.read_many, tuple(reads))
         except OSError as exc:
             raise Corruption(f"disk {self.identity.disk_id} cannot read: {exc}") from exc
-
-    def _read_all(self, reads: Sequence[tuple[int, int]]) -> list[bytes]:
-        if len(reads) > 1:
-            self.disk.expect(reads)  # all at once in the disk's queue, not one after another
-        return [self.disk.read(address, size) for address, size in reads]
 
     # --- deleting -----------------------------------------------------------------------
 
