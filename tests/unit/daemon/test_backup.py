@@ -7,6 +7,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -564,3 +565,24 @@ def test_a_snapshot_is_not_deleted_while_it_is_read(
     source.export("vol", "b", tmp_path / "x", "a")
     assert set(refused) == {"a", "b"}
     source.catalog.delete_snapshot("vol", "a")
+
+
+@pytest.mark.parametrize("snap", ["a", "b"])
+def test_a_snapshot_that_is_made_anew_is_another(
+    snap: str, places: list[Place], chain: tuple[Path, Path, bytes], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Between the header and the first range: the header's uid would lie."""
+    source, _ = places
+    run = backup_export.run_command
+
+    def later(config: CommonConfig, work: Any) -> Any:
+        monkeypatch.undo()
+        source.catalog.delete_snapshot("vol", snap)
+        source.snapshot("vol", snap)
+        return run(config, work)
+
+    monkeypatch.setattr(backup_export, "run_command", later)
+    with pytest.raises(Busy, match=f"'vol@{snap}' was deleted and made anew"):
+        source.export("vol", "b", tmp_path / "x", "a")
+    assert not (tmp_path / "x").exists()
