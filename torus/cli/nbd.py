@@ -1,12 +1,14 @@
-"""`torus nbd`: serve volumes from a gateway process; list what is served where.
+"""`torus nbd`: serve volumes from a gateway process, move them, list what is served where.
 
-Decides the form of NBD addresses for people.  Serving is `torus.daemon.app`'s.
+Decides the form of NBD addresses for people.  Serving is `torus.daemon.app`'s, moving
+`torus.daemon.move`'s.
 
 Implements docs/cli.md, "torus nbd".
 """
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import quote
 
@@ -18,7 +20,7 @@ from torus.cli.sizes import format_size
 from torus.clock import SystemClock
 from torus.config import GatewayConfig
 from torus.errors import UsageError
-from torus.ids import split_snapshot
+from torus.ids import check_volume_name, split_snapshot
 from torus.volume.catalog import Catalog, Volume
 from torus.volume.owner import is_alive
 
@@ -39,6 +41,10 @@ def declare(verbs: Verbs, noun: str, summary: str) -> None:
             ("on a unix socket", "torus nbd serve disk --socket /run/disk.sock"),
             ("read only, on TCP", "torus nbd serve disk --listen 127.0.0.1:10810 --read-only"),
             ("a snapshot", "torus nbd serve disk@monday --socket /run/monday.sock"),
+            (
+                "the destination of a live migration",
+                "torus nbd serve disk --standby --socket /run/disk2.sock",
+            ),
         ),
     )
     add = serve.add_argument
@@ -46,8 +52,11 @@ def declare(verbs: Verbs, noun: str, summary: str) -> None:
     add("--listen", metavar="HOST:PORT", action="append", help="TCP address; may be repeated")
     add("--socket", metavar="PATH", action="append", help="unix socket; may be repeated")
     add("--read-only", action="store_true", default=None, help="refuse writes from clients")
+    standby = "attach only at a client's first request, and take the volume from its owner then"
+    add("--standby", action="store_true", default=None, help=standby)
     add("--http", metavar="ADDRESS", help="/metrics and /healthz (default none)")
     add_engine_options(serve)
+    _declare_move(below)
     add_command(
         below,
         "list",
@@ -55,6 +64,28 @@ def declare(verbs: Verbs, noun: str, summary: str) -> None:
         run_list,
         examples=(("for a program", "torus nbd list -o json"),),
     )
+
+
+def _declare_move(below: Verbs) -> None:
+    move = add_command(
+        below,
+        "move",
+        "move a volume to another gateway, or to the node, while it is used",
+        run_move,
+        description="Move a volume to another process.  Its present owner writes a checkpoint "
+        "while clients go on, answers what is in flight, closes their connections and gives the "
+        "volume up; the other one attaches it.  Clients that reconnect there go on after a "
+        "fraction of a second; everything that was answered is there.",
+        examples=(
+            ("to the gateway on that socket", "torus nbd move disk --to unix:/run/disk2.sock"),
+            ("back to the node", "torus nbd move disk --to node"),
+        ),
+    )
+    move.add_argument("name", metavar="NAME")
+    where = "its NBD address, its pid, its host if nothing else is there, or 'node'"
+    move.add_argument("--to", metavar="TARGET", required=True, help=where)
+    force = "also from an owner that cannot be asked; what it did not flush may be lost"
+    move.add_argument("--force", action="store_true", help=force)
 
 
 def run_serve(arguments: argparse.Namespace, session: Session) -> int:
@@ -93,8 +124,45 @@ def gateway_config(names: Sequence[str], session: Session) -> GatewayConfig:
         volumes=tuple(names),
         nbd_addresses=addresses,
         read_only=session.switch("gateway.read-only"),
+        standby=session.switch("gateway.standby"),
         http_address=(*session.addresses("gateway.http"), None)[0],
     )
+
+
+def run_move(arguments: argparse.Namespace, session: Session) -> int:
+    """Move a volume."""
+    from torus.daemon.move import find_target, move, targets
+
+    name, said = check_volume_name(arguments.name), session.output
+    with session.metadata() as store:
+        catalog = Catalog(store, SystemClock())
+        catalog.get(name)
+        target = find_target(targets(store), arguments.to)
+        steps = ["its owner is asked for it", "it is attached"]
+
+        def report(done: int, _total: int) -> None:
+            while steps and len(steps) >= 2 - done:
+                said.note(f"volume {name!r}: {steps.pop(0)}")
+
+        moved = move(catalog, target, name, report, force=arguments.force)
+    document = {"volume": name, "from": moved.source, "to": str(target), **asdict(moved)}
+    del document["target"], document["source"]
+
+    def render() -> None:
+        if not moved.moved:
+            said.line(f"volume {name!r} is at {target} already")
+            return
+        source = moved.source or "nobody"
+        said.line(f"volume {name!r} moved from {source} to {target}")
+        if moved.forced:
+            said.line("taken by force; its former owner is fenced")
+        elif moved.clients:
+            said.line(f"{moved.clients} connections were closed; paused {moved.pause_ms} ms")
+        else:
+            said.line(f"no client was connected; paused {moved.pause_ms} ms")
+
+    said.show({"move": document}, render)
+    return 0
 
 
 def run_list(arguments: argparse.Namespace, session: Session) -> int:

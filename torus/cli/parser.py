@@ -17,7 +17,10 @@ from torus.errors import UsageError
 NOUNS: dict[str, tuple[str, str]] = {
     "node": ("torus.cli.node", "run a node: store data and serve all volumes over NBD"),
     "volume": ("torus.cli.volume", "create, list, resize, delete, import and export volumes"),
-    "nbd": ("torus.cli.nbd", "serve volumes from a process of its own; list what is served"),
+    "nbd": (
+        "torus.cli.nbd",
+        "serve volumes from a process of its own, move them; list what is served",
+    ),
     "gc": ("torus.cli.gc", "free what overwriting left behind in the logs"),
     "status": ("torus.cli.status", "show whether nodes, disk, metadata and volumes are well"),
     "check": ("torus.cli.check", "verify a stopped node's data directory"),
