@@ -5,62 +5,74 @@ clone that inherits less.  Only the last commit, after a checkpoint that names n
 more, lets the base go.
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from torus import limits
+from torus._fast.datapath import first_wrong
 from torus._fast.record import KIND_DATA, RecordBuilder
 from torus.errors import Corruption, LocalProtocolError, Unavailable
 from torus.log import get_logger
 from torus.volume.core import Core
 from torus.volume.family import Family
 from torus.volume.holder import Holder
-from torus.volume.leaves import LEAF_BLOCKS
+from torus.volume.leaves import LEAF_BLOCKS, UNIT
 from torus.volume.volume import Volume
 from torus.volume.writes import Work
 
 log = get_logger("torus.flatten")
 
 BLOCK = limits.BLOCK_BYTES
+_UNITS = BLOCK // UNIT
 _STEP_BLOCKS = 256  # copied while the write queue is held: about a millisecond
 _LEAVES = 64
-_Run = tuple[int, int, int, int, int]  # block, blocks, sequence, offset, member
+
+
+class Inherited(NamedTuple):
+    """Neighbouring blocks that lie together in an ancestor's log; offset in 512-byte units."""
+
+    block: int
+    blocks: int
+    sequence: int
+    offset: int
+    member: int
 
 
 class Adoption(Work):
-    """Writes runs of inherited blocks to the volume's own log, where they did not change."""
+    """Writes inherited blocks to the volume's own log, where they did not change."""
 
-    __slots__ = ("_core", "_data", "_first", "_runs", "moved_blocks", "problem")
+    __slots__ = ("_core", "_pieces", "_runs", "moved_blocks", "problem")
 
-    def __init__(self, core: Core, first: int, data: bytearray, runs: list[_Run]) -> None:
-        """``data``: the blocks from ``first`` on, as ``runs`` named them when they were read."""
+    def __init__(self, core: Core, runs: Sequence[Inherited], pieces: Sequence[bytes]) -> None:
+        """``pieces``: the content of each of ``runs``."""
         super().__init__()
         self._core = core
-        self._first = first
-        self._data = bytes(data)
         self._runs = runs
+        self._pieces = pieces
         self.moved_blocks = 0
         self.problem: Corruption | Unavailable | None = None  # a map page that cannot be read
 
     async def run(self) -> None:
         """Append what is still where it was read.  Raises: as `Work.run`."""
         core, journal = self._core, self._core.journal
-        count = len(self._data) // BLOCK
         try:
-            await core.load(self._first, count)
+            for run in self._runs:
+                await core.load(run.block, run.blocks)
         except (Corruption, Unavailable) as exc:
             self.problem = exc
             return
-        present = set(core.blocks.runs(self._first, count))
         record = RecordBuilder(limits.RECORD_PAYLOAD_BYTES_MAX, limits.RECORD_EXTENTS_MAX)
-        for block, blocks, *_ in [run for run in self._runs if run in present]:
-            start = (block - self._first) * BLOCK
-            stop = start + blocks * BLOCK
-            while start < stop:
+        for run, piece in zip(self._runs, self._pieces, strict=True):
+            if core.blocks.runs(run.block, run.blocks) != [run]:
+                continue  # a client wrote there meanwhile
+            start = 0
+            while start < len(piece):
                 room = record.room(0 if journal.reserved else journal.room)
                 if room:
-                    end = min(stop, start + room)
-                    record.add_data(self._first + start // BLOCK, self._data, start, end)
+                    end = min(len(piece), start + room)
+                    record.add_data(run.block + start // BLOCK, piece, start, end)
                     self.moved_blocks += (end - start) // BLOCK
                     start = end
                 elif record.empty:
@@ -91,10 +103,12 @@ async def flatten(volume: Volume, holder: Holder, progress: Callable[[int, int],
         return 0
     leaf, moved = 0, 0
     while indexes := core.blocks.inherited_leaves(leaf, _LEAVES):
-        for index in indexes:
-            moved += await _adopt_leaf(volume, index)
-            progress(min((index + 1) * LEAF_BLOCKS * BLOCK, volume.size_bytes), volume.size_bytes)
-        leaf = indexes[-1] + 1
+        moved += await _adopt(volume, indexes)
+        core.shrink_cache()
+        # What a client split by writing into it meanwhile is found again.
+        if not await _inherited(core, indexes):
+            leaf = indexes[-1] + 1
+            progress(min(leaf * LEAF_BLOCKS * BLOCK, volume.size_bytes), volume.size_bytes)
     await checkpointer.write(prepare=core.blocks.mark_inherited_dirty)
     if core.blocks.has_inherited_pages():
         raise LocalProtocolError(f"volume {core.name!r}: its map names ancestors after flattening")
@@ -104,25 +118,56 @@ async def flatten(volume: Volume, holder: Holder, progress: Callable[[int, int],
     return moved * BLOCK
 
 
-async def _adopt_leaf(volume: Volume, index: int) -> int:
-    """Copy the inherited blocks of one leaf; return how many."""
-    core, moved = volume.core, 0
-    first = index * LEAF_BLOCKS
-    stop = min(first + LEAF_BLOCKS, core.blocks.size_blocks)
-    while first < stop:
-        count = min(_STEP_BLOCKS, stop - first)
-        await core.load(first, count)
-        runs = [run for run in core.blocks.runs(first, count) if run[4]]
-        if not runs:
-            first += count
-            continue
-        data = await volume.reads.blocks(first, count)
-        step = Adoption(core, first, data, runs)
-        await volume.queue.put(step)
-        if step.problem is not None:
-            raise step.problem
-        moved += step.moved_blocks
-        await core.load(first, count)
-        if not any(run[4] for run in core.blocks.runs(first, count)):
-            first += count  # else a client wrote there meanwhile: once more
+async def _inherited(core: Core, leaves: list[int]) -> list[Inherited]:
+    """Return the runs of inherited blocks in some leaves, none longer than a step."""
+    found = []
+    for index in leaves:
+        first = index * LEAF_BLOCKS
+        count = min(LEAF_BLOCKS, core.blocks.size_blocks - first)
+        if core.blocks.missing(first, count, 1):
+            behind = min((leaves[-1] + 1) * LEAF_BLOCKS, core.blocks.size_blocks)
+            await core.load(first, behind - first)  # the others, too: in one read
+        for block, length, sequence, offset, member in core.blocks.runs(first, count):
+            for at in range(0, length if member else 0, _STEP_BLOCKS):
+                size = min(_STEP_BLOCKS, length - at)
+                found.append(Inherited(block + at, size, sequence, offset + at * _UNITS, member))
+    return found
+
+
+async def _adopt(volume: Volume, leaves: list[int]) -> int:
+    """Copy the inherited blocks of some leaves; return how many blocks."""
+    runs, moved = deque(await _inherited(volume.core, leaves)), 0
+    while runs:
+        step = [runs.popleft()]
+        blocks = step[0].blocks
+        while runs and blocks + runs[0].blocks <= _STEP_BLOCKS:
+            step.append(runs.popleft())
+            blocks += step[-1].blocks
+        moved += await _copy(volume, step)
     return moved
+
+
+async def _copy(volume: Volume, runs: list[Inherited]) -> int:
+    """Copy some runs, checked; return how many blocks."""
+    core = volume.core
+    for run in runs:
+        await core.load(run.block, run.blocks)
+    crcs = [core.blocks.entries_crc(run.block, run.blocks) for run in runs]
+    unchanged = [core.blocks.runs(run.block, run.blocks) == [run] for run in runs]
+    pieces = await core.chunks.read(
+        [(core.chunk(run.sequence, run.member), run.offset * UNIT, run.blocks * BLOCK)
+         for run in runs]
+    )  # fmt: skip
+    for run, piece, crc, same in zip(runs, pieces, crcs, unchanged, strict=True):
+        if same and (bad := first_wrong(piece, 0, crc, run.blocks)) >= 0:
+            raise Corruption(
+                f"volume {core.name!r}: block at byte {(run.block + bad) * BLOCK}, which it "
+                f"inherits from chunk {core.chunk(run.sequence, run.member)}, does not have the "
+                "checksum it was written with",
+                hint="overwrite or trim it in the clone, then flatten again",
+            )
+    step = Adoption(core, runs, pieces)
+    await volume.queue.put(step)
+    if step.problem is not None:
+        raise step.problem
+    return step.moved_blocks
