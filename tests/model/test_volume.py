@@ -7,7 +7,7 @@ import asyncio
 import os
 import random
 import struct
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -78,6 +78,10 @@ class Blocks:
 class VolumeMachine(RuleBasedStateMachine):
     """One volume; ``content`` is what it must hold, ``durable`` what a flush promised."""
 
+    name = "v"
+    capacity = CAPACITY
+    slots = 800
+
     @initialize(
         seed=st.integers(0, 1 << 32),
         punch=st.booleans(),
@@ -89,21 +93,26 @@ class VolumeMachine(RuleBasedStateMachine):
         self.rng = random.Random(seed)
         self.loop = asyncio.new_event_loop()
         self.options = {
-            "punch": punch, "cache_bytes": cache_bytes, "geometry": GEOMETRY, "slots": 800,
+            "punch": punch, "cache_bytes": cache_bytes, "geometry": GEOMETRY, "slots": self.slots,
         }  # fmt: skip
         self.world = World(self.rng, **self.options)
+        self.world.disk.poison = True
         self.world.store.open()
-        self.size = size
+        self.size = size = min(size, self.capacity)
         self.content = Blocks()
         self.durable = Blocks()
         self.since: list[tuple[int, bytes | int]] = []  # operations since ``durable``
         self.run(self.world.catalog.init_cluster())
-        self.run(self.world.catalog.create("v", size))
-        self.attachment: Attachment = self.run(self.world.attach("v"))
+        self.run(self.world.catalog.create(self.name, size))
+        self.attachment: Attachment = self.run(self.world.attach(self.name))
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine to its end."""
         return self.loop.run_until_complete(work)
+
+    def each(self) -> Iterator[None]:
+        """Go through the volumes: each is this one in its turn."""
+        yield
 
     # --- the model ----------------------------------------------------------------------
 
@@ -291,7 +300,7 @@ class VolumeMachine(RuleBasedStateMachine):
     @rule(blocks=st.integers(1, CAPACITY // BLOCK), rest=st.sampled_from((0, 0, 512, 3584)))
     def resize(self, blocks: int, rest: int) -> None:
         """Grow or shrink."""
-        size = min(blocks * BLOCK + rest, CAPACITY)
+        size = min(blocks * BLOCK + rest, self.capacity)
         self.run(self.world.resize(self.attachment, size))
         if size < self.size:
             self.apply(size, self.size - size)
@@ -302,20 +311,20 @@ class VolumeMachine(RuleBasedStateMachine):
     def resize_detached(self, blocks: int, rest: int) -> None:
         """Resize while nobody has the volume."""
         self.run(self.attachment.detach())
-        size = min(blocks * BLOCK + rest, CAPACITY)
-        self.run(self.world.catalog.resize("v", size, shrink=True))
+        size = min(blocks * BLOCK + rest, self.capacity)
+        self.run(self.world.catalog.resize(self.name, size, shrink=True))
         if size < self.size:
             self.apply(size, self.size - size)
         self.settle()
         self.size = size
-        self.attachment = self.run(self.world.attach("v"))
+        self.attachment = self.run(self.world.attach(self.name))
 
     @rule()
     def reattach(self) -> None:
         """Detach and attach."""
         self.run(self.attachment.detach())
         self.settle()
-        self.attachment = self.run(self.world.attach("v"))
+        self.attachment = self.run(self.world.attach(self.name))
 
     @rule(place=places, flushed=st.booleans())
     def takeover(self, place: int, flushed: bool) -> None:
@@ -323,7 +332,7 @@ class VolumeMachine(RuleBasedStateMachine):
         old = self.attachment
         if flushed:
             self.run(old.volume.flush())
-        self.attachment = self.run(self.world.attach("v"))
+        self.attachment = self.run(self.world.attach(self.name))
         self.settle()
         self.run(self._refused(old, *self.extent(place, 4096, 512)))
 
@@ -340,19 +349,19 @@ class VolumeMachine(RuleBasedStateMachine):
     def kill(self) -> None:
         """The process dies; everything answered is there."""
         self._reopen(lost=False)
-        self.settle()
+        for _ in self.each():
+            self.settle()
         self.check_all()
 
     @rule()
     def cut_power(self) -> None:
         """The power goes; a prefix of what was answered is there, all of it that was flushed."""
         self._reopen(lost=True)
-        found = Blocks()
-        at = 0
-        for length, data in self.run(self.attachment.volume.read_sparse(0, self.size)):
-            if data is not None:
-                found.write(at, data)
-            at += length
+        for _ in self.each():
+            self._accept_prefix()
+
+    def _accept_prefix(self) -> None:
+        found = blocks_of(self.run(self.attachment.volume.read_sparse(0, self.size)))
         state = Blocks(self.durable.blocks)
         operations, self.since = self.since, []
         for count, (offset, what) in enumerate([*operations, (0, b"")]):
@@ -372,36 +381,53 @@ class VolumeMachine(RuleBasedStateMachine):
         self.world = World(
             self.rng, image=image, snapshot=self.world.metadata.snapshot(), **self.options
         )
+        self.world.disk.poison = True
         self.world.store.open()
-        self.attachment = self.run(self.world.attach("v"))
+        for _ in self.each():
+            self.attachment = self.run(self.world.attach(self.name))
 
     @precondition(lambda self: self.rng.random() < 0.3)
     @rule()
     def check_all(self) -> None:
         """Compare everything; recount the map and the disk."""
+        for _ in self.each():
+            self._compare()
+            self.run(self._recount())
+        self._check_space()
+
+    def _compare(self) -> None:
         at = 0
         for length, data in self.run(self.attachment.volume.read_sparse(0, self.size)):
             expected = self.content.read(at, length)
             assert (bytes(length) if data is None else data) == expected, at
             at += length
-        self.run(self._recount())
 
     async def _recount(self) -> None:
         async with self.attachment.volume.checkpointer._lock:  # none is freeing chunks now
-            self._check_counts()
+            self.attachment.volume.core.blocks.verify()
 
-    def _check_counts(self) -> None:
-        self.attachment.volume.core.blocks.verify()
-        self.world.attachments = [self.attachment]
+    def _check_space(self) -> None:
+        self.world.attachments = [self.attachment for _ in self.each()]
         check_space(self.world)
 
     def teardown(self) -> None:
         """End what runs."""
         if hasattr(self, "world"):
             self.check_all()
-            self.run(self.attachment.detach())
+            for _ in self.each():
+                self.run(self.attachment.detach())
             self.run(self.world.stop())
             self.loop.close()
+
+
+def blocks_of(pieces: list[tuple[int, bytes | None]]) -> Blocks:
+    """Return what a sparse read of a whole volume found."""
+    found, at = Blocks(), 0
+    for length, data in pieces:
+        if data is not None:
+            found.write(at, data)
+        at += length
+    return found
 
 
 def _apply(blocks: Blocks, offset: int, what: bytes | int) -> None:
