@@ -246,4 +246,5 @@ def name_taken(name: str) -> Steps[AlreadyExists | Busy]:
 
 
 def next_id(counter: Entry) -> int:
+    """Return the id that the next volume gets."""
     return NextVolume.from_bytes(counter.value, counter.key).next_id

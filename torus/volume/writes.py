@@ -116,7 +116,11 @@ class WriteQueue:
         else:
             self._items.append(item)
             self._start()
-        await asyncio.shield(item.done)
+        try:
+            await asyncio.shield(item.done)
+        except asyncio.CancelledError:
+            item.done.add_done_callback(_forget)  # it goes on, and nobody waits for it
+            raise
 
     def note_progress(self) -> None:
         """Say that somebody else appended a record: a time to think of a checkpoint, too."""
@@ -367,6 +371,12 @@ class WriteQueue:
         await core.journal.append(record, item.kind)
         item.place = (core.journal.chunk.sequence, offset, record.header_bytes)
         _resolve(item)
+
+
+def _forget(done: asyncio.Future[None]) -> None:
+    """Take note of an error that nobody is told."""
+    if not done.cancelled():
+        done.exception()
 
 
 def _resolve(item: Item) -> None:
