@@ -221,15 +221,34 @@ class FamilyMachine(VolumeMachine):
 
     # --- garbage, differences -----------------------------------------------------------
 
-    @rule(goal=st.sampled_from((None, 0.5, 0.7, 0.95)))
-    def collect(self, goal: float | None) -> None:
-        """Collect garbage, or write everything anew."""
-        collector = self.attachment.volume.collector
+    @rule(
+        goal=st.sampled_from((None, 0.5, 0.7, 0.95)),
+        place=VolumeMachine.places,
+        count=st.sampled_from((0, 2, 6)),
+    )
+    def collect(self, goal: float | None, place: int, count: int) -> None:
+        """Collect garbage, or write everything anew, while some writes go on."""
+        writes = []
+        for i in range(count):
+            offset, size = self.extent(place * (i + 3), 65536, BLOCK)
+            writes.append((offset, self.rng.randbytes(size)))
+        self.run(self._collect(goal, writes))
+        self.settle()
+        for offset, data in writes:
+            self.apply(offset, data)
+
+    async def _collect(self, goal: float | None, writes: list[tuple[int, bytes]]) -> None:
+        volume = self.attachment.volume
+        collector = volume.collector
         work = collector.defragment() if goal is None else collector.collect(target=goal)
-        done = self.run(work)
+        collecting = asyncio.ensure_future(work)
+        for offset, data in writes:
+            for _ in range(self.rng.randint(0, 40)):
+                await asyncio.sleep(0)
+            await volume.write(offset, data, durable=False)
+        done = await collecting
         assert not done.problem, done.problem
         assert not done.rotten
-        self.settle()
 
     @rule(one=picks, other=picks)
     def diff(self, one: int, other: int) -> None:

@@ -129,15 +129,22 @@ class FamilyRecorder:
         await recorder.replace(self.kept[entry.snapshot.uid], go_back(self.world, name, snap))
         await recorder.attach()
 
-    async def collect(self, name: str, *, target: float | None = None) -> None:
+    async def collect(
+        self,
+        name: str,
+        *,
+        target: float | None = None,
+        meanwhile: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         """Collect a volume's garbage; without ``target`` write all of it anew."""
         recorder = self.recorders[name]
         before = recorder.history.answers
         collector = recorder.attachment.volume.collector
-        if target is None:
-            done = await collector.defragment()
-        else:
-            done = await collector.collect(target=target)
+        work = collector.defragment() if target is None else collector.collect(target=target)
+        collecting = asyncio.ensure_future(work)
+        if meanwhile is not None:
+            await meanwhile()
+        done = await collecting
         if self.strict:
             assert not done.problem, done.problem
             assert not done.rotten, done.rotten
@@ -182,7 +189,8 @@ class FamilyRecorder:
         elif kind == "rollback" and found:
             await self.roll_back(name, rng.choice(found).name)
         elif kind == "collect":
-            await self.collect(name, target=rng.choice((None, 0.7, 0.95)))
+            goal = rng.choice((None, 0.7, 0.95))
+            await self.collect(name, target=goal, meanwhile=self._meanwhile(recorder))
         else:
             return False
         return True
@@ -194,7 +202,9 @@ class FamilyRecorder:
             return None
 
         async def write() -> None:
-            for _ in range(rng.randint(1, 3)):
+            for _ in range(rng.randint(1, 6)):
+                for _ in range(rng.randint(0, 20)):
+                    await asyncio.sleep(0)
                 offset, length = recorder.extent(aligned=rng.random() < 0.5)
                 await recorder.write(offset, rng.randbytes(length))
 
