@@ -125,7 +125,7 @@ async def take(
         spans = recovered.spans.open(epoch, recovered.spans.last_sequence + 1)
         head = replace(held.head, spans=spans.to_tuple())
         await holder.publish(head)
-        await _count_chunks(chunks, spans, recovered.blocks, spec.volume, epoch)
+        await _count_chunks(chunks, spans, recovered.blocks, pins, spec.volume, epoch)
     except TorusError:
         await give_back(catalog, held)
         raise
@@ -215,9 +215,9 @@ async def give_back(catalog: AsyncCatalog, held: Found) -> None:
 
 
 async def _count_chunks(
-    chunks: Chunks, spans: Spans, blocks: BlockMap, volume: int, epoch: int
+    chunks: Chunks, spans: Spans, blocks: BlockMap, pins: Pins, volume: int, epoch: int
 ) -> None:
-    """Count every chunk that is there, and free those of the log's cut-off ends.
+    """Count every chunk that is there and no other, and free those of the log's cut-off ends.
 
     A chunk that holds nothing but a checkpoint's root is in no checkpoint's counts; uncounted it
     would never be freed.  A chunk that a superseded writer left behind the point where its log
@@ -225,7 +225,9 @@ async def _count_chunks(
     names every chunk of the log, and older epochs are fenced.
     """
     strays = []
-    for chunk in await chunks.list(volume):
+    there = await chunks.list(volume)
+    _forget_deleted(spans, blocks, pins, {chunk.sequence for chunk in there})
+    for chunk in there:
         if chunk.epoch >= epoch:
             continue
         try:
@@ -239,6 +241,19 @@ async def _count_chunks(
     if strays:
         count = await chunks.delete(volume, epoch, strays)
         log.info("volume.strays_freed", volume=volume, chunks=count)
+
+
+def _forget_deleted(spans: Spans, blocks: BlockMap, pins: Pins, there: set[int]) -> None:
+    """Count chunks no more that were deleted since the checkpoint which counted them."""
+    named = blocks.pinned_sequences()
+    for span in spans:
+        if span.last is None:
+            continue
+        for sequence in blocks.dead(span.first, span.last):
+            era = blocks.era(sequence)
+            needed = sequence in named or (era and pins.pinned(sequence, era))
+            if sequence not in there and not needed:
+                blocks.drop_sequence(sequence)
 
 
 def _before_first(spans: Spans, sequence: int) -> bool:

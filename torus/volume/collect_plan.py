@@ -40,6 +40,12 @@ class Plan:
         return len(self.victims) * self.chunk_units - self.live_units
 
 
+    @property
+    def worth(self) -> bool:
+        """True when it frees a whole chunk: less only moves the same blocks again and again."""
+        return bool(self.victims) and self.freed_units >= self.chunk_units
+
+
 def utilisation(counts: Mapping[int, int], bounds: Bounds) -> float:
     """Return the live part of the chunks that no snapshot pins; 1.0 when there is none.
 

@@ -178,7 +178,7 @@ class Collector:
             bounds = self._bounds()
             while not self._stop.is_set():
                 found = self._plan(goal, chunks_max, bounds)
-                if not found.victims:
+                if not (found.worth or found.victims and self._short):
                     return
                 await self._round(found, done, progress=progress)
                 await self._checkpoint()

@@ -15,6 +15,8 @@ def test_emptiest_chunks_go_first_until_the_target_is_reached() -> None:
     assert found.victims == (3, 2)
     assert found.live_units == 24
     assert found.freed_units == 2 * UNITS - 24
+    assert found.worth
+    assert not plan({1: 1, 2: 63, 3: 63}, BOUNDS, target=0.9, chunks_max=10).worth
     assert found.utilisation == 0.5
     assert 0.70 <= found.reached < 1
     assert plan(counts, BOUNDS, target=0.60, chunks_max=10).victims == (3,)
