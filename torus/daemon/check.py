@@ -1,8 +1,9 @@
 """`check_store`: read all of a stopped node's data and say what is wrong with it.
 
 Decides the order: the headers of all slots, every record of every chunk, then for each volume
-its map as an attach would rebuild it, and every block that the map names.  Nothing is written,
-no fence is raised.  Memory is bounded by the number of chunks and the map's cache.
+its map as an attach would rebuild it, every block that the map names, and its snapshots.
+Origins come before their clones, which are younger.  Nothing is written, no fence is raised.
+Memory is bounded by the number of chunks and the maps' caches.
 """
 
 import asyncio
@@ -11,11 +12,12 @@ from pathlib import Path
 
 from torus import limits
 from torus.daemon.check_log import LogCheck, sort_chunks
-from torus.daemon.check_map import MapCheck, missing_chunks
+from torus.daemon.check_map import MapCheck, Subject, Verified, missing_chunks
+from torus.daemon.check_snapshots import SnapshotsCheck
 from torus.daemon.findings import Findings
 from torus.daemon.known import Known, read_known
 from torus.daemon.recover_snapshots import Bonds
-from torus.daemon.reports import CheckReport, Progress, VolumeCheck
+from torus.daemon.reports import CheckReport, Progress, SnapshotCheck, VolumeCheck
 from torus.daemon.slotwalk import ChunkSeen, walk
 from torus.daemon.stopped import StoppedChunks, StoppedDisk
 from torus.errors import Corruption, TorusError
@@ -26,6 +28,8 @@ from torus.volume.family import Family
 from torus.volume.recovery import Recovered, Recovery
 
 CACHE_BYTES = 64 * limits.MIB
+_BLOCK = limits.BLOCK_BYTES
+_ADVICE = "; restore those bytes, or the volume, from a backup"
 
 ByVolume = dict[int, dict[ChunkId, ChunkSeen]]
 
@@ -76,7 +80,9 @@ class _Check:
         self._chunks = StoppedChunks(disk)
         self._torn_tails = 0
         self._volumes: list[VolumeCheck] = []
-        self._bonds = Bonds()
+        self._left_over = 0
+        self._bonds = Bonds(infer=False)
+        self._snapshots = SnapshotsCheck(disk, disk.findings, self._bonds)
         for volume in known.specs.keys() & known.heads.keys():
             self._bonds.add(
                 known.specs[volume], known.heads[volume], known.snapshots.get(volume, [])
@@ -108,12 +114,15 @@ class _Check:
             torn_tails=self._torn_tails,
             volumes=tuple(self._volumes),
             findings=self._findings.to_tuple(),
+            left_over=self._left_over,
         )
 
     # --- the metadata -------------------------------------------------------------------
 
     def _check_metadata(self) -> None:
         known, identity = self._known, self._disk.identity
+        for where, message in known.oddities:
+            self._findings.warning("dead-reader", where, message)
         for where, message in known.problems:
             kind = "no-metadata" if known.missing else "bad-metadata"
             self._findings.error(kind, where, f"{message}; 'torus recover' rebuilds it")
@@ -159,40 +168,57 @@ class _Check:
         self, volume: int, seen: dict[ChunkId, ChunkSeen], before: int
     ) -> VolumeCheck:
         spec, head = self._known.specs[volume], self._known.heads[volume]
-        mapped = verified = 0
-        recovered = None
+        recovered = check = None
+        snapshots: tuple[SnapshotCheck, ...] = ()
         if spec.state == DELETING:
-            self._findings.warning(
-                "deleting", f"volume {spec.name}", "its deletion is not finished; a node does it"
-            )
+            self._report_deleting(spec)
         else:
             self._check_epochs(spec, head, seen)
             recovered = await self._recover(spec, head)
-            self._check_log(spec, head, seen, recovered)
-        if recovered is not None:
-            blocks, spans = recovered.blocks, recovered.spans
-            for chunk in missing_chunks(self._disk, blocks, spans, head.root):
-                self._findings.error(
-                    "missing-chunk",
-                    f"volume {spec.name!r} {chunk}",
-                    "it is not there, and the map needs it",
-                )
-            family = Family(spans, self._bonds.origin(head.base).ancestors)
-            check = MapCheck(
-                self._disk, self._findings, repr(spec.name), blocks, family, CACHE_BYTES
-            )
-            check.run()
-            mapped = recovered.blocks.mapped_blocks * limits.BLOCK_BYTES
-            verified = check.verified_bytes
+            log_check = self._check_log(spec, head, seen, recovered)
+            if recovered is not None:
+                check = await self._check_map(spec, head, recovered)
+                self._snapshots.note_dead(volume, recovered)
+            snapshots = await self._snapshots.run(spec, None if check is None else check.verified)
+            if log_check is not None and recovered is not None:
+                needed = self._snapshots.needed
+                self._left_over += log_check.count_left_over(head, recovered.blocks, needed)
+        own = self._findings.count - before - sum(one.findings for one in snapshots)
         return VolumeCheck(
             name=spec.name,
             volume=volume,
             size_bytes=spec.size_bytes,
-            mapped_bytes=mapped,
-            verified_bytes=verified,
-            findings=self._findings.count - before,
+            mapped_bytes=0 if recovered is None else recovered.blocks.mapped_blocks * _BLOCK,
+            verified_bytes=0 if check is None else check.verified_bytes,
+            findings=own,
             recovered_lsn=None if recovered is None else recovered.end.lsn,
+            snapshots=snapshots,
         )
+
+    def _report_deleting(self, spec: VolumeSpec) -> None:
+        snapshots = len(self._bonds.snapshots_of(spec.volume))
+        more = f", and that of its {snapshots} snapshots" if snapshots else ""
+        self._findings.warning(
+            "deleting",
+            f"volume {spec.name}",
+            f"its deletion{more} is not finished; the next start of the node goes on, or: "
+            f"torus volume delete {spec.name}",
+        )
+
+    async def _check_map(self, spec: VolumeSpec, head: Head, recovered: Recovered) -> MapCheck:
+        blocks, spans = recovered.blocks, recovered.spans
+        for chunk in missing_chunks(self._disk, blocks, spans, head.root):
+            self._findings.error(
+                "missing-chunk",
+                f"volume {spec.name!r} {chunk}",
+                "it is not there, and the map needs it",
+            )
+        family = Family(spans, self._bonds.origin(head.base).ancestors)
+        known: list[Verified] = await self._snapshots.open_base(head.base)
+        subject = Subject(f"volume {spec.name!r}", _ADVICE, own=head.base is None)
+        check = MapCheck(self._disk, self._findings, subject, blocks, family, CACHE_BYTES, known)
+        check.run()
+        return check
 
     def _check_epochs(self, spec: VolumeSpec, head: Head, seen: dict[ChunkId, ChunkSeen]) -> None:
         newest = max((chunk.epoch for chunk in seen), default=0)
@@ -220,11 +246,12 @@ class _Check:
         head: Head,
         seen: dict[ChunkId, ChunkSeen],
         recovered: Recovered | None,
-    ) -> None:
+    ) -> LogCheck | None:
         try:
             log_check: LogCheck = sort_chunks(self._disk, repr(spec.name), spec.volume, head, seen)
         except Corruption as exc:
             self._findings.error("bad-head", f"volume {spec.name!r} head", exc.message)
-            return
+            return None
         log_check.run(None if recovered is None else recovered.end)
         self._torn_tails += log_check.torn_tails
+        return log_check

@@ -7,8 +7,10 @@ is a finding.  Behind it lie unflushed ends after a crash, which are normal.
 Implements docs/format.md, "Recovery".
 """
 
+from collections.abc import Container
 from dataclasses import dataclass
 
+from torus._fast.blockmap import BlockMap
 from torus.daemon.slotwalk import ChunkSeen
 from torus.daemon.stopped import StoppedDisk
 from torus.errors import Corruption
@@ -36,6 +38,8 @@ class LogCheck:
             seen = self.kept[sequence]
             self._check_records(seen, self._settled(sequence, end, proven))
         for stray in self.strays:
+            if self._is_before(stray.chunk.sequence):
+                continue
             self.disk.findings.warning(
                 "stray-chunk",
                 self.disk.where(stray.address),
@@ -49,6 +53,26 @@ class LogCheck:
                 f"its log ends at lsn {end.lsn}, but a record says that all up to {proven} were "
                 "durable",
             )
+
+    def _is_before(self, sequence: int) -> bool:
+        """Tell whether a chunk is older than the log as its head knows it: it was dropped."""
+        first = next(iter(self.spans), None)
+        return first is not None and sequence < first.first
+
+    def count_left_over(self, head: Head, blocks: BlockMap, needed: Container[ChunkId]) -> int:
+        """Return how many chunks no map and no snapshot needs, and replay does not either.
+
+        They were dropped, and came back from the trash when the node ended.
+        """
+        replay = 0 if head.root is None else head.root.replay_sequence
+        pinned = {*blocks.pinned_sequences(), 0 if head.root is None else head.root.sequence}
+        dropped = [
+            seen.chunk
+            for sequence, seen in self.kept.items()
+            if sequence < replay and blocks.live(sequence) is None and sequence not in pinned
+        ]
+        dropped += [one.chunk for one in self.strays if self._is_before(one.chunk.sequence)]
+        return sum(chunk not in needed for chunk in dropped)
 
     def _proven(self, end: Position | None) -> int:
         """Return the highest lsn that any record of the log says was durable."""

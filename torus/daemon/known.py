@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 
 from torus.clock import SystemClock
 from torus.errors import Corruption, ForeignData, NotFound, TorusError, UnknownVersion
+from torus.ids import join_snapshot
+from torus.limits import CLONE_DEPTH_MAX
 from torus.metadata.base import Entry, MetadataStore
 from torus.metadata.open import open_metadata
 from torus.metadata.schema import (
     CLUSTER,
     NAMES,
     NEXT_VOLUME,
+    READERS,
     SNAPSHOTS,
     VOLUMES,
     Base,
@@ -22,17 +25,20 @@ from torus.metadata.schema import (
     Head,
     NameRef,
     NextVolume,
+    Reader,
     Snapshot,
     VolumeSpec,
     name_key,
+    readers_prefix,
     snapshot_key,
 )
 from torus.metadata.sqlite import SqliteMetadata
+from torus.volume.owner import is_alive
 
 
 @dataclass(slots=True)
 class Known:
-    """The metadata as it was read; ``problems`` are (key or file, sentence)."""
+    """The metadata as it was read; ``problems`` and ``oddities`` are (key or file, sentence)."""
 
     cluster: Cluster | None = None
     next_volume: int = 1
@@ -41,6 +47,7 @@ class Known:
     snapshots: dict[int, list[Snapshot]] = field(default_factory=dict)  # by volume
     missing: bool = False  # there is no store at all
     problems: list[tuple[str, str]] = field(default_factory=list)
+    oddities: list[tuple[str, str]] = field(default_factory=list)  # by which nothing is lost
 
     @property
     def usable(self) -> bool:
@@ -88,6 +95,19 @@ def _read(store: MetadataStore, known: Known) -> None:
             _take(entry, known)
         except TorusError as exc:
             known.problems.append((entry.key, exc.message))
+    _read_snapshots(store, known)
+    _read_readers(store, known)
+    names = {entry.key: entry for entry in store.list(NAMES).entries}
+    for volume, spec in known.specs.items():
+        found = names.pop(name_key(spec.name), None)
+        if found is None or NameRef.from_bytes(found.value, found.key).volume != volume:
+            known.problems.append(
+                (name_key(spec.name), f"does not lead to volume {volume}, whose name it is")
+            )
+    known.problems.extend((key, "names a volume that does not exist") for key in names)
+
+
+def _read_snapshots(store: MetadataStore, known: Known) -> None:
     for entry in store.list(SNAPSHOTS).entries:
         try:
             snapshot = Snapshot.from_bytes(entry.value, entry.key)
@@ -98,14 +118,32 @@ def _read(store: MetadataStore, known: Known) -> None:
             known.problems.append((entry.key, f"holds snapshot {snapshot.name!r} of another"))
         else:
             known.snapshots.setdefault(snapshot.volume, []).append(snapshot)
-    names = {entry.key: entry for entry in store.list(NAMES).entries}
-    for volume, spec in known.specs.items():
-        found = names.pop(name_key(spec.name), None)
-        if found is None or NameRef.from_bytes(found.value, found.key).volume != volume:
-            known.problems.append(
-                (name_key(spec.name), f"does not lead to volume {volume}, whose name it is")
+
+
+def _read_readers(store: MetadataStore, known: Known) -> None:
+    """Note readers that are gone; they stand in nobody's way, and a deletion removes them."""
+    snapshots = {
+        readers_prefix(one.volume, one.number): one
+        for each in known.snapshots.values()
+        for one in each
+    }
+    for entry in store.list(READERS).entries:
+        try:
+            reader = Reader.from_bytes(entry.value, entry.key)
+        except TorusError as exc:
+            known.problems.append((entry.key, exc.message))
+            continue
+        snapshot = snapshots.get(entry.key.rpartition("/")[0] + "/")
+        if snapshot is None:
+            known.oddities.append((entry.key, "names a reader of a snapshot that is gone"))
+        elif is_alive(reader) is False:
+            known.oddities.append(
+                (
+                    entry.key,
+                    f"{_named(known, snapshot)} is still noted as read by process {reader.pid} "
+                    f"on {reader.host}, which has ended; the snapshot's deletion removes the note",
+                )
             )
-    known.problems.extend((key, "names a volume that does not exist") for key in names)
 
 
 def _take(entry: Entry, known: Known) -> None:
@@ -137,33 +175,75 @@ def _compare(known: Known) -> None:
     _compare_bonds(known)
 
 
+def _named(known: Known, snapshot: Snapshot) -> str:
+    """Return VOLUME@SNAPSHOT, for people."""
+    spec = known.specs.get(snapshot.volume)
+    name = f"volume-{snapshot.volume}" if spec is None else spec.name
+    return f"snapshot {join_snapshot(name, snapshot.name)!r}"
+
+
 def _compare_bonds(known: Known) -> None:
     """Every base is a snapshot that says so, and every clone that a snapshot names reads it."""
     uses: dict[Base, set[int]] = {}
     for volume, head in known.heads.items():
         if head.base is not None:
             uses.setdefault(head.base, set()).add(volume)
-    numbers: set[Base] = set()
+    found: dict[Base, Snapshot] = {}
     for volume, snapshots in known.snapshots.items():
         if volume not in known.specs:
             known.problems.append((f"snapshots of volume {volume}", "their volume does not exist"))
             continue
         newest = known.heads[volume].newest_snapshot if volume in known.heads else 0
         for one in snapshots:
-            key = snapshot_key(volume, one.name)
-            if Base(volume, one.number) in numbers or one.number > newest:
-                known.problems.append((key, f"its number {one.number} cannot be"))
-            numbers.add(Base(volume, one.number))
+            if Base(volume, one.number) in found or one.number > newest:
+                known.problems.append((_named(known, one), f"its number {one.number} cannot be"))
+            found[Base(volume, one.number)] = one
             if one.base is not None:
                 uses.setdefault(one.base, set()).add(volume)
-    for one in [one for each in known.snapshots.values() for one in each]:
-        reading = uses.pop(Base(one.volume, one.number), set())
+    for base, one in found.items():
+        reading = uses.get(base, set())
         if reading != set(one.clones):
-            names, found = sorted(one.clones), sorted(reading)
-            known.problems.append(
-                (snapshot_key(one.volume, one.name), f"names clones {names}, but {found} read it")
-            )
-    for base, volumes in uses.items():
+            _report_clones(known, one, reading)
+    _check_chains(known, uses, found)
+
+
+def _report_clones(known: Known, snapshot: Snapshot, reading: set[int]) -> None:
+    for volume in sorted(reading - set(snapshot.clones)):
         known.problems.append(
-            (f"volume {min(volumes)}", f"is a clone of {base}, which does not exist")
+            (
+                _named(known, snapshot),
+                f"does not name volume id {volume}, which is a clone of it, and could be deleted",
+            )
         )
+    for volume in sorted(set(snapshot.clones) - reading):
+        what = "is no clone of it" if volume in known.specs else "does not exist"
+        known.problems.append(
+            (_named(known, snapshot), f"names volume id {volume} as its clone, which {what}")
+        )
+
+
+def _check_chains(known: Known, uses: dict[Base, set[int]], found: dict[Base, Snapshot]) -> None:
+    """Every chain of clones ends, within the depth that is allowed."""
+    for base, volumes in uses.items():
+        problem = _chain_problem(base, found)
+        for volume in sorted(volumes) if problem else ():
+            name = known.specs[volume].name if volume in known.specs else f"volume-{volume}"
+            known.problems.append((f"volume {name!r}", problem))
+
+
+def _chain_problem(base: Base, found: dict[Base, Snapshot]) -> str:
+    """Return what is wrong with the origins of a clone with that base; "" for nothing."""
+    at: Base | None = base
+    for _ in range(CLONE_DEPTH_MAX):
+        if at is None:
+            return ""
+        snapshot = found.get(at)
+        if snapshot is None:
+            return f"reads snapshot number {at.number} of volume id {at.volume}, which is not there"
+        at = snapshot.base
+    if at is None:
+        return ""
+    return (
+        f"is a clone of a clone more than {CLONE_DEPTH_MAX} times over: its chain of origins ends "
+        "nowhere"
+    )

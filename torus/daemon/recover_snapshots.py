@@ -10,6 +10,7 @@ Implements docs/format.md, "Rebuilding lost metadata".
 import json
 from dataclasses import replace
 
+from torus import limits
 from torus.errors import Corruption
 from torus.format.root import unpack_list
 from torus.metadata.schema import THIS_RECORD, Base, Head, RootRef, Snapshot, VolumeSpec
@@ -39,7 +40,9 @@ def read_snapshots(data: bytes, where: str, made_by: RootRef | None) -> list[Sna
 class Bonds:
     """All snapshots of all volumes that came back, and who reads them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, infer: bool = True) -> None:
+        """``infer``: a snapshot that only a clone names was made since the newest root."""
+        self._infer = infer
         self.specs: dict[int, VolumeSpec] = {}
         self.heads: dict[int, Head] = {}
         self._snapshots: dict[int, dict[int, Snapshot]] = {}
@@ -61,20 +64,41 @@ class Bonds:
         """
         ancestors: list[Spans] = []
         root, member = None, 0
-        while base is not None:
-            snapshot = self._find(base)
-            ancestors.append(Spans(base.volume, self.heads[base.volume].spans))
+        for snapshot in self.chain(base):
+            ancestors.append(Spans(snapshot.volume, self.heads[snapshot.volume].spans))
             if root is None and snapshot.root is not None:
                 root, member = snapshot.root, len(ancestors)
-            base = snapshot.base
         return Origin(tuple(ancestors), root, member)
 
-    def _find(self, base: Base) -> Snapshot:
+    def chain(self, base: Base | None) -> list[Snapshot]:
+        """Return the snapshots that a clone with that base reads through, nearest first.
+
+        Raises: Corruption when one did not come back, or the chain is too long to be true.
+        """
+        found: list[Snapshot] = []
+        while base is not None:
+            if len(found) == limits.CLONE_DEPTH_MAX:
+                raise Corruption(
+                    f"its chain of origins is longer than {limits.CLONE_DEPTH_MAX}: it ends nowhere"
+                )
+            found.append(self.find(base))
+            base = found[-1].base
+        return found
+
+    def snapshots_of(self, volume: int) -> list[Snapshot]:
+        """Return a volume's snapshots by number."""
+        return [one for _, one in sorted(self._snapshots[volume].items())]
+
+    def find(self, base: Base) -> Snapshot:
+        """Return a snapshot.
+
+        Raises: Corruption when it, or its volume, did not come back.
+        """
         head = self.heads.get(base.volume)
         if head is None:
             raise Corruption(f"volume id {base.volume}, of which it is a clone, is not there")
         found = self._snapshots[base.volume].get(base.number)
-        if found is None and base.number > head.newest_snapshot:
+        if found is None and self._infer and base.number > head.newest_snapshot:
             found = self._made_since(base)
         if found is None:
             raise Corruption(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from torus import limits
 from torus._fast.record import KIND_ROOT, RecordReader
 from torus.daemon.check import CACHE_BYTES
-from torus.daemon.check_map import MapCheck, missing_chunks
+from torus.daemon.check_map import MapCheck, Subject, missing_chunks
 from torus.daemon.findings import Findings
 from torus.daemon.recover_snapshots import Bonds, read_snapshots
 from torus.daemon.slotwalk import ChunkSeen, HeadCopy, walk
@@ -154,7 +154,12 @@ class VolumeRecovery:
         findings = Findings()
         family = Family(recovered.spans, origin.ancestors)
         check = MapCheck(
-            self._disk, findings, repr(spec.name), recovered.blocks, family, CACHE_BYTES
+            self._disk,
+            findings,
+            Subject(f"volume {spec.name!r}"),
+            recovered.blocks,
+            family,
+            CACHE_BYTES,
         )
         check.run()
         head = replace(head, mapped_blocks=recovered.blocks.mapped_blocks)

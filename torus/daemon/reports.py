@@ -25,6 +25,17 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotCheck:
+    """What the check saw of one snapshot."""
+
+    name: str  # VOLUME@SNAPSHOT
+    size_bytes: int
+    mapped_bytes: int
+    verified_bytes: int  # as a volume's; what it shares with a verified map was compared there
+    findings: int
+
+
+@dataclass(frozen=True, slots=True)
 class VolumeCheck:
     """What the check saw of one volume."""
 
@@ -35,6 +46,7 @@ class VolumeCheck:
     verified_bytes: int  # block bytes whose checksum was compared with the map
     findings: int
     recovered_lsn: int | None = None  # last record that an attach would find
+    snapshots: tuple[SnapshotCheck, ...] = ()  # by number
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,7 @@ class CheckReport:
     torn_tails: int  # unflushed ends after a crash: normal, dropped at the next open
     volumes: tuple[VolumeCheck, ...]
     findings: tuple[Finding, ...]
+    left_over: int = 0  # chunks that nothing needs and that were not freed yet: no error
 
     @property
     def ok(self) -> bool:
@@ -79,6 +92,7 @@ class RecoverReport:
     cluster_id: str
     volumes: tuple[RecoveredVolume, ...]
     old_meta_kept_at: Path | None = None  # where the damaged store was moved to
+    notes: tuple[str, ...] = ()  # what cannot be told from the log, for people
 
     @property
     def ok(self) -> bool:

@@ -40,6 +40,10 @@ class Plan:
         return len(self.victims) * self.chunk_units - self.live_units
 
 
+    def nothing(self) -> "Plan":
+        """Return the plan to leave all as it is."""
+        return Plan((), 0, self.utilisation, self.utilisation, self.chunk_units)
+
     @property
     def worth(self) -> bool:
         """True when it frees a whole chunk: less only moves the same blocks again and again."""

@@ -157,7 +157,7 @@ class Collector:
         so nothing but the open chunk is left out for being replayed."""
         bounds = replace(self._bounds(), before=self._core.journal.chunk.sequence)
         goal = self._target if target is None else target
-        return self._plan(goal, limits.GC_ROUND_CHUNKS_MAX, bounds)
+        return self._worth(goal, limits.GC_ROUND_CHUNKS_MAX, bounds)
 
     async def collect(
         self,
@@ -177,8 +177,8 @@ class Collector:
         async def work(done: Collected) -> None:
             bounds = self._bounds()
             while not self._stop.is_set():
-                found = self._plan(goal, chunks_max, bounds)
-                if not (found.worth or found.victims and self._short):
+                found = self._worth(goal, chunks_max, bounds)
+                if not found.victims:
                     return
                 await self._round(found, done, progress=progress)
                 await self._checkpoint()
@@ -360,6 +360,11 @@ class Collector:
         before = 0 if root is None else root.replay_sequence
         before = min(before, core.journal.chunk.sequence)
         return Bounds(core.chunks.slot_bytes // UNIT, before, core.pins.through)
+
+    def _worth(self, target: float, chunks_max: int, bounds: Bounds) -> Plan:
+        """Return a plan; without victims that do not free a chunk, unless space is short."""
+        found = self._plan(target, chunks_max, bounds)
+        return found if found.worth or self._short else found.nothing()
 
     def _plan(self, target: float, chunks_max: int, bounds: Bounds) -> Plan:
         counts = self._core.blocks.usage.counts()

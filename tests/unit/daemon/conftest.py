@@ -17,7 +17,7 @@ from torus.format.identity import IDENTITY_FILE, DiskIdentity
 from torus.format.segment import SlotHeader, segment_name
 from torus.ids import ChunkId
 from torus.metadata.base import Delete, Put
-from torus.metadata.schema import CLUSTER, NAMES, NEXT_VOLUME, VOLUMES, Cluster
+from torus.metadata.schema import CLUSTER, NAMES, NEXT_VOLUME, READERS, SNAPSHOTS, VOLUMES, Cluster
 from torus.metadata.sqlite import SqliteMetadata
 from torus.testing.crash import Moment, moments
 from torus.testing.metadata import Snapshot
@@ -87,7 +87,8 @@ class Directory:
         """Return all of the metadata for a simulated machine."""
         with self.metadata() as store:
             entries = [store.get(CLUSTER), store.get(NEXT_VOLUME)]
-            entries += [*store.list(VOLUMES).entries, *store.list(NAMES).entries]
+            for prefix in (VOLUMES, NAMES, SNAPSHOTS, READERS):
+                entries += store.list(prefix).entries
         return 1000, {entry.key: entry for entry in entries if entry is not None}
 
     def flip(self, path: Path, offset: int, mask: int = 1) -> None:
