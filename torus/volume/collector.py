@@ -156,8 +156,7 @@ class Collector:
         """Return what a collection would empty now, in one round: it begins with a checkpoint,
         so nothing but the open chunk is left out for being replayed."""
         bounds = replace(self._bounds(), before=self._core.journal.chunk.sequence)
-        goal = self._target if target is None else target
-        return self._worth(goal, limits.GC_ROUND_CHUNKS_MAX, bounds)
+        return self._worth(target or self._target, limits.GC_ROUND_CHUNKS_MAX, bounds)
 
     async def collect(
         self,
@@ -172,7 +171,7 @@ class Collector:
         Returns: what was done; ``problem`` says why it ended early.
         Raises: the volume's failure.
         """
-        goal = self._target if target is None else target
+        goal = target or self._target
 
         async def work(done: Collected) -> None:
             bounds = self._bounds()
