@@ -12,7 +12,7 @@ from torus.cli.parser import Verbs, add_command, add_data_dir
 from torus.cli.progress import ProgressLine
 from torus.cli.session import Session
 from torus.cli.sizes import format_size
-from torus.daemon.reports import CheckReport
+from torus.daemon.reports import CheckReport, SnapshotCheck, VolumeCheck
 from torus.errors import Corruption
 
 
@@ -52,7 +52,10 @@ def _render(session: Session, report: CheckReport) -> None:
         output.line(f"{finding.severity}: {finding.where}: {finding.message} [{finding.kind}]")
     if report.findings:
         output.line("")
-    if report.volumes:
+    rows: list[VolumeCheck | SnapshotCheck] = []
+    for volume in report.volumes:
+        rows += [volume, *volume.snapshots]
+    if rows:
         output.table(
             ("VOLUME", ">SIZE", ">MAPPED", ">VERIFIED", ">FINDINGS"),
             [
@@ -63,7 +66,7 @@ def _render(session: Session, report: CheckReport) -> None:
                     format_size(one.verified_bytes),
                     str(one.findings),
                 )
-                for one in report.volumes
+                for one in rows
             ],
         )
         output.line("")
@@ -74,6 +77,7 @@ def _render(session: Session, report: CheckReport) -> None:
             ("chunks", f"{report.chunks} with {report.records} records"),
             ("read", format_size(report.bytes_read)),
             ("torn tails", f"{report.torn_tails} (unflushed ends after a crash: normal)"),
+            ("left over", f"{report.left_over} chunks that nothing needs (a node frees them)"),
             ("result", "ok" if report.ok else "DAMAGED"),
         ]
     )

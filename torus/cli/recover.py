@@ -55,6 +55,8 @@ def run_recover(arguments: argparse.Namespace, session: Session) -> int:
                     for one in report.volumes
                 ],
             )
+        for note in report.notes:
+            output.line(f"note: {note}")
         if report.old_meta_kept_at is not None:
             output.line(f"the damaged metadata store was kept at {report.old_meta_kept_at}")
         output.line(f"{len(report.volumes)} volumes found in {report.data_dir}")

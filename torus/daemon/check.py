@@ -181,8 +181,8 @@ class _Check:
                 self._snapshots.note_dead(volume, recovered)
             snapshots = await self._snapshots.run(spec, None if check is None else check.verified)
             if log_check is not None and recovered is not None:
-                needed = self._snapshots.needed
-                self._left_over += log_check.count_left_over(head, recovered.blocks, needed)
+                kept = self._bonds.snapshots_of(volume)
+                self._left_over += log_check.count_left_over(head, recovered.blocks, kept)
         own = self._findings.count - before - sum(one.findings for one in snapshots)
         return VolumeCheck(
             name=spec.name,

@@ -7,7 +7,7 @@ is a finding.  Behind it lie unflushed ends after a crash, which are normal.
 Implements docs/format.md, "Recovery".
 """
 
-from collections.abc import Container
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torus._fast.blockmap import BlockMap
@@ -15,8 +15,9 @@ from torus.daemon.slotwalk import ChunkSeen
 from torus.daemon.stopped import StoppedDisk
 from torus.errors import Corruption
 from torus.ids import ChunkId
-from torus.metadata.schema import Head
+from torus.metadata.schema import Head, Snapshot
 from torus.volume.log import Position
+from torus.volume.pins import Pins
 from torus.volume.spans import Spans
 
 
@@ -59,20 +60,21 @@ class LogCheck:
         first = next(iter(self.spans), None)
         return first is not None and sequence < first.first
 
-    def count_left_over(self, head: Head, blocks: BlockMap, needed: Container[ChunkId]) -> int:
+    def count_left_over(self, head: Head, blocks: BlockMap, snapshots: Sequence[Snapshot]) -> int:
         """Return how many chunks no map and no snapshot needs, and replay does not either.
 
-        They were dropped, and came back from the trash when the node ended.
+        They wait for their deletion, or came back from the trash when the node ended.
         """
         replay = 0 if head.root is None else head.root.replay_sequence
-        pinned = {*blocks.pinned_sequences(), 0 if head.root is None else head.root.sequence}
-        dropped = [
-            seen.chunk
-            for sequence, seen in self.kept.items()
-            if sequence < replay and blocks.live(sequence) is None and sequence not in pinned
-        ]
-        dropped += [one.chunk for one in self.strays if self._is_before(one.chunk.sequence)]
-        return sum(chunk not in needed for chunk in dropped)
+        named = {*blocks.pinned_sequences(), 0 if head.root is None else head.root.sequence}
+        pins = Pins(snapshots)
+        count = sum(self._is_before(one.chunk.sequence) for one in self.strays)
+        for sequence in self.kept.keys() - named:
+            if sequence < replay and not blocks.live(sequence):
+                gone = blocks.live(sequence) is None
+                era = blocks.era(sequence) or head.newest_snapshot
+                count += gone or not pins.pinned(sequence, era)
+        return count
 
     def _proven(self, end: Position | None) -> int:
         """Return the highest lsn that any record of the log says was durable."""

@@ -36,7 +36,6 @@ class SnapshotsCheck:
     bonds: Bonds
     _eras: dict[int, dict[int, int]] = field(default_factory=dict)  # dead chunks, by volume
     _bad_leaves: dict[Base, set[int]] = field(default_factory=dict)  # of verified snapshots
-    needed: set[ChunkId] = field(default_factory=set)  # chunks that snapshots alone may need
 
     def note_dead(self, volume: int, recovered: Recovered) -> None:
         """Take the dead chunks of a volume and their eras, before its snapshots are checked."""
@@ -109,9 +108,7 @@ class SnapshotsCheck:
         )  # fmt: skip
         check.run()
         self._bad_leaves[Base(snapshot.volume, snapshot.number)] = check.verified.bad_leaves
-        needed = check.needed | chunks.noted
-        self.needed |= needed
-        self._check_kept(snapshot, subject, needed)
+        self._check_kept(snapshot, subject, check.needed | chunks.noted)
         return check
 
     async def _open(self, snapshot: Snapshot, chunks: StoppedChunks) -> Verified:

@@ -259,14 +259,14 @@ def test_chunks_that_were_dropped_are_counted_and_are_no_finding(
     work: Work, tmp_path: Path
 ) -> None:
     """A kill brings chunks back from the trash, in front of the log or within it."""
-    tidy = work(2, steps=120, end="detached").leave(tmp_path / "tidy").check()
-    directory = work(2, steps=120, end="detached", trash_grace_s=1e9).leave(tmp_path / "kept")
+    past = work(2, steps=120, end="detached", trash_grace_s=1e9)
 
-    report = directory.check()
+    report = past.leave(tmp_path).check()
 
     assert report.findings == ()
-    assert report.left_over == report.chunks - tidy.chunks > 5
-    assert tidy.left_over == 0
+    trash = past.world.store.usage.trash
+    assert trash > 5
+    assert trash <= report.left_over <= trash + 2, "the last checkpoint of each may leave one more"
 
 
 # --- the metadata -----------------------------------------------------------------------
