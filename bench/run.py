@@ -21,14 +21,14 @@ if __package__ in (None, ""):  # run as a script: make `bench` importable, not i
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from bench import compare, environment, report, results
-from bench.cases import attach, collect, flush, idle, throughput
+from bench.cases import attach, collect, flush, idle, snapshots, throughput
 from bench.processes import BenchError
 from bench.results import Result, Sample, Value
 from bench.servers import MIB, SERVERS, Server, Site, Torus
 
 HERE = Path(__file__).resolve().parent
 GIB = 1 << 30
-CASES = ("throughput", "flush", "attach", "idle", "collect")
+CASES = ("throughput", "flush", "attach", "idle", "collect", "snapshots")
 DEFAULT_SERVERS = ("torus", "qemu-nbd", "nbdkit-file")
 
 
@@ -168,11 +168,19 @@ def _torus_alone(
         overwrites=6 if quick else 10,
         work_dir=site.work_dir,
     )
+    snapshots_plan = snapshots.Plan(
+        data_bytes=GIB if quick else 10 * GIB,
+        many=100 if quick else 1000,
+        rounds=3 if quick else 5,
+        seconds=0.7 if quick else 3.0,
+        work_dir=site.work_dir,
+    )
     cases: dict[str, Callable[[Torus], list[Value]]] = {
         "flush": lambda torus: flush.run(torus, turns=100 if quick else 500),
         "attach": lambda torus: attach.run(torus, attach_plan),
         "idle": lambda torus: idle.run(torus, idle_plan),
         "collect": lambda torus: collect.run(torus, collect_plan),
+        "snapshots": lambda torus: snapshots.run(torus, snapshots_plan),
     }
     values: list[Value] = []
     for name, case in cases.items():
