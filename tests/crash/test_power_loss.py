@@ -60,16 +60,19 @@ async def _examine(seed: str, steps: int, volumes: int, **options: object) -> in
 
 
 async def _examine_short(kinds: tuple[str, ...], seed: str) -> int:
-    """Crash a fresh volume of 16 blocks at every moment of a workload of a few operations."""
-    rng = random.Random(f"{seed}:{kinds}")
+    """Crash a fresh volume of 16 blocks at every moment of the last of a few operations.
+
+    The moments of those before it are those of a shorter workload.
+    """
+    rng = random.Random(seed)  # the same for all: equal beginnings are equal
     world = World(rng)
     world.store.open()
     await world.catalog.init_cluster()
     await world.catalog.create("v", 64 * limits.KIB)
     recorder = Recorder(world, "v", 64 * limits.KIB)
     await recorder.attach()
-    first = len(world.history)
     for kind in kinds:
+        first = len(world.history)
         await getattr(recorder, kind)()
     await recorder.settle()
     await world.stop()
@@ -95,7 +98,7 @@ def test_crash_in_every_short_workload_keeps_what_was_promised(first: str, seed:
         for third in ("", *SHORT) if second else ("",):
             kinds = tuple(f"_{kind}" for kind in (first, second, third) if kind)
             points += asyncio.run(_examine_short(kinds, str(seed)))
-    assert points > 300
+    assert points > 200
 
 
 @pytest.mark.parametrize("number", range(WORKLOADS))

@@ -169,8 +169,11 @@ class Mover:
         raise failure
 
     async def _give_back(self, name: str, before: Owner) -> str:
-        """Have who had the volume take it again; return what became of it, for people."""
+        """Have who had the volume take it again, unless somebody else was quicker than this
+        process; return what became of it, for people."""
         try:
+            if living_owner(await self._catalog.get(name)) is not None:
+                return ""
             await asyncio.to_thread(run_task, before.control, "take", name)
         except TorusError as exc:
             log.warning("volume.not_given_back", volume=name, error=str(exc))

@@ -42,6 +42,11 @@ from torus.metadata.schema import (
 log = get_logger("torus.recover")
 
 KNOWN = "already known"
+UNLISTED = (
+    "snapshots that were made when nothing had been written since the last checkpoint, as of a "
+    "detached volume, stand in no log until the next one: those are not back, and snapshots that "
+    "were deleted since may be; protection is as it was at the checkpoint"
+)
 RECOVERED = "recovered"
 
 
@@ -81,6 +86,7 @@ def recover(
         cluster_id=disk.identity.cluster_id,
         volumes=tuple(sorted(made.volumes, key=lambda one: one.volume)),
         old_meta_kept_at=kept_at,
+        notes=made.notes(),
     )
 
 
@@ -166,6 +172,21 @@ class _Store:
         name = f"volume-{volume}" if spec is None else spec.name
         size = 0 if spec is None else spec.size_bytes
         self.volumes.append(RecoveredVolume(name, volume, size, epoch, chunks, outcome))
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what the log cannot tell, for people."""
+        rebuilt = [one for one in self.volumes if one.outcome != KNOWN]
+        if not rebuilt:
+            return ()
+        found = [UNLISTED]
+        for base in self.bonds.inferred:
+            spec = self.bonds.specs.get(base.volume)
+            if spec is not None:
+                found.append(
+                    f"snapshot number {base.number} of {spec.name!r} is known from its clones "
+                    f"alone: it is now called {spec.name}@recovered-{base.number}"
+                )
+        return tuple(found)
 
     def values(self) -> dict[str, bytes]:
         """Return all keys and values."""

@@ -43,6 +43,7 @@ class Bonds:
     def __init__(self, *, infer: bool = True) -> None:
         """``infer``: a snapshot that only a clone names was made since the newest root."""
         self._infer = infer
+        self.inferred: list[Base] = []
         self.specs: dict[int, VolumeSpec] = {}
         self.heads: dict[int, Head] = {}
         self._snapshots: dict[int, dict[int, Snapshot]] = {}
@@ -116,6 +117,7 @@ class Bonds:
             head.root, head.base, head.mapped_blocks,
         )  # fmt: skip
         self._snapshots[base.volume][base.number] = made
+        self.inferred.append(base)
         return made
 
     def settle(self) -> None:

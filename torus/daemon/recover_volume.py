@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from torus import limits
 from torus._fast.record import KIND_ROOT, RecordReader
 from torus.daemon.check import CACHE_BYTES
-from torus.daemon.check_map import MapCheck, Subject, missing_chunks
+from torus.daemon.check_map import MapCheck, Subject, Verified, missing_chunks
 from torus.daemon.findings import Findings
 from torus.daemon.recover_snapshots import Bonds, read_snapshots
 from torus.daemon.slotwalk import ChunkSeen, HeadCopy, walk
@@ -23,8 +23,8 @@ from torus.ids import ChunkId, join_snapshot
 from torus.metadata.schema import Head, RootRef, Snapshot, VolumeSpec
 from torus.volume.catalog_ask import READY
 from torus.volume.family import Family
-from torus.volume.maproot import load_map, read_root
 from torus.volume.recovery import Recovery
+from torus.volume.snapshot_map import read_map
 from torus.volume.spans import Spans
 
 _COPIES_MAX = 8  # tried of one volume, newest first; each costs reading its mapped data
@@ -63,9 +63,9 @@ class VolumeRecovery:
             try:
                 spec, head, snapshots = self._read_copy(chunk, copy)
                 newest = newest or spec
-                rebuilt = await self._try(spec, head)
+                rebuilt, verified = await self._try(spec, head)
                 whole = not rebuilt.problem
-                rebuilt = await self._with_snapshots(rebuilt, snapshots)
+                rebuilt = await self._with_snapshots(rebuilt, snapshots, verified)
             except TorusError as exc:
                 problems.append(exc.message)
                 continue
@@ -134,7 +134,7 @@ class VolumeRecovery:
 
     # --- a copy on trial ----------------------------------------------------------------
 
-    async def _try(self, spec: VolumeSpec, head: Head) -> Rebuilt:
+    async def _try(self, spec: VolumeSpec, head: Head) -> tuple[Rebuilt, Verified]:
         """Recover as the next attach would, and compare every block.
 
         Raises: Corruption when that cannot work.
@@ -163,40 +163,62 @@ class VolumeRecovery:
         )
         check.run()
         head = replace(head, mapped_blocks=recovered.blocks.mapped_blocks)
-        return Rebuilt(spec, head, self._problem(head, findings))
+        return Rebuilt(spec, head, self._problem(head, findings)), check.verified
 
-    async def _with_snapshots(self, rebuilt: Rebuilt, snapshots: list[Snapshot]) -> Rebuilt:
-        """Add the snapshots whose maps are still there.
+    async def _with_snapshots(
+        self, rebuilt: Rebuilt, snapshots: list[Snapshot], verified: Verified
+    ) -> Rebuilt:
+        """Add the snapshots whose maps and blocks are still there.
 
-        One that is not was deleted after the list of it was written: its chunks may be freed.
+        One of which a chunk is gone was deleted after the list of it was written, or is lost.
         """
         assert rebuilt.spec is not None
         assert rebuilt.head is not None
         kept: list[Snapshot] = []
-        problem = rebuilt.problem
-        for snapshot in snapshots:
+        problems = [rebuilt.problem] if rebuilt.problem else []
+        known = [verified]
+        for snapshot in reversed(snapshots):
+            name = join_snapshot(rebuilt.spec.name, snapshot.name)
+            findings = Findings()
             try:
-                origin = self._bonds.origin(snapshot.base)
-                spans = Spans(self._volume, rebuilt.head.spans)
-                await self._prove(snapshot, Family(spans, origin.ancestors))
+                check = await self._prove(snapshot, name, rebuilt.head, known, findings)
             except TorusError as exc:
-                name = join_snapshot(rebuilt.spec.name, snapshot.name)
-                more = f"its snapshot {name} is lost: {exc.message}"
-                problem = f"{problem}; {more}" if problem else more
-            else:
-                kept.append(snapshot)
-        return replace(rebuilt, snapshots=tuple(kept), problem=problem)
+                problems.append(f"its snapshot {name} is gone, deleted or lost: {exc.message}")
+                continue
+            if findings.count:
+                first = findings.to_tuple()[0].message
+                problems.append(f"its snapshot {name} has {findings.count} damaged places, {first}")
+            known = [verified, check.verified]
+            kept.insert(0, snapshot)
+        return replace(rebuilt, snapshots=tuple(kept), problem="; ".join(problems))
 
-    async def _prove(self, snapshot: Snapshot, family: Family) -> None:
-        """Raise Corruption when a chunk with a page of the snapshot's map is not there."""
-        if snapshot.root is None:
-            return
-        root = await read_root(self._chunks, family, snapshot.root, 0, snapshot.name)
-        blocks = await load_map(self._chunks, family, root, 0, CACHE_BYTES)
-        for _, sequence, _, _, _, base in blocks.missing(0, blocks.size_blocks, 1 << 30):
-            chunk = family.chunk(sequence, base)
-            if chunk not in self._disk.chunks:
-                raise Corruption(f"chunk {chunk}, which holds a page of its map, is not there")
+    async def _prove(
+        self,
+        snapshot: Snapshot,
+        name: str,
+        head: Head,
+        known: list[Verified],
+        findings: Findings,
+    ) -> MapCheck:
+        """Compare every block of a snapshot that the maps in ``known`` do not name too.
+
+        Raises: Corruption when a chunk that it needs is not there, or its root cannot be read.
+        """
+        origin = self._bonds.origin(snapshot.base)
+        spans = Spans(self._volume, head.spans)
+        opened = await read_map(name, snapshot, spans, origin, self._chunks, CACHE_BYTES)
+        subject = Subject(f"snapshot {name!r}", own=False)
+        check = MapCheck(
+            self._disk, findings, subject, opened.blocks, opened.family, CACHE_BYTES, known,
+            whole=False,
+        )  # fmt: skip
+        check.run()
+        if check.missing:
+            gone = next(
+                f for f in findings.to_tuple() if f.kind in ("missing-chunk", "bad-map-page")
+            )
+            raise Corruption(gone.message)
+        return check
 
     def _problem(self, head: Head, findings: Findings) -> str:
         """Return what is lost, for people.
