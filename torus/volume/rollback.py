@@ -40,8 +40,10 @@ async def roll_back(
     taken = await take(found, catalog, chunks, owner, options)
     holder = taken.holder
     try:
-        view = await open_snapshot(catalog, chunks, snapshot, options.map_cache_bytes)
+        cache_bytes = options.map_cache_bytes
+        view = await open_snapshot(catalog, chunks, snapshot, cache_bytes, fit=False)
         view.blocks.adopt_usage(taken.recovered.blocks, taken.head.newest_snapshot)
+        await view.fit()
     except TorusError:
         await give_back(catalog, taken.held)
         raise

@@ -23,11 +23,30 @@ class SnapshotMap(View):
         super().__init__(name, blocks, family, chunks, cache_bytes)
         self.snapshot = snapshot
 
+    async def fit(self) -> None:
+        """Give the map the snapshot's size, which may have changed without a checkpoint of its
+        own: what lies beyond is not part of it.
+
+        Raises: Corruption, Unavailable.
+        """
+        blocks, size = self.blocks, -(-self.snapshot.size_bytes // limits.BLOCK_BYTES)
+        if size < blocks.size_blocks:
+            await self.load(size, blocks.size_blocks - size)
+        if size != blocks.size_blocks:
+            blocks.resize(size)
+
 
 async def open_snapshot(
-    catalog: AsyncCatalog, chunks: Chunks, snapshot: Snapshot, cache_bytes: int
+    catalog: AsyncCatalog,
+    chunks: Chunks,
+    snapshot: Snapshot,
+    cache_bytes: int,
+    *,
+    fit: bool = True,
 ) -> SnapshotMap:
     """Open a snapshot's map; only its upper pages are read.
+
+    ``fit`` False leaves the map as the root says it; see `SnapshotMap.fit`.
 
     Raises: NotFound, Corruption, Unavailable, UnknownVersion.
     """
@@ -35,11 +54,18 @@ async def open_snapshot(
     name = f"{volume.spec.name}@{snapshot.name}"
     origin = await find_origin(catalog, snapshot.base)
     spans = Spans(snapshot.volume, volume.head.spans)
-    return await read_map(name, snapshot, spans, origin, chunks, cache_bytes)
+    return await read_map(name, snapshot, spans, origin, chunks, cache_bytes, fit=fit)
 
 
 async def read_map(
-    name: str, snapshot: Snapshot, spans: Spans, origin: Origin, chunks: Chunks, cache_bytes: int
+    name: str,
+    snapshot: Snapshot,
+    spans: Spans,
+    origin: Origin,
+    chunks: Chunks,
+    cache_bytes: int,
+    *,
+    fit: bool = True,
 ) -> SnapshotMap:
     """Open a snapshot's map, knowing its volume's log and that of its ``origin``.
 
@@ -56,10 +82,6 @@ async def read_map(
         root = await read_root(chunks, family, place, member, name)
         blocks = await load_map(chunks, family, root, member, cache_bytes)
     view = SnapshotMap(name, snapshot, blocks, family, chunks, cache_bytes)
-    if size_blocks < blocks.size_blocks:
-        # The size changed without a checkpoint of its own: what lies beyond is not part of it.
-        await view.load(size_blocks, blocks.size_blocks - size_blocks)
-        blocks.resize(size_blocks)
-    elif size_blocks > blocks.size_blocks:
-        blocks.resize(size_blocks)
+    if fit:
+        await view.fit()
     return view

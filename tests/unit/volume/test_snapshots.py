@@ -214,6 +214,29 @@ def test_rollback_gives_the_size_back() -> None:
     run(scenario)
 
 
+def test_rollback_to_a_size_that_the_root_does_not_have() -> None:
+    """A volume that shrinks keeps its larger map, and the snapshot's root is that of one."""
+
+    async def scenario(world: World) -> None:
+        attachment = await world.attach("v")
+        data = world.rng.randbytes(SIZE // 4)
+        await attachment.volume.write(0, data, durable=False)
+        await world.resize(attachment, SIZE // 2)
+        small = await attachment.snapshot("small", 1)
+        await world.resize(attachment, SIZE)
+        await attachment.volume.write(SIZE // 2, data, durable=False)
+        await attachment.detach()
+        await go_back(world, "v", small)
+        attachment = await world.attach("v")
+        assert attachment.volume.size_bytes == SIZE // 2
+        assert await attachment.volume.read(0, SIZE // 2) == data + bytes(SIZE // 4)
+        await world.resize(attachment, SIZE)
+        assert await attachment.volume.read(SIZE // 2, SIZE // 2) == bytes(SIZE // 2)
+        attachment.volume.core.blocks.verify()
+
+    run(scenario)
+
+
 def test_clones_of_clones_read_and_write_apart() -> None:
     """Three generations; each is written, none changes another."""
 
