@@ -124,6 +124,7 @@ TASKS_KEPT_MAX = 256
 TASK_END_S = 20.0  # how long a task that is to end may go on with its present step
 RELEASE_HOLD_S_MAX = 30.0  # how long a volume that was taken away is not attached anew
 MOVE_DRAIN_S = 0.5  # how long clients may take to finish what is in flight when a volume moves
+MOVE_HOLD_S = 5.0  # how long who handed a volume over does not attach it by itself
 MOVE_CHECKPOINTS_MAX = 4  # while clients go on, so that the last one is small
 MOVE_LOG_BYTES = 16 * MIB  # since the last checkpoint: no reason for one more of them
 

@@ -57,6 +57,7 @@ class Mover:
         self._clock = clock
         self._owner = owner
         self._drain = drain
+        self._leaving: dict[str, asyncio.Event] = {}  # volumes that are handed over just now
 
     # --- who has it ---------------------------------------------------------------------
 
@@ -65,6 +66,14 @@ class Mover:
 
         Raises: why it could not be given back in order.
         """
+        done = self._leaving[name] = asyncio.Event()
+        try:
+            return await self._hand_over(name, report)
+        finally:
+            del self._leaving[name]
+            done.set()
+
+    async def _hand_over(self, name: str, report: Report) -> Answer:
         began_ns = self._clock.monotonic_ns()
         async with self._volumes.using(name) as attachment:
             if attachment is None:
@@ -80,7 +89,7 @@ class Mover:
             paused.append(self._clock.monotonic_ns())
             clients += await self._drain(export, limits.MOVE_DRAIN_S)
 
-        if not await self._volumes.hand_over(name, drain, limits.RELEASE_HOLD_S_MAX):
+        if not await self._volumes.hand_over(name, drain, limits.MOVE_HOLD_S):
             return {"attached": False}
         now_ns = self._clock.monotonic_ns()
         answer = {
@@ -116,6 +125,8 @@ class Mover:
     async def _take(self, name: str, report: Report, *, force: bool) -> tuple[Volume, Answer]:
         began_ns = self._clock.monotonic_ns()
         report(0, STEPS)
+        while name in self._leaving:  # for somebody who may be dead by now
+            await self._leaving[name].wait()
         before, handed, forced = await self._get_free(name, force=force)
         try:
             report(1, STEPS)

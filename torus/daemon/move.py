@@ -19,7 +19,7 @@ from torus.node.control import control_path
 from torus.node.control_task import run_task
 from torus.volume.catalog import Catalog
 from torus.volume.catalog_ask import describe
-from torus.volume.owner import is_alive
+from torus.volume.owner import is_alive, same_process
 
 Report = Callable[[int, int], None]
 
@@ -133,11 +133,12 @@ def move(
 def _take_back(catalog: Catalog, name: str, before: Owner | None, target: Target) -> str:
     """Have the former owner take the volume again if nobody has it; return what became of it.
 
-    The target may have died before, while or after it became the owner.
+    The target may have died before, while or after it became the owner, also while the former
+    owner is still about to hand the volume over.
     """
     try:
         owner = living_owner(catalog.get(name))
-        if owner is not None:
+        if owner is not None and not same_process(owner, before):
             return f"; volume {name!r} is at {describe(owner)}"
         if before is not None and before.control and is_alive(before):
             run_task(before.control, "take", name)
