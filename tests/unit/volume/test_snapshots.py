@@ -215,12 +215,14 @@ def test_rollback_gives_the_size_back() -> None:
 
 
 def test_rollback_to_a_size_that_the_root_does_not_have() -> None:
-    """A volume that shrinks keeps its larger map, and the snapshot's root is that of one."""
+    """A volume that shrinks keeps its larger map, and a last block that was not a whole one."""
 
     async def scenario(world: World) -> None:
         attachment = await world.attach("v")
         data = world.rng.randbytes(SIZE // 4)
         await attachment.volume.write(0, data, durable=False)
+        await world.resize(attachment, SIZE - 512)
+        await attachment.volume.write(SIZE - BLOCK, data[:512], durable=False)
         await world.resize(attachment, SIZE // 2)
         small = await attachment.snapshot("small", 1)
         await world.resize(attachment, SIZE)
