@@ -125,6 +125,8 @@ TASK_END_S = 20.0  # how long a task that is to end may go on with its present s
 RELEASE_HOLD_S_MAX = 30.0  # how long a volume that was taken away is not attached anew
 MOVE_DRAIN_S = 0.5  # how long clients may take to finish what is in flight when a volume moves
 MOVE_HOLD_S = 5.0  # how long who handed a volume over does not attach it by itself
+STANDBY_LOOKS_MAX = 16  # reads through the owner before an export that stands by takes it over
+STANDBY_LOOK_BYTES_MAX = 64 * KIB  # of one of them
 MOVE_CHECKPOINTS_MAX = 4  # while clients go on, so that the last one is small
 MOVE_LOG_BYTES = 16 * MIB  # since the last checkpoint: no reason for one more of them
 

@@ -95,7 +95,7 @@ class RunningGateway:
         self.nbd = NbdServer(self.volumes, clock=reached.clock)
         self.volumes.on_lost = self.nbd.cut_off
         mover = Mover(self.volumes, reached.catalog, reached.clock, self.owner, self.nbd.hand_over)
-        self.volumes.standbys.take = mover.take_open
+        self.volumes.standbys.take, self.volumes.standbys.look = mover.take_open, mover.look
         control = OwnerControl(
             self.volumes, reached.catalog, reached.clock, lambda: asdict(self.status()),
             mover=mover,

@@ -9,6 +9,7 @@ Implements docs/protocol.md, "Moving a volume".
 """
 
 import asyncio
+import base64
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,10 +17,11 @@ from torus import limits
 from torus.clock import Clock
 from torus.daemon.owners import living_owner
 from torus.daemon.tasks import Report
-from torus.errors import Busy, Corruption, PoolFull, TorusError, Unavailable
+from torus.errors import Busy, Corruption, PoolFull, TorusError, Unavailable, UsageError
 from torus.gateway.export import Export
 from torus.log import get_logger
 from torus.metadata.schema import Owner
+from torus.node.control import ask
 from torus.node.control_task import run_task
 from torus.volume.attached import AttachedVolumes
 from torus.volume.attachment import Attachment
@@ -102,6 +104,24 @@ class Mover:
         log.info("volume.handed_over", volume=name, **answer)
         return answer
 
+    async def show(self, name: str, offset: object, length: object) -> Answer:
+        """Read a few bytes for a process where the volume stands by.
+
+        Raises: UsageError, the volume's failure, Corruption, Unavailable.
+        """
+        async with self._volumes.using(name) as attachment:
+            if attachment is None:
+                return {"attached": False}
+            if not isinstance(offset, int) or not isinstance(length, int):
+                raise UsageError(f"{offset!r} and {length!r} are no place in a volume")
+            size_bytes = attachment.volume.size_bytes
+            if not 0 < length <= limits.STANDBY_LOOK_BYTES_MAX or not (
+                0 <= offset <= size_bytes - length
+            ):
+                raise UsageError(f"{length} bytes at {offset} cannot be read of {size_bytes}")
+            seen = await attachment.volume.read(offset, length)
+        return {"attached": True, "data": base64.b64encode(seen).decode()}
+
     # --- who gets it --------------------------------------------------------------------
 
     async def take(self, name: str, report: Report, *, force: bool = False) -> Answer:
@@ -121,6 +141,20 @@ class Mover:
         Raises: as `take`.
         """
         return (await self._take(name, lambda _done, _total: None, force=False))[0]
+
+    async def look(self, name: str, offset: int, length: int) -> bytes | None:
+        """Read a few bytes through a volume's owner; None when it cannot be asked."""
+        try:
+            owner = living_owner(await self._catalog.get(name))
+            if owner is None or same_process(owner, self._owner):
+                return None
+            question = {"ask": "look", "volume": name, "offset": offset, "length": length}
+            answer = await asyncio.to_thread(ask, owner.control, question)
+            seen = base64.b64decode(str(answer.get("data", "")), validate=True)
+        except (TorusError, ValueError) as exc:
+            log.info("standby.not_seen", volume=name, error=str(exc))
+            return None
+        return seen if len(seen) == length else None
 
     async def _take(self, name: str, report: Report, *, force: bool) -> tuple[Volume, Answer]:
         began_ns = self._clock.monotonic_ns()

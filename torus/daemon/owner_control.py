@@ -91,6 +91,9 @@ class OwnerControl:
         if kind == "resume":
             self._volumes.resume(_volume(question))
             return {"resumed": True}
+        if kind == "look" and self._mover is not None:
+            place = question.get("offset"), question.get("length")
+            return await self._mover.show(_volume(question), *place)
         raise NotFound(f"the owner of the volume does not know the question {kind!r}")
 
     async def serve(self, path: str, stack: AsyncExitStack) -> None:

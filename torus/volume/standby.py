@@ -1,9 +1,10 @@
 """Volumes that are offered before they are attached: for the destination of a live migration.
 
 Decides what such an export answers from the metadata alone (name, size, flags, flushes), which
-request makes this process the volume's owner (the first that reads, writes or asks for the
-status of blocks), and that requests wait for that together.  How the volume gets here is the
-caller's `take`.
+request makes this process the volume's owner (the first that writes or asks for the status of
+blocks, and a read unless it is one of the first few small ones: a qemu that waits for a migration
+looks for a partition table), and that requests wait for that together.  How the volume gets here
+is the caller's `take`, how a look reaches its present owner the caller's `look`.
 
 Implements docs/nbd.md, "Standby".
 """
@@ -11,6 +12,7 @@ Implements docs/nbd.md, "Standby".
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+from torus import limits
 from torus._fast.frame import RequestBatch
 from torus._fast.reply import ReplyBuilder
 from torus.errors import ShuttingDown
@@ -24,6 +26,8 @@ Take = Callable[[str], Awaitable[Volume]]
 
 Raises: NotFound, Busy, Unavailable, Corruption, DiskFailed, ShuttingDown.
 """
+Look = Callable[[str, int, int], Awaitable[bytes | None]]
+"""Reads (name, offset, length) of a volume through its owner; None when that cannot be done."""
 GiveBack = Callable[[Volume], Awaitable[None]]
 
 
@@ -31,7 +35,14 @@ class StandbyVolume:
     """What the NBD gateway calls an export, for a volume that another process may still own."""
 
     def __init__(
-        self, name: str, size_bytes: int, take: Take, give_back: GiveBack, *, read_only: bool
+        self,
+        name: str,
+        size_bytes: int,
+        take: Take,
+        look: Look,
+        give_back: GiveBack,
+        *,
+        read_only: bool,
     ) -> None:
         self.name = name
         self.read_only = read_only
@@ -40,6 +51,8 @@ class StandbyVolume:
         self.volume: Volume | None = None  # once it was taken
         self._size_bytes = size_bytes
         self._take = take
+        self._look = look
+        self._looks = 0
         self._give_back = give_back
         self._taking: asyncio.Task[Volume] | None = None
 
@@ -106,11 +119,26 @@ class StandbyVolume:
 
     async def read(self, offset: int, length: int) -> bytes:
         """Return ``length`` bytes."""
-        return await (await self.taken()).read(offset, length)
+        seen = await self._seen(offset, length)
+        return await (await self.taken()).read(offset, length) if seen is None else seen
 
     async def read_sparse(self, offset: int, length: int) -> Sequence[tuple[int, bytes | None]]:
         """Return the range as adjacent pieces of (bytes, data or None for zeroes)."""
+        seen = await self._seen(offset, length)
+        if seen is not None:
+            return [(length, seen)]
         return await (await self.taken()).read_sparse(offset, length)
+
+    async def _seen(self, offset: int, length: int) -> bytes | None:
+        """Return what the owner reads there, if this is no reason yet to take the volume."""
+        if (
+            self.volume is not None
+            or self._looks >= limits.STANDBY_LOOKS_MAX
+            or length > limits.STANDBY_LOOK_BYTES_MAX
+        ):
+            return None
+        self._looks += 1
+        return await self._look(self.name, offset, length)
 
     async def write(self, offset: int, payload: bytes, *, durable: bool) -> None:
         """Write; with ``durable`` on disk on return."""
@@ -149,12 +177,13 @@ class Standbys:
     """The volumes of one process that stand by, by name."""
 
     def __init__(self, names: Iterable[str], give_back: GiveBack, *, read_only: bool) -> None:
-        """``give_back`` closes what `take` opened; `take` is set before the first client."""
+        """``give_back`` closes what `take` opened; `take` and `look` are set before any client."""
         self._give_back = give_back
         self._waiting: dict[str, StandbyVolume | None] = dict.fromkeys(names)
         self._all: list[StandbyVolume] = []  # also those taken, while clients have them open
         self._read_only = read_only
         self.take: Take = _cannot_take
+        self.look: Look = _cannot_look
 
     def __contains__(self, name: str) -> bool:
         """Tell whether this volume still waits for its first request."""
@@ -165,7 +194,7 @@ class Standbys:
         standby = self._waiting[name]
         if standby is None:
             standby = StandbyVolume(
-                name, size_bytes, self.take, self._give_back, read_only=self._read_only
+                name, size_bytes, self.take, self.look, self._give_back, read_only=self._read_only
             )
             self._waiting[name] = standby
             self._all.append(standby)
@@ -200,3 +229,7 @@ class Standbys:
 
 async def _cannot_take(name: str) -> Volume:
     raise ShuttingDown(f"this process cannot take volume {name!r}")
+
+
+async def _cannot_look(_name: str, _offset: int, _length: int) -> bytes | None:
+    return None
