@@ -14,6 +14,7 @@ from torus._fast.blockmap import BlockMap
 from torus.daemon.slotwalk import ChunkSeen
 from torus.daemon.stopped import StoppedDisk
 from torus.errors import Corruption
+from torus.format.logend import follows, was_durable
 from torus.ids import ChunkId
 from torus.metadata.schema import Head, Snapshot
 from torus.volume.log import Position
@@ -47,7 +48,7 @@ class LogCheck:
                 f"chunk {stray.chunk} with {stray.records} records is in no span of volume "
                 f"{self.name}: the next attach frees it",
             )
-        if end is not None and proven > end.lsn:
+        if end is not None and was_durable(end.lsn + 1, proven):
             self.disk.findings.error(
                 "lost-records",
                 f"volume {self.name} lsn {end.lsn + 1}",
@@ -104,7 +105,7 @@ class LogCheck:
 
     def _check_records(self, seen: ChunkSeen, bound: "_Bound") -> None:
         for rotten in seen.rotten:
-            if rotten.offset < bound.offset or rotten.lsn <= bound.proven:
+            if rotten.offset < bound.offset or was_durable(rotten.lsn, bound.proven):
                 self._report(
                     "bad-record",
                     seen,
@@ -132,7 +133,7 @@ class LogCheck:
             if not seen.records:
                 self._report("bad-record", seen, seen.end, "there is no record at all")
             return
-        if seen.records and follower.first_lsn != seen.last_lsn + 1:
+        if seen.records and not follows(seen.last_lsn, follower.first_lsn):
             self._report(
                 "bad-record",
                 seen,

@@ -18,6 +18,7 @@ from torus.daemon.recover_snapshots import Bonds, read_snapshots
 from torus.daemon.slotwalk import ChunkSeen, HeadCopy, walk
 from torus.daemon.stopped import StoppedChunks, StoppedDisk
 from torus.errors import Corruption, TorusError
+from torus.format.logend import was_durable
 from torus.format.root import RootPayload
 from torus.ids import ChunkId, join_snapshot
 from torus.metadata.schema import Head, RootRef, Snapshot, VolumeSpec
@@ -147,7 +148,7 @@ class VolumeRecovery:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             raise Corruption(f"{missing[0]} is not there, and its map needs it{more}")
         proven = max(seen.committed for seen in self._seen.values())
-        if proven > recovered.end.lsn:
+        if was_durable(recovered.end.lsn + 1, proven):
             raise Corruption(
                 f"its log ends at lsn {recovered.end.lsn}, but all up to {proven} was flushed"
             )

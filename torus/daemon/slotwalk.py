@@ -7,11 +7,12 @@ a loss or an unflushed end depends on the volume's log (`torus.daemon.check_log`
 Implements docs/format.md, "Records".
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torus import limits
-from torus._fast.record import KIND_DATA, KIND_HEAD, KIND_ROOT, RecordReader, find_header
+from torus._fast.record import KIND_DATA, KIND_HEAD, KIND_ROOT, RecordReader
+from torus.format.logend import goes_on, headers_beyond
 from torus.format.record import HEADER, RecordHeader, bad_blocks
 from torus.ids import ChunkId
 
@@ -71,15 +72,14 @@ def walk(data: bytes, chunk: ChunkId, address: int, visit: Visit | None = None) 
     seen = ChunkSeen(chunk, address)
     start = limits.SLOT_HEADER_BYTES
     reader = RecordReader(memoryview(data)[start:], chunk, start, 0)
-    while reader.advance():
-        if seen.records and reader.lsn != seen.last_lsn + 1:
-            seen.problem = f"lsn {reader.lsn} where {seen.last_lsn + 1} is due"
-            break
+    while goes_on(reader, seen.last_lsn if seen.records else None):
         _note(seen, reader, data)
         if visit is not None:
             visit(reader)
+    if reader.problem is None:
+        seen.problem = f"lsn {reader.lsn} where {seen.last_lsn + 1} is due"
     else:
-        seen.problem = _judge_end(seen, reader.problem or "", data)
+        seen.problem = _judge_end(seen, reader.problem, data)
     _look_beyond(seen, data)
     return seen
 
@@ -140,18 +140,3 @@ def _look_beyond(seen: ChunkSeen, data: bytes) -> None:
         seen.beyond += 1
         seen.beyond_lsn = lsn
         seen.committed = max(seen.committed, committed)
-
-
-def headers_beyond(data: bytes, start: int, chunk: ChunkId) -> Iterator[tuple[int, int, int]]:
-    """Yield (offset, lsn, committed) of whole headers of ``chunk`` from ``start`` on.
-
-    A header that stands at another offset than it was written for is a copy inside some
-    payload, and proves nothing.
-    """
-    at = start
-    while (hit := find_header(data, at)) is not None:
-        at, (*name, lsn, committed) = hit
-        header = RecordHeader.unpack(data, at)
-        if tuple(name) == tuple(chunk) and header.offset == at:
-            yield at, lsn, committed
-        at += limits.RECORD_ALIGN_BYTES

@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 
 from torus import limits
 from torus._fast.blockmap import BlockMap
-from torus._fast.record import KIND_DATA, RecordReader, find_header
+from torus._fast.record import KIND_DATA, RecordReader
 from torus.cluster.chunks import Chunks
 from torus.errors import Corruption
+from torus.format.logend import begins, committed_beyond, follows, goes_on, was_durable
 from torus.format.record import HEADER, MAGIC, RecordHeader
 from torus.ids import ChunkId
 from torus.log import get_logger
 from torus.metadata.schema import Head, RootRef, Span, VolumeSpec
 from torus.volume.family import Family
-from torus.volume.leaves import UNIT, load_leaves
+from torus.volume.leaves import load_leaves
 from torus.volume.log import Position
 from torus.volume.maproot import load_map, read_root
 from torus.volume.origin import Origin
@@ -183,7 +184,7 @@ class Recovery:
         stop = self._chunks.slot_bytes if exact is None else exact
         opened, end = False, start.offset
         while reader.end < stop:
-            if not reader.advance() or reader.lsn != lsn + 1:
+            if not goes_on(reader, lsn):
                 break
             self._committed = max(self._committed, reader.committed)
             if not reader.payload_ok and not self._accept_rotten(reader, chunk, data, span, found):
@@ -226,10 +227,9 @@ class Recovery:
     ) -> bool:
         """Tell rot from a torn tail: a payload that was durable once is not the log's end."""
         lsn = reader.lsn
-        durable = span.last is not None or lsn <= self._committed
+        durable = span.last is not None or was_durable(lsn, self._committed)
         if not durable:
-            beyond = reader.end - (self._chunks.slot_bytes - len(data))
-            durable = self._committed_after(chunk, data, beyond) >= lsn
+            durable = was_durable(lsn, self._committed_after(chunk, data, reader.end))
         if durable:
             message = f"chunk {chunk}: record {reader.index} at {reader.offset} is damaged"
             found.damaged.append(message)
@@ -251,15 +251,15 @@ class Recovery:
         next_data = await ahead
         lsn = found.end.lsn + 1
         if next_data is not None:
-            reader = RecordReader(next_data, following, limits.SLOT_HEADER_BYTES, 0)
-            if reader.advance() and reader.lsn == lsn:
+            first_lsn = begins(next_data, following)
+            if first_lsn is not None and follows(found.end.lsn, first_lsn):
                 return False
-        committed = self._committed
-        beyond = max(found.end.offset - (self._chunks.slot_bytes - len(data)), 0)
-        committed = max(committed, self._committed_after(chunk, data, beyond))
+        begun = found.end.sequence == chunk.sequence
+        beyond = self._committed_after(chunk, data, found.end.offset if begun else 0)
+        committed = max(self._committed, beyond)
         if next_data is not None:
             committed = max(committed, self._committed_after(following, next_data, 0))
-        if committed >= lsn:
+        if was_durable(lsn, committed):
             raise Corruption(
                 f"volume {self._spec.name!r}: record lsn {lsn} is missing or damaged in chunk "
                 f"{chunk} at {found.end.offset}, but it was durable (a later record says up to "
@@ -282,7 +282,7 @@ class Recovery:
             if data is None:
                 continue
             committed = max(self._committed, self._committed_after(chunk, data, 0))
-            if committed >= lsn:
+            if was_durable(lsn, committed):
                 raise Corruption(
                     f"volume {self._spec.name!r}: record lsn {lsn} is missing behind chunk number "
                     f"{found.end.sequence}, but it was durable (chunk {chunk} says up to "
@@ -290,21 +290,11 @@ class Recovery:
                     hint="run 'torus check' for what else is damaged; restore from a backup",
                 )
 
-    def _committed_after(self, chunk: ChunkId, data: bytes, start: int) -> int:
-        """Return the highest committed lsn that any later record of ``chunk`` names.
-
-        A header that stands elsewhere than it was written for is a copy in some payload: what
-        a guest stores proves nothing.
-        """
-        committed, at = 0, start
+    def _committed_after(self, chunk: ChunkId, data: bytes, offset: int) -> int:
+        """Return the highest committed lsn that any record of ``chunk`` from ``offset`` on
+        names; ``data`` is the slot's end."""
         shift = self._chunks.slot_bytes - len(data)
-        while (hit := find_header(data, at)) is not None:
-            at, (volume, epoch, tag, sequence, _, says) = hit
-            written_for = RecordHeader.unpack(data, at).offset
-            if (volume, epoch, tag, sequence) == chunk and written_for == at + shift:
-                committed = max(committed, says)
-            at += UNIT
-        return committed
+        return committed_beyond(data, max(offset - shift, 0), chunk, shift)
 
     def _lost(self, span: Span, sequence: int, what: str) -> Corruption:
         chunk = ChunkId(self._spec.volume, span.epoch, span.tag, sequence)

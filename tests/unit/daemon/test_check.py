@@ -14,9 +14,10 @@ from torus import limits
 from torus._fast.crc import checksum
 from torus.daemon.findings import FINDINGS_MAX, Findings
 from torus.daemon.offline import check_store
-from torus.daemon.slotwalk import headers_beyond, walk
+from torus.daemon.slotwalk import walk
 from torus.errors import Busy, ConfigError, Corruption, NotFound, UsageError
 from torus.format.identity import IDENTITY_FILE
+from torus.format.logend import headers_beyond
 from torus.format.record import HEADER
 from torus.format.segment import FREED_SLOT, UNUSED_SLOT, SegmentHeader, SlotHeader
 from torus.ids import ChunkId

@@ -31,6 +31,7 @@ from torus.metadata.schema import (
     spec_key,
 )
 from torus.store.disk import PosixDisk
+from torus.testing.world import World
 from torus.volume.owner import this_process
 
 Work = Callable[..., Any]
@@ -267,6 +268,37 @@ def test_chunks_that_were_dropped_are_counted_and_are_no_finding(
     trash = past.world.store.usage.trash
     assert trash > 5
     assert trash <= report.left_over <= trash + 2, "the last checkpoint of each may leave one more"
+
+
+async def _dropped_before_a_snapshot() -> World:
+    """Chunks that went while there was no snapshot, all still in the trash."""
+    world = World(random.Random(3), trash_grace_s=1e9)
+    world.store.open()
+    await world.catalog.init_cluster()
+    await world.catalog.create("v", limits.MIB)
+    for _ in range(3):
+        v = await world.attach("v")
+        await v.volume.write(0, world.rng.randbytes(150 * limits.KIB), durable=True)
+        await v.detach()
+    v = await world.attach("v")
+    await v.snapshot("s", 5)
+    await v.detach()
+    await world.stop()
+    return world
+
+
+def test_chunks_that_went_before_a_snapshot_are_not_its_own(
+    directory_of: Work, tmp_path: Path
+) -> None:
+    """Nothing dates the death of what is back from the trash; no snapshot can need it."""
+    world = asyncio.run(_dropped_before_a_snapshot())
+    directory = directory_of(tmp_path, world.disk.image, world.metadata.snapshot())
+
+    report = directory.check()
+
+    assert report.findings == ()
+    # What the last checkpoint only found dead is dated by the next one, and kept until then.
+    assert 2 <= report.left_over <= world.store.usage.trash
 
 
 # --- the metadata -----------------------------------------------------------------------
