@@ -67,6 +67,8 @@ class VictimReader:
             # The first last: what other work may evict meanwhile is not what comes next.
             for block in reversed(candidates.cold(core.blocks, _JUDGED)[:_COLD_MAX]):
                 await core.load(block, 1)
+            if candidates.cold(core.blocks, 1):
+                continue  # it was in memory, and went while the others came
             runs = candidates.window(core.blocks, _JUDGED, min(most, _RUNS_MAX))
             if runs or not candidates.left:
                 break
