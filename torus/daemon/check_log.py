@@ -40,7 +40,7 @@ class LogCheck:
             seen = self.kept[sequence]
             self._check_records(seen, self._settled(sequence, end, proven))
         for stray in self.strays:
-            if self._is_before(stray.chunk.sequence):
+            if self._was_dropped(stray.chunk.sequence):
                 continue
             self.disk.findings.warning(
                 "stray-chunk",
@@ -56,10 +56,15 @@ class LogCheck:
                 "durable",
             )
 
-    def _is_before(self, sequence: int) -> bool:
-        """Tell whether a chunk is older than the log as its head knows it: it was dropped."""
-        first = next(iter(self.spans), None)
-        return first is not None and sequence < first.first
+    def _was_dropped(self, sequence: int) -> bool:
+        """Tell whether a stray chunk is one that the log had, and dropped from its spans: it
+        lies in front of them, or between them.  Others are what a writer left behind the end."""
+        last = self.spans.last
+        if last is None or sequence >= last.first:
+            return False
+        return not any(
+            span.last is not None and span.first <= sequence <= span.last for span in self.spans
+        )
 
     def count_left_over(self, head: Head, blocks: BlockMap, snapshots: Sequence[Snapshot]) -> int:
         """Return how many chunks no map and no snapshot needs, and replay does not either.
@@ -69,7 +74,7 @@ class LogCheck:
         replay = 0 if head.root is None else head.root.replay_sequence
         named = {*blocks.pinned_sequences(), 0 if head.root is None else head.root.sequence}
         pins = Pins(snapshots)
-        count = sum(self._is_before(one.chunk.sequence) for one in self.strays)
+        count = sum(self._was_dropped(one.chunk.sequence) for one in self.strays)
         for sequence in self.kept.keys() - named:
             if sequence < replay and not blocks.live(sequence):
                 gone = blocks.live(sequence) is None

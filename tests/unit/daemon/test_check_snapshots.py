@@ -276,11 +276,12 @@ async def _dropped_before_a_snapshot() -> World:
     world.store.open()
     await world.catalog.init_cluster()
     await world.catalog.create("v", limits.MIB)
-    for _ in range(3):
-        v = await world.attach("v")
-        await v.volume.write(0, world.rng.randbytes(150 * limits.KIB), durable=True)
-        await v.detach()
     v = await world.attach("v")
+    # This stays, so that the others go from the middle of a span.
+    await v.volume.write(512 * limits.KIB, world.rng.randbytes(4096), durable=True)
+    for _ in range(5):
+        await v.volume.write(0, world.rng.randbytes(150 * limits.KIB), durable=True)
+        await v.volume.checkpointer.write()
     await v.snapshot("s", 5)
     await v.detach()
     await world.stop()
@@ -298,7 +299,7 @@ def test_chunks_that_went_before_a_snapshot_are_not_its_own(
 
     assert report.findings == ()
     # What the last checkpoint only found dead is dated by the next one, and kept until then.
-    assert 2 <= report.left_over <= world.store.usage.trash
+    assert 4 <= report.left_over <= world.store.usage.trash
 
 
 # --- the metadata -----------------------------------------------------------------------
