@@ -166,9 +166,10 @@ class Mover:
             report(1, STEPS)
             volume = await self._volumes.adopt(name, force=forced)
         except TorusError as exc:
-            if before is not None and handed:
-                exc.message += await self._give_back(name, before)
-            raise
+            if before is None or not handed:
+                raise
+            outcome = await self._give_back(name, before)
+            raise type(exc)(exc.message + outcome, hint=exc.hint) from exc
         now_ns = self._clock.monotonic_ns()
         answer: Answer = {
             "moved": before is None or not same_process(before, self._owner),

@@ -123,8 +123,8 @@ def move(
     except TimedOut:
         raise  # it may be at work
     except Unavailable as exc:
-        exc.message += _take_back(catalog, name, before, target)
-        raise
+        outcome = _take_back(catalog, name, before, target)
+        raise Unavailable(exc.message + outcome, hint=exc.hint) from exc
     except KeyboardInterrupt as exc:
         raise Interrupted(f"interrupted: the move of volume {name!r} goes on in {target}") from exc
     return _moved(target, answer)
