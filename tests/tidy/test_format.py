@@ -8,7 +8,7 @@ import pytest
 
 from torus import limits
 from torus._fast.record import EXTENT_BYTES, HEADER_FIXED_BYTES
-from torus.daemon import check, check_log, check_map, stopped
+from torus.daemon import check, check_log, check_map, check_snapshots, stopped
 from torus.format import record, root, segment
 from torus.format.identity import DiskIdentity
 from torus.ids import CHUNK_ID_SIZE
@@ -107,7 +107,8 @@ def test_kinds_of_records_are_those_of_the_code() -> None:
 def test_findings_are_those_of_the_code() -> None:
     """Every kind that the check knows is in the page, under its severity."""
     source = "".join(
-        Path(module.__file__ or "").read_text() for module in (check, check_log, check_map, stopped)
+        Path(module.__file__ or "").read_text()
+        for module in (check, check_log, check_map, check_snapshots, stopped)
     )
     section = PAGE.split("## Checking")[1].split("## ")[0]
     for severity in ("error", "warning"):
