@@ -28,6 +28,9 @@ async def _record(rng: random.Random, steps: int, **options: object) -> FamilyRe
     await family.begin("v0", rng.choice((64, 128, 256)) * limits.KIB)
     for _ in range(steps):
         await family.random_step()
+        if world.trash_grace_s and rng.random() < 0.2:
+            world.clock.advance(int(rng.choice((0.5, 1.0)) * world.trash_grace_s * 1e9))
+            world.store.expire_trash()
     await family.settle()
     return family
 
@@ -143,6 +146,7 @@ def test_crash_at_any_moment_keeps_snapshots_and_clones(number: int, seed: int) 
     options = {
         "punch": number % 2 == 0,
         "cache_bytes": (16 << 10) if number % 4 == 3 else 1 << 20,
+        "trash_grace_s": 30.0 if number % 3 == 1 else 0.0,
         "slots": 400,
     }
     points = asyncio.run(_examine(f"{seed}:family:{number}", 40, **options))

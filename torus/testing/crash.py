@@ -202,7 +202,8 @@ def check_space(world: World, orphans: AbstractSet[ChunkId] = frozenset()) -> No
     store = world.store
     chunks = set(store.chunks())
     assert store.usage.used == len(chunks), (store.usage, len(chunks))
-    counted = set()
+    attached = {one.volume.core.spec.volume for one in world.attachments}
+    counted = {chunk for chunk in orphans if chunk.volume not in attached}
     for attachment in world.attachments:
         core = attachment.volume.core
         for chunk in store.chunks_of(core.spec.volume):
