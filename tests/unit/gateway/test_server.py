@@ -450,6 +450,49 @@ def test_close_gives_up_on_a_client_that_takes_nothing(run, serving):
     run(scenario)
 
 
+def test_handing_an_export_over_drains_its_connections_only(run, serving):
+    """What is in flight is answered, then they are closed; those of other exports stay."""
+
+    async def scenario() -> None:
+        disk, other = MemoryExport("disk", 1 << 20), MemoryExport("other", 1 << 20)
+        async with serving(disk, other) as served:
+            disk.gate = asyncio.Event()
+            clients = [await BareClient.go(served.path, "disk") for _ in range(2)]
+            stays = await BareClient.go(served.path, "other")
+            clients[0].say(3, cookie=9)
+            await settle(lambda: disk.calls)
+            moving = asyncio.ensure_future(served.server.hand_over(disk, 20))
+            assert await clients[1].is_closed()
+            assert not moving.done()
+            disk.gate.set()
+            assert (await clients[0].reply()).cookie == 9
+            assert await clients[0].is_closed()
+            assert await moving == 2
+            assert await served.server.hand_over(disk, 20) == 0
+            stays.say(3, cookie=7)
+            assert (await stays.reply()).cookie == 7
+            for client in (*clients, stays):
+                await client.close()
+
+    run(scenario)
+
+
+def test_handing_over_does_not_wait_for_a_client_that_takes_nothing(run, serving):
+    """After the deadline its connection is cut, without an answer to what it asked."""
+
+    async def scenario() -> None:
+        async with serving() as served:
+            served.disk.gate = asyncio.Event()
+            client = await BareClient.go(served.path)
+            client.say(3)
+            await settle(lambda: served.disk.calls)
+            assert await served.server.hand_over(served.disk, 0.05) == 1
+            assert await client.is_closed()
+            await client.close()
+
+    run(scenario)
+
+
 def test_handshake_timeout_closes(run, serving, caplog):
     """A client that says nothing is sent away."""
 
