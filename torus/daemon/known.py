@@ -15,6 +15,7 @@ from torus.metadata.base import Entry, MetadataStore
 from torus.metadata.open import open_metadata
 from torus.metadata.schema import (
     CLUSTER,
+    LOST,
     NAMES,
     NEXT_VOLUME,
     READERS,
@@ -45,9 +46,18 @@ class Known:
     specs: dict[int, VolumeSpec] = field(default_factory=dict)
     heads: dict[int, Head] = field(default_factory=dict)
     snapshots: dict[int, list[Snapshot]] = field(default_factory=dict)  # by volume
+    lost: set[int] = field(default_factory=set)  # volumes that could not be recovered
     missing: bool = False  # there is no store at all
     problems: list[tuple[str, str]] = field(default_factory=list)
     oddities: list[tuple[str, str]] = field(default_factory=list)  # by which nothing is lost
+
+    def was_deleted(self, volume: int) -> bool:
+        """Tell whether a volume that is not there was there, and nothing asks for it."""
+        bases = [head.base for head in self.heads.values()]
+        bases += [one.base for each in self.snapshots.values() for one in each]
+        named = {*self.specs, *self.heads, *self.snapshots, *self.lost}
+        named |= {base.volume for base in bases if base is not None}
+        return 0 < volume < self.next_volume and volume not in named
 
     @property
     def usable(self) -> bool:
@@ -95,6 +105,8 @@ def _read(store: MetadataStore, known: Known) -> None:
             _take(entry, known)
         except TorusError as exc:
             known.problems.append((entry.key, exc.message))
+    for entry in store.list(LOST).entries:
+        known.lost.add(NameRef.from_bytes(entry.value, entry.key).volume)
     _read_snapshots(store, known)
     _read_readers(store, known)
     names = {entry.key: entry for entry in store.list(NAMES).entries}

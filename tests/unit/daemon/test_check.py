@@ -26,9 +26,11 @@ from torus.metadata.schema import (
     NEXT_VOLUME,
     Cluster,
     Head,
+    NameRef,
     NextVolume,
     VolumeSpec,
     head_key,
+    lost_key,
     name_key,
     spec_key,
 )
@@ -421,8 +423,20 @@ def test_check_finds_volumes_that_the_metadata_lost(detached: Any) -> None:
     detached.put({spec_key(volume): None})
     assert "bad-metadata" in _kinds(detached.check())
 
-    detached.put({head_key(volume): None})
+    detached.put({head_key(volume): None, lost_key(volume): NameRef(volume).to_bytes()})
     assert _kinds(detached.check()) == {"unknown-volume"}
+
+
+def test_check_warns_of_a_volume_that_was_deleted(detached: Any) -> None:
+    """A kill brings back what was in the trash: its id was given out, and nothing asks for it."""
+    volume = _volume_of(detached, "v0").volume
+    detached.put({name_key("v0"): None, spec_key(volume): None, head_key(volume): None})
+
+    report = detached.check()
+
+    assert report.ok
+    assert [finding.kind for finding in report.findings] == ["unknown-volume"]
+    assert report.left_over >= sum(chunk.volume == volume for chunk in detached.chunks())
 
 
 def test_check_of_a_volume_that_is_being_deleted(detached: Any) -> None:

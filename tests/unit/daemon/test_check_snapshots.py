@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,8 @@ from torus.metadata.schema import (
     spec_key,
 )
 from torus.store.disk import PosixDisk
+from torus.testing.crash import moments
+from torus.testing.family import FamilyRecorder
 from torus.testing.world import World
 from torus.volume.owner import this_process
 
@@ -128,6 +131,47 @@ def test_check_of_a_family_finds_nothing_and_verifies_all(directory: Any) -> Non
     }  # fmt: skip
     for one in rows.values():
         assert one.mapped_bytes == one.verified_bytes > 0, one
+
+
+async def _live(rng: random.Random, **options: Any) -> World:
+    """Do random things with volumes, snapshots and clones; the process then dies."""
+    world = World(rng, slots=300, **options)
+    world.store.open()
+    await world.catalog.init_cluster()
+    family = FamilyRecorder(world, limits.MIB)
+    await family.begin("v0", 512 * limits.KIB)
+    for _ in range(40):
+        await family.random_step()
+    await family.settle()
+    await world.stop()
+    return world
+
+
+@pytest.mark.parametrize("grace_s", [0.0, 1e9])
+def test_check_of_crashed_families_finds_no_damage(
+    directory_of: Work, tmp_path: Path, seed: int, grace_s: float
+) -> None:
+    """At whatever moment it stops, nothing that somebody reads is gone, or may be freed."""
+    images = snapshots = 0
+    for number in range(3):
+        rng = random.Random(f"{seed}:family:{number}")
+        world = asyncio.run(_live(rng, trash_grace_s=grace_s))
+        for moment in moments(world):
+            if rng.randrange(12):
+                continue
+            for image in (
+                moment.disk.killed(moment.current, rng),
+                moment.disk.cut(rng, moment.current),
+            ):
+                images += 1
+                path = tmp_path / str(images)
+                report = directory_of(path, image, moment.snapshot).check()
+                assert report.ok, f"family {number} before event {moment.number}: {report.findings}"
+                snapshots += sum(len(one.snapshots) for one in report.volumes)
+                shutil.rmtree(path)
+
+    assert images > 30
+    assert snapshots > 30
 
 
 def test_check_reads_what_maps_share_once(directory: Any, monkeypatch: Any) -> None:
