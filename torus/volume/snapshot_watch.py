@@ -3,14 +3,14 @@
 Anybody may delete a snapshot; what it alone needed is freed by the volume's writer.
 """
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from torus import limits
-from torus.errors import TorusError, Unavailable
+from torus.errors import TorusError
 from torus.log import get_logger
+from torus.metadata.base import Event, Listing
+from torus.metadata.following import Following
 from torus.metadata.loop import AsyncMetadata
-from torus.metadata.schema import SNAPSHOTS
+from torus.metadata.schema import SNAPSHOTS, snapshots_prefix
 from torus.volume.attachment import Attachment
 from torus.volume.catalog_async import AsyncCatalog
 
@@ -18,7 +18,7 @@ log = get_logger("torus.snapshots")
 
 
 class SnapshotWatch:
-    """Watches the snapshots of all volumes; acts for those that are attached here."""
+    """Follows the snapshots of all volumes; acts for volumes that are attached here."""
 
     def __init__(
         self,
@@ -26,47 +26,22 @@ class SnapshotWatch:
         catalog: AsyncCatalog,
         attachments: Callable[[], list[Attachment]],
     ) -> None:
-        self._metadata = metadata
         self._catalog = catalog
         self._attachments = attachments
-        self._task: asyncio.Task[None] | None = None
+        self._following = Following(metadata, SNAPSHOTS, self._on_events, self._on_gap)
+        self.start = self._following.start
+        self.stop = self._following.stop
 
-    async def start(self) -> None:
-        """Begin to watch."""
-        revision = (await self._metadata.list(SNAPSHOTS)).revision
-        self._task = asyncio.ensure_future(self._watch(revision))
+    async def _on_events(self, events: Sequence[Event]) -> None:
+        gone = [event.key for event in events if event.value is None]
+        for attachment in self._attachments():
+            prefix = snapshots_prefix(attachment.volume.core.spec.volume)
+            if any(key.startswith(prefix) for key in gone):
+                await self._catch_up(attachment)
 
-    async def stop(self) -> None:
-        """End the watch; idempotent."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-
-    async def _watch(self, revision: int) -> None:
-        while True:
-            try:
-                async with await self._metadata.watch(SNAPSHOTS, revision) as watch:
-                    async for events in watch:
-                        keys = [event.key for event in events if event.value is None]
-                        for attachment in self._attachments():
-                            volume = f"{SNAPSHOTS}{attachment.volume.core.spec.volume:016x}/"
-                            if any(key.startswith(volume) for key in keys):
-                                await self._catch_up(attachment)
-                        revision = max(revision, *(event.revision for event in events))
-            except Unavailable as exc:
-                log.warning("snapshots.watch.lost", error=str(exc))
-                await asyncio.sleep(limits.WATCH_RETRY_S)
-                revision = await self._start_over(revision)
-
-    async def _start_over(self, revision: int) -> int:
-        """Read everything once, where changes may have been missed."""
-        try:
-            revision = (await self._metadata.list(SNAPSHOTS)).revision
-        except Unavailable:
-            return revision
+    async def _on_gap(self, _listing: Listing) -> None:
         for attachment in self._attachments():
             await self._catch_up(attachment)
-        return revision
 
     async def _catch_up(self, attachment: Attachment) -> None:
         """Free what deleted snapshots held; an error leaves it to a later reclaim."""

@@ -4,13 +4,12 @@ Decides what a change means for a volume that is attached here: another size, an
 deletion.
 """
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from torus import limits
-from torus.errors import Fenced, TorusError, Unavailable
+from torus.errors import Fenced, TorusError
 from torus.log import get_logger
-from torus.metadata.base import Event
+from torus.metadata.base import Event, Listing
+from torus.metadata.following import Following
 from torus.metadata.loop import AsyncMetadata
 from torus.metadata.schema import VOLUMES, Head
 from torus.volume.attachment import Attachment
@@ -19,48 +18,23 @@ log = get_logger("torus.volumes")
 
 
 class VolumeWatch:
-    """Watches all volumes; acts for those that are attached here."""
+    """Follows all volumes; acts for those that are attached here."""
 
     def __init__(
         self, metadata: AsyncMetadata, attachments: Callable[[], list[Attachment]]
     ) -> None:
-        self._metadata = metadata
         self._attachments = attachments
-        self._task: asyncio.Task[None] | None = None
+        self._following = Following(metadata, VOLUMES, self._on_events, self._on_gap)
+        self.start = self._following.start
+        self.stop = self._following.stop
 
-    async def start(self) -> None:
-        """Begin to watch."""
-        revision = (await self._metadata.list(VOLUMES)).revision
-        self._task = asyncio.ensure_future(self._watch(revision))
+    async def _on_events(self, events: Sequence[Event]) -> None:
+        for event in events:
+            await self._on_event(event)
 
-    async def stop(self) -> None:
-        """End the watch; idempotent."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-
-    async def _watch(self, revision: int) -> None:
-        while True:
-            try:
-                async with await self._metadata.watch(VOLUMES, revision) as watch:
-                    async for events in watch:
-                        for event in events:
-                            await self._on_event(event)
-                            revision = max(revision, event.revision)
-            except Unavailable as exc:
-                log.warning("volumes.watch.lost", error=str(exc))
-                await asyncio.sleep(limits.WATCH_RETRY_S)
-                revision = await self._catch_up(revision)
-
-    async def _catch_up(self, revision: int) -> int:
-        """Read everything once, where changes may have been missed."""
-        try:
-            listing = await self._metadata.list(VOLUMES)
-        except Unavailable:
-            return revision
+    async def _on_gap(self, listing: Listing) -> None:
         for entry in listing.entries:
             await self._on_event(Event(entry.key, entry.value, entry.revision))
-        return listing.revision
 
     async def _on_event(self, event: Event) -> None:
         if event.value is None:

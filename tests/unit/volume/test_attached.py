@@ -408,6 +408,38 @@ def test_changes_that_a_watch_missed_are_caught_up(
     run(scenario)
 
 
+@pytest.mark.parametrize("missed", [False, True])
+def test_what_a_deleted_snapshot_held_is_freed(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch, missed: bool
+) -> None:
+    """Whoever deleted it, and whether or not the watch saw it; a newer one keeps its chunks."""
+    monkeypatch.setattr(limits, "WATCH_RETRY_S", 0)
+
+    async def scenario(machine: Machine) -> None:
+        store = LosesTrack(machine.world.clock)
+        await machine.metadata.close()
+        machine.metadata = AsyncMetadata(store)
+        machine.catalog = machine.catalog_of(machine.metadata)
+        await machine.catalog.create("one", 64 * BLOCK)
+        volumes = await machine.process()
+        volume = await volumes.open("one")
+        [(attachment, _)] = volumes.attachments()
+        for name, fill in (("a", b"1"), ("b", b"2"), ("c", b"3")):
+            await volume.write(0, fill * 64 * BLOCK, durable=False)
+            await attachment.snapshot(name, 1)
+        await volume.write(0, b"4" * 64 * BLOCK, durable=False)
+        await volume.checkpointer.write()
+        await volume.checkpointer.write()
+        used = machine.world.store.usage.used
+        store.lose = missed
+        await machine.catalog.delete_snapshot("one", "b")
+        await until(lambda: len(volume.core.pins) == 2)
+        await until(lambda: machine.world.store.usage.used < used)
+        assert [one.name for one in volume.core.pins] == ["a", "c"]
+
+    run(scenario)
+
+
 # --- memory and the end -----------------------------------------------------------------
 
 
