@@ -39,7 +39,6 @@ class Plan:
         """Units that the victims give back, less what their survivors take elsewhere."""
         return len(self.victims) * self.chunk_units - self.live_units
 
-
     def nothing(self) -> "Plan":
         """Return the plan to leave all as it is."""
         return Plan((), 0, self.utilisation, self.utilisation, self.chunk_units)
