@@ -219,6 +219,31 @@ class FamilyMachine(VolumeMachine):
         del self.members[gone]
         self.kept = [one for one in self.kept if one.volume != gone]
 
+    @rule(place=VolumeMachine.places, count=few)
+    def move(self, place: int, count: int) -> None:
+        """Another process gets the volume from this one, to which clients write until then."""
+        writes = []
+        for i in range(count):
+            offset, size = self.extent(place * (i + 3), 8192, BLOCK)
+            writes.append((offset, self.rng.randbytes(size)))
+        self.run(self._move(writes))
+        for offset, data in writes:
+            self.apply(offset, data)
+        self.settle()
+        self._compare()
+
+    async def _move(self, writes: list[tuple[int, bytes]]) -> None:
+        checkpoint = asyncio.ensure_future(self.attachment.volume.checkpointer.write())
+        for offset, data in writes:
+            await asyncio.sleep(0)
+            await self.attachment.volume.write(offset, data, durable=False)
+        await checkpoint
+        epoch = self.attachment.epoch
+        await self.attachment.detach()
+        assert (await self.world.catalog.get(self.name)).head.owner is None
+        self.attachment = await self.world.attach(self.name)
+        assert self.attachment.epoch == epoch + 1
+
     # --- garbage, differences -----------------------------------------------------------
 
     @rule(
