@@ -1,8 +1,8 @@
 """The map of one volume: block number -> where the newest copy of the block lies in its log.
 
 Decides nothing of its own: it puts Python's calls on the tree (leaftree.pyx), its
-checkpoints (checkpoint.pyx) and ancestors (familytree.pyx), loads pages into it and opens a map from its root.  No I/O.
-Pages are described in docs/format-map.md.
+checkpoints (checkpoint.pyx) and ancestors (familytree.pyx), loads pages into it and opens a
+map from its root.  No I/O.  Pages are described in docs/format-map.md.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE

@@ -9,7 +9,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from torus._fast.blockmap cimport BlockMap
 from torus._fast.leaftree cimport Slot
-from torus._fast.mappages cimport LEAF_ENTRIES, Entry, PageRef
+from torus._fast.mappages cimport LEAF_ENTRIES, Entry
 
 cdef enum:
     NO_MEMBER = 0xFFFF
