@@ -4,6 +4,7 @@ The order is design section 4, "Takeover": swap the epoch, fence and read the op
 what was found durable, swap the head, serve.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -115,21 +116,38 @@ async def take(
     held = await catalog.acquire(found.spec.volume, owner, takeover=takeover)
     spec, epoch = held.spec, held.head.epoch
     holder = Holder(catalog, spec.volume, held.head_revision)
+    # Only now: an earlier owner can make no more.
+    reading = asyncio.ensure_future(_read_pins(catalog, held))
+    reading.add_done_callback(_consume)
     try:
         await chunks.fence(spec.volume, epoch)
         origin = await find_origin(catalog, held.head.base)
-        pins = Pins(await catalog.snapshots(spec.name) if held.head.newest_snapshot else ())
         recovery = Recovery(chunks, shrunk(spec), held.head, epoch, options.map_cache_bytes, origin)
         recovered = await recovery.run()
         await chunks.sync(recovered.unsettled)
         spans = recovered.spans.open(epoch, recovered.spans.last_sequence + 1)
         head = replace(held.head, spans=spans.to_tuple())
         await holder.publish(head)
+        pins = await reading
         await _count_chunks(chunks, spans, recovered.blocks, pins, spec.volume, epoch)
     except TorusError:
         await give_back(catalog, held)
         raise
+    finally:
+        reading.cancel()
     return Taken(held, head, spans, recovered, origin, pins, holder)
+
+
+async def _read_pins(catalog: AsyncCatalog, held: Found) -> Pins:
+    if held.head.newest_snapshot == 0:
+        return Pins()
+    values = await catalog.snapshot_values(held.spec.volume)
+    return Pins.read(values, f"snapshots of volume {held.spec.name!r}")
+
+
+def _consume(reading: asyncio.Future[Pins]) -> None:
+    if not reading.cancelled():
+        reading.exception()
 
 
 def assemble(
@@ -145,9 +163,6 @@ def assemble(
     head, recovered = taken.head, taken.recovered
     start = Position(recovered.spans.last_sequence, 0, 0, recovered.end.lsn)
     journal = Log(chunks, spec.volume, head.epoch, start)
-    journal.head_payload = head_payload(
-        taken.held.spec.to_bytes(), head.to_bytes(), taken.pins.payload()
-    )
     core = Core(
         spec, head.epoch, family, blocks, journal, chunks, options.map_cache_bytes, taken.pins
     )
@@ -176,6 +191,12 @@ def assemble(
         options.checkpoint_interval_s, options.observe_checkpoint, options.delete_delay_s,
     )  # fmt: skip
     collector = Collector(core, queue, checkpointer, clock, rate_bytes=options.gc_rate_bytes)
+    journal.head_payload = lambda: head_payload(
+        taken.held.spec.to_bytes(),
+        # A snapshot may have been made before the first record.
+        replace(head, newest_snapshot=checkpointer.head.newest_snapshot).to_bytes(),
+        core.pins.payload(),
+    )
     checkpointers.append(checkpointer)
     collectors.append(collector)
     return Volume(core, reads, queue, checkpointer, early_flush, collector)

@@ -118,6 +118,10 @@ class Catalog:
         """Return the snapshots of the volume with that id by number; none without it."""
         return self._run(snapshot_ask.snapshots_of(volume_id))
 
+    def snapshot_values(self, volume_id: int) -> builtins.list[bytes]:
+        """Return the snapshots of a volume as they are stored; see `Pins.read`."""
+        return self._run(snapshot_ask.snapshot_values(volume_id))
+
     def get_snapshot(self, name: str, snap: str) -> SnapshotEntry:
         """Return a snapshot by name.  Raises: UsageError, NotFound."""
         return self._run(snapshot_ask.get_snapshot(name, snap))

@@ -117,6 +117,10 @@ class AsyncCatalog:
         """Return the snapshots of the volume with that id by number; none without it."""
         return await self._run(snapshot_ask.snapshots_of(volume_id))
 
+    async def snapshot_values(self, volume_id: int) -> builtins.list[bytes]:
+        """Return the snapshots of a volume as they are stored; see `Pins.read`."""
+        return await self._run(snapshot_ask.snapshot_values(volume_id))
+
     async def get_snapshot(self, name: str, snap: str) -> SnapshotEntry:
         """Return a snapshot by name.  Raises: UsageError, NotFound."""
         return await self._run(snapshot_ask.get_snapshot(name, snap))

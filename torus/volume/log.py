@@ -49,7 +49,8 @@ class Log:
         self.first_sequence = start.sequence + 1
         self.lsn = start.lsn
         self.committed = start.lsn
-        self.head_payload: bytes | None = None  # first record of the span; set by the owner
+        # Makes the payload of the span's first record; set by the owner.
+        self.head_payload: Callable[[], bytes] | None = None
         self.on_chunk: Callable[[int], None] = lambda _sequence: None  # called for each new one
         self.reserved = False  # the open chunk is one of the reserve: not for new data
         self.records = 0
@@ -206,8 +207,9 @@ class Log:
 
     def _head_record(self) -> RecordBuilder:
         assert self.head_payload is not None
-        record = RecordBuilder(len(self.head_payload), 1)
-        record.set_payload(self.head_payload)
+        payload = self.head_payload()
+        record = RecordBuilder(len(payload), 1)
+        record.set_payload(payload)
         return record
 
     def _finish(self, record: RecordBuilder, kind: int) -> None:

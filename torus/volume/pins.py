@@ -7,10 +7,10 @@ may be kept until the snapshots around it are gone.
 """
 
 from bisect import bisect_right
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from torus.format.root import pack_list
-from torus.metadata.schema import Snapshot
+from torus.metadata.schema import Snapshot, read_snapshots
 
 
 class Pins:
@@ -26,6 +26,16 @@ class Pins:
         self._sequences = [one.root.sequence for one in rooted if one.root is not None]
         self._packed = {} if packed is None else packed
         self._payload: bytes | None = None
+
+    @classmethod
+    def read(cls, values: Sequence[bytes], where: str) -> "Pins":
+        """Return the pins of snapshots as they are stored.
+
+        Raises: Corruption, UnknownVersion.
+        """
+        snapshots = read_snapshots(values, where)
+        packed = {one.number: value for one, value in zip(snapshots, values, strict=True)}
+        return cls(snapshots, packed)
 
     def __iter__(self) -> Iterator[Snapshot]:
         return iter(self._snapshots)

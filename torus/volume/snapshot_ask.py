@@ -58,6 +58,12 @@ def find_snapshots(volume: Volume) -> Steps[list[SnapshotEntry]]:
     return sorted(found, key=lambda one: one.snapshot.number)
 
 
+def snapshot_values(volume_id: int) -> Steps[list[bytes]]:
+    """Return the values of all snapshots of a volume as they are stored."""
+    entries: tuple[Entry, ...] = yield ListUnder(snapshots_prefix(volume_id))
+    return [entry.value for entry in entries]
+
+
 def read_snapshot(volume: Volume, entry: Entry) -> SnapshotEntry:
     """Read a snapshot's value."""
     return SnapshotEntry(volume, Snapshot.from_bytes(entry.value, entry.key), entry.revision)

@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from torus.errors import Corruption
+from torus.errors import Corruption, UnknownVersion
 from torus.format.root import RootPayload, unpack_list
 from torus.metadata.schema import RootRef, Snapshot
 from torus.volume.pins import Pins
@@ -96,3 +96,22 @@ def test_what_a_snapshot_reads_is_pinned(round_number: int) -> None:
         needed = set().union(*reads.values()) if reads else set()
         for chunk, era in found_dead.items():
             assert pins.pinned(chunk, era) or chunk not in needed, (SEED, round_number)
+
+
+def test_stored_values_are_read_together() -> None:
+    """And kept, so that they are not written out again for every root record."""
+    snapshots = [snapshot(number, number) for number in (3, 1, 2)]
+    pins = Pins.read([one.to_bytes() for one in snapshots], "here")
+
+    assert [one.number for one in pins] == [1, 2, 3]
+    assert pins.payload() == Pins(snapshots).payload()
+    assert Pins.read([], "here").payload() == b""
+
+
+@pytest.mark.parametrize(
+    "bad", [b"{}", b"[]", b"1", b'{"format":2}', b'{"format":1}', b'{"format":1},{"format":1}', b"{"]
+)
+def test_a_stored_value_that_is_no_snapshot_is_named(bad: bytes) -> None:
+    good = snapshot(1, 5).to_bytes()
+    with pytest.raises((Corruption, UnknownVersion), match="here"):
+        Pins.read([good, bad], "here")
