@@ -40,6 +40,7 @@ TRASH_GRACE_S = 30.0  # a deleted chunk can be taken back so long, unless its sl
 TRASH_FREE_PERCENT = 5  # free slots below which the oldest trash goes at once
 TRASH_SLOTS_MAX = 64  # more goes at once: overwriting needs its warm slots back
 TRASH_RETRY_S = 5.0  # after the trash could not be emptied
+ORPHAN_FIRST_S = 30.0  # after a node started: clients first
 ORPHAN_INTERVAL_S = 3600.0  # a chunk goes when it was nobody's in two rounds so far apart
 PUNCH_DELAY_S = 300.0  # a freed slot that is reused sooner keeps its blocks and its page cache
 DELETE_DELAY_S = 1.0  # a chunk that a checkpoint no longer needs is kept that long after it

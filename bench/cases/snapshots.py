@@ -149,12 +149,12 @@ def _a_thousand(torus: Torus, plan: Plan) -> list[Value]:
 
 def _with_snapshots(torus: Torus, plan: Plan, size: int, name: str) -> tuple[float, float, float]:
     """Return seconds to attach after a clean stop, writes a second, seconds to delete one."""
+    writes = [_random_writes(torus, MANY, plan, size, number) for number in range(plan.rounds)]
     attaches = []
     for _ in range(plan.rounds):
         torus.stop()
         torus.start_node()
         attaches.append(_timed(lambda: torus.client(MANY).close()))
-    writes = [_random_writes(torus, MANY, plan, size, number) for number in range(plan.rounds)]
     with torus.client(MANY):
         delete_s = _timed(lambda: torus.run("volume", "snapshot", "delete", f"{MANY}@{name}"))
     return statistics.median(attaches), statistics.median(writes), delete_s

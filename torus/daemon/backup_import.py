@@ -191,7 +191,7 @@ class _Import:
         """Raise _Changed unless the volume is exactly the base, or empty where there is none."""
         name = self._name
         if base is None:
-            if volume.core.blocks.mapped_blocks or len(tuple(volume.core.pins)):
+            if volume.core.blocks.mapped_blocks or len(volume.core.pins):
                 raise UsageError(
                     f"volume {name!r} holds data or snapshots, and the stream is a full one",
                     hint=f"import it under another name, or 'torus volume delete {name}' first",

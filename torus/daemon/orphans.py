@@ -162,7 +162,8 @@ class OrphanRounds:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Make a round now and one every interval."""
+        """Make a round soon, when those who waited for the node have been served, and one every
+        interval."""
         self._task = asyncio.ensure_future(self._run())
 
     async def close(self) -> None:
@@ -172,6 +173,7 @@ class OrphanRounds:
             await asyncio.wait([self._task])
 
     async def _run(self) -> None:
+        await asyncio.sleep(min(limits.ORPHAN_FIRST_S, self._interval_s))
         while True:
             try:
                 await self.round()

@@ -271,18 +271,23 @@ class Snapshot(Value):
         )
 
 
-def read_snapshots(values: Sequence[bytes], where: str) -> list[Snapshot]:
-    """Read many snapshots: a thousand take a third of the time that one after another takes.
+def snapshot_places(values: Sequence[bytes], where: str) -> list[tuple[int, int | None]]:
+    """Return each snapshot's number and the sequence of the chunk that has its root; for a
+    thousand in a third of the time that reading them takes.
 
     Raises: Corruption, UnknownVersion.
     """
     try:
         bodies = json.loads(b"[" + b",".join(values) + b"]")
-        if len(bodies) == len(values) and all(body.pop("format") == FORMAT for body in bodies):
-            return [Snapshot._from_fields(body) for body in bodies]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        if len(bodies) == len(values) and all(body["format"] == FORMAT for body in bodies):
+            return [
+                (body["number"], None if body["root"] is None else body["root"]["sequence"])
+                for body in bodies
+            ]
+    except (ValueError, KeyError, TypeError):
         pass  # one of them is no snapshot of ours: find out which, and say why
-    return [Snapshot.from_bytes(value, where) for value in values]
+    read = [Snapshot.from_bytes(value, where) for value in values]
+    return [(one.number, None if one.root is None else one.root.sequence) for one in read]
 
 
 @dataclass(frozen=True, slots=True)

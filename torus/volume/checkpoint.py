@@ -170,12 +170,11 @@ class Checkpointer:
                 mapped_blocks=core.blocks.mapped_blocks,
             )
             if core.dirty:
-                await self._write(wanted, urgent=False)
-                return next(one for one in core.pins if one.number == wanted.number)
-            # The last checkpoint holds this very moment.
-            made = replace(wanted, root=head.root)
-            await self._publish_head(head, made)
-            return made
+                root: RootRef | None = await self._write(wanted, urgent=False)
+            else:  # the last checkpoint holds this very moment
+                root = head.root
+                await self._publish_head(head, replace(wanted, root=root))
+            return replace(wanted, root=root)
 
     async def replace_head(self, head: Head, publish: Callable[[Head], Awaitable[None]]) -> None:
         """Swap the head for one that differs in something else than the checkpoint.
@@ -188,7 +187,7 @@ class Checkpointer:
             await self._until_told(lambda: publish(head))
             self.head = head
 
-    async def _write(self, wanted: Snapshot | None, *, urgent: bool) -> None:
+    async def _write(self, wanted: Snapshot | None, *, urgent: bool) -> RootRef:
         began = self._clock.monotonic_ns()
         core, era = self._core, self.head.newest_snapshot
         start, log_bytes = core.journal.position, core.journal.appended_bytes
@@ -217,6 +216,7 @@ class Checkpointer:
             leaves=len(leaves),
             milliseconds=elapsed // 1_000_000,
         )
+        return root
 
     async def _write_log(
         self, leaves: list[int], start: Position, wanted: Snapshot | None

@@ -8,23 +8,30 @@ may be kept until the snapshots around it are gone.
 
 from bisect import bisect_right
 from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from torus.format.root import pack_list
-from torus.metadata.schema import Snapshot, read_snapshots
+from torus.metadata.schema import Snapshot, snapshot_places
+
+
+class _Pin(NamedTuple):
+    """One snapshot: its number, the chunk that its root lies in, and its value as stored."""
+
+    number: int
+    sequence: int | None
+    value: bytes
 
 
 class Pins:
     """The snapshots of one volume, as its writer knows them."""
 
-    def __init__(
-        self, snapshots: Iterable[Snapshot] = (), packed: dict[int, bytes] | None = None
-    ) -> None:
-        """``packed``: the values of some, by number, where they are known."""
-        self._snapshots = sorted(snapshots, key=lambda snapshot: snapshot.number)
-        rooted = [one for one in self._snapshots if one.root is not None]
-        self._numbers = [one.number for one in rooted]
-        self._sequences = [one.root.sequence for one in rooted if one.root is not None]
-        self._packed = {} if packed is None else packed
+    def __init__(self, snapshots: Iterable[Snapshot] = ()) -> None:
+        self._set(_pin(one) for one in snapshots)
+
+    def _set(self, pins: Iterable[_Pin]) -> None:
+        self._pins = sorted(pins)
+        self._rooted = [pin.number for pin in self._pins if pin.sequence is not None]
+        self._sequences = [pin.sequence for pin in self._pins if pin.sequence is not None]
         self._payload: bytes | None = None
 
     @classmethod
@@ -33,15 +40,20 @@ class Pins:
 
         Raises: Corruption, UnknownVersion.
         """
-        snapshots = read_snapshots(values, where)
-        packed = {one.number: value for one, value in zip(snapshots, values, strict=True)}
-        return cls(snapshots, packed)
+        places = snapshot_places(values, where)
+        return cls()._with(_Pin(*place, value) for place, value in zip(places, values, strict=True))
 
     def __iter__(self) -> Iterator[Snapshot]:
-        return iter(self._snapshots)
+        for pin in self._pins:
+            yield Snapshot.from_bytes(pin.value, f"snapshot number {pin.number}")
 
     def __len__(self) -> int:
-        return len(self._snapshots)
+        return len(self._pins)
+
+    @property
+    def numbers(self) -> set[int]:
+        """Return the numbers of the snapshots."""
+        return {pin.number for pin in self._pins}
 
     @property
     def through(self) -> int:
@@ -56,30 +68,32 @@ class Pins:
 
         Numbers and root places rise together, so the newest snapshot of the era decides.
         """
-        newest = bisect_right(self._numbers, era)
+        newest = bisect_right(self._rooted, era)
         return newest > 0 and self._sequences[newest - 1] >= sequence
 
     def with_snapshot(self, snapshot: Snapshot) -> "Pins":
         """Return these pins with one more snapshot."""
-        return Pins([*self._snapshots, snapshot], self._packed)
+        return self._with([*self._pins, _pin(snapshot)])
 
     def without(self, numbers: Container[int]) -> "Pins":
         """Return these pins without some snapshots."""
-        left = [one for one in self._snapshots if one.number not in numbers]
-        return Pins(left, {one.number: self._packed[one.number] for one in left
-                           if one.number in self._packed})  # fmt: skip
+        return self._with(pin for pin in self._pins if pin.number not in numbers)
 
     def payload(self, wanted: Snapshot | None = None) -> bytes:
         """Return the snapshots as a root record carries them, with one that it makes."""
-        if self._payload is None or wanted is not None:
-            values = [self._value(one) for one in self._snapshots]
-            if wanted is not None:
-                return pack_list([*values, wanted.to_bytes()])
-            self._payload = pack_list(values)
+        if wanted is not None:
+            return pack_list([*(pin.value for pin in self._pins), wanted.to_bytes()])
+        if self._payload is None:
+            self._payload = pack_list([pin.value for pin in self._pins])
         return self._payload
 
-    def _value(self, snapshot: Snapshot) -> bytes:
-        value = self._packed.get(snapshot.number)
-        if value is None:
-            value = self._packed[snapshot.number] = snapshot.to_bytes()
-        return value
+    @staticmethod
+    def _with(pins: Iterable[_Pin]) -> "Pins":
+        made = Pins()
+        made._set(pins)
+        return made
+
+
+def _pin(snapshot: Snapshot) -> _Pin:
+    sequence = None if snapshot.root is None else snapshot.root.sequence
+    return _Pin(snapshot.number, sequence, snapshot.to_bytes())

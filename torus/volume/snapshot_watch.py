@@ -46,7 +46,7 @@ class SnapshotWatch:
     async def _catch_up(self, attachment: Attachment) -> None:
         """Free what deleted snapshots held; an error leaves it to a later reclaim."""
         core = attachment.volume.core
-        known = {snapshot.number for snapshot in core.pins}
+        known = core.pins.numbers
         try:
             # Asked after `known` was taken: what is missing was deleted, not just not yet made.
             listed = {one.number for one in await self._catalog.snapshots(core.name)}

@@ -109,7 +109,8 @@ def test_stored_values_are_read_together() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [b"{}", b"[]", b"1", b'{"format":2}', b'{"format":1}', b'{"format":1},{"format":1}', b"{"]
+    "bad",
+    [b"{}", b"[]", b"1", b'{"format":2}', b'{"format":1}', b'{"format":1},{"format":1}', b"{"],
 )
 def test_a_stored_value_that_is_no_snapshot_is_named(bad: bytes) -> None:
     good = snapshot(1, 5).to_bytes()
