@@ -49,10 +49,10 @@ def run(torus: Torus, plan: Plan) -> list[Value]:
     written_s = 0.0
     for round_index in range(plan.rounds):
         torus.stop()
-        after_stop.append(_seconds_to_first_read(torus))
+        after_stop.append(seconds_to_first_read(torus, VOLUME))
         written_s = _write_log(torus, plan, round_index)
         torus.kill()
-        after_kill.append(_seconds_to_first_read(torus))
+        after_kill.append(seconds_to_first_read(torus, VOLUME))
         replayed += _records_replayed(torus)
     note = (
         f"{plan.payload_bytes >> 20} MiB of 4 KiB random writes in {written_s:.0f} s before it; "
@@ -83,12 +83,17 @@ def _records_replayed(torus: Torus) -> list[int]:
     return replayed
 
 
-def _seconds_to_first_read(torus: Torus) -> float:
+def seconds_to_first_read(torus: Torus, volume: str) -> float:
+    """Start the node; return the time from its start to the first byte read of ``volume``.
+
+    Raises:
+        BenchError: None came.
+    """
     server = torus.start_node()
     deadline = time.monotonic() + READ_TIMEOUT_S
     while True:
         try:
-            with torus.client(VOLUME) as client:
+            with torus.client(volume) as client:
                 client.read(0, BLOCK_BYTES)
                 return (time.monotonic_ns() - server.started_ns) / 1e9
         except (OSError, BenchError) as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import fio
+from bench.cases.attach import seconds_to_first_read
 from bench.nbd_client import NbdClient
 from bench.results import Value
 from bench.servers import MIB, Torus
@@ -153,8 +154,7 @@ def _with_snapshots(torus: Torus, plan: Plan, size: int, name: str) -> tuple[flo
     attaches = []
     for _ in range(plan.rounds):
         torus.stop()
-        torus.start_node()
-        attaches.append(_timed(lambda: torus.client(MANY).close()))
+        attaches.append(seconds_to_first_read(torus, MANY))
     with torus.client(MANY):
         delete_s = _timed(lambda: torus.run("volume", "snapshot", "delete", f"{MANY}@{name}"))
     return statistics.median(attaches), statistics.median(writes), delete_s
