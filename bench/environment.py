@@ -50,7 +50,7 @@ def describe(work_dir: Path) -> Environment:
         file_system=file_system,
         device=device,
         versions=_versions(),
-        torus_command=" ".join(torus_command()),
+        torus_command=" ".join(torus_command()).replace(f"{REPOSITORY}/", ""),
         load_average=os.getloadavg(),
         fdatasync_us=probe_fdatasync(work_dir),
     )
