@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ QEMU = "qemu-system-x86_64"
 pytestmark = [
     pytest.mark.interop,
     pytest.mark.slow,
-    pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"needs {QEMU}"),
 ]
 
 SECTOR = 512
