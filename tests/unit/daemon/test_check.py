@@ -71,6 +71,7 @@ def test_check_of_a_healthy_store_finds_nothing(
     assert report.records > 0
 
 
+@pytest.mark.slow
 def test_check_of_crashed_stores_finds_nothing(
     work: Work, tmp_path: Path, directory_of: Work, seed: int
 ) -> None:
@@ -141,6 +142,7 @@ def test_check_finds_a_flip_in_every_field_of_headers(detached: Any) -> None:
         _must_find(detached, fences, offset)
 
 
+@pytest.mark.slow
 def test_check_finds_a_flip_in_every_field_of_records(detached: Any) -> None:
     """Every field of every record's header, its extents, its checksums, its payload."""
     path = detached.segment()

@@ -147,6 +147,7 @@ async def _live(rng: random.Random, **options: Any) -> World:
     return world
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grace_s", [0.0, 1e9])
 def test_check_of_crashed_families_finds_no_damage(
     directory_of: Work, tmp_path: Path, seed: int, grace_s: float

@@ -74,6 +74,7 @@ def test_recover_brings_back_every_answered_byte(
             assert not any(recorder.history.content), "a volume without records is not in the log"
 
 
+@pytest.mark.slow
 def test_recover_after_crashes_at_any_moment(
     work: Work, tmp_path: Path, directory_of: Work, seed: int
 ) -> None:

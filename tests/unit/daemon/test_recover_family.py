@@ -73,6 +73,7 @@ def without_replay(found: dict[str, Snapshot]) -> dict[str, Snapshot]:
 # --- all of it --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_volume_and_snapshot_reads_as_before(family: Grown, directory: Any) -> None:
     """Three snapshots, a clone of a clone, a flattened clone, a rolled back volume."""
     before = snapshots(directory)
@@ -130,6 +131,7 @@ async def _work_on(world: World) -> dict[str, bytes]:
     return await read_all(world)
 
 
+@pytest.mark.slow
 def test_what_was_recovered_can_be_deleted_flattened_and_collected(
     family: Grown, directory: Any, directory_of: Work, tmp_path: Path
 ) -> None:

@@ -292,6 +292,7 @@ def test_garbage_ends_that_connection_with_one_line(run, serving, caplog, phase)
     assert len(caplog.records) == 1, [record.message for record in caplog.records]
 
 
+@pytest.mark.slow
 def test_reads_never_collected_take_bounded_memory_and_block_nobody(run, serving):
     """1,024 reads of 1 MiB without reading a reply: bounded, and others are served."""
 

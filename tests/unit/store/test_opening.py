@@ -55,6 +55,7 @@ def _header(**changes: object) -> bytes:
     return SegmentHeader(**{**fields, **changes}).pack()  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_flipped_bit_anywhere_in_a_segment_header_is_refused() -> None:
     """Every byte counts."""
     image = _made().disk.image
@@ -69,6 +70,7 @@ def test_flipped_bit_anywhere_in_a_segment_header_is_refused() -> None:
     _open(image)
 
 
+@pytest.mark.slow
 def test_flipped_bit_anywhere_in_a_slot_header_quarantines_the_slot() -> None:
     """The slot is neither used nor free."""
     image = _made().disk.image

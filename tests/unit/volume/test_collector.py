@@ -162,6 +162,7 @@ def test_writes_between_all_steps_of_a_collection_win(seed: int) -> None:
     _run(scenario, seed=seed, slots=200, cache_bytes=64 * limits.KIB)
 
 
+@pytest.mark.slow
 def test_crash_after_every_step_of_a_collection() -> None:
     """The image that any crash leaves is one that the writes alone could have left."""
 

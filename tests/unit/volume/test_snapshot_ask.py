@@ -319,6 +319,7 @@ LAST: dict[str, Callable[[Store], Steps]] = {
 HOLDERS = ("flatten c", "snapshot c", "roll back f", "snapshot f")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", OPERATIONS)
 def test_whatever_meets_the_bonds_stay_true(family: Store, left: str) -> None:
     for right in list(OPERATIONS)[list(OPERATIONS).index(left) + 1 :]:
@@ -345,6 +346,7 @@ def outcomes(start: Store, left: str, right: str) -> set[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("left", "right", "possible"),
     [
