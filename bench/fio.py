@@ -31,6 +31,7 @@ class Load:
     flush_each: bool = False
     flush_at_end: bool = False
     seed: int = 1
+    total_bytes: int = 0  # what is written or read; 0: the size
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,8 @@ def _job_file(load: Load, uris: Sequence[str]) -> str:
         f"randseed={load.seed}",
         "norandommap=1",
     ]
+    if load.total_bytes:
+        lines.append(f"io_size={load.total_bytes}")
     if load.seconds:
         lines += ["time_based=1", f"runtime={round(load.seconds * 1000)}ms"]
     if load.flush_each:

@@ -50,9 +50,35 @@ def run(torus: Torus, plan: Plan) -> list[Value]:
             f"64 MiB/s, {quiet.latency_us_p99:.0f} us without",
         )
     ]  # fmt: skip
+    values.append(_kept_at_target(torus, plan))
     values += _amplification(torus, plan)
     values += _afterwards(torus, plan, fresh)
     return values
+
+
+def _kept_at_target(torus: Torus, plan: Plan) -> Value:
+    """Amplification of a log that is never far from its target: some writes, then a collection,
+    again and again."""
+    _restart(torus, "0")
+    share = plan.volume_bytes // 8
+    with torus.client(VOLUME):
+        torus.run("gc", VOLUME)
+        before, used = _figures(torus), []
+        for turn in range(5 * plan.overwrites):  # until it does not change any more
+            load = fio.Load(
+                "randwrite", BLOCK_BYTES, DEPTH, 0.0, plan.volume_bytes,
+                seed=1000 + turn, total_bytes=share,
+            )  # fmt: skip
+            fio.run(load, [torus.uri(VOLUME)], plan.work_dir)
+            used.append(_utilisation(_figures(torus)))
+            torus.run("gc", VOLUME)
+            used.append(_utilisation(_figures(torus)))
+        ratio = _ratio(before, _figures(torus))
+    return Value(
+        "collect-amplification-at-target", "x", (ratio,),
+        f"log bytes for each byte that clients wrote, map pages included; {min(used):.0%} to "
+        f"{max(used):.0%} of the log was live",
+    )  # fmt: skip
 
 
 def _amplification(torus: Torus, plan: Plan) -> list[Value]:
@@ -62,7 +88,9 @@ def _amplification(torus: Torus, plan: Plan) -> list[Value]:
         _write(torus, plan, "randwrite", BLOCK_BYTES, blocks, seed=3)
         before = _figures(torus)
         _write(torus, plan, "randwrite", BLOCK_BYTES, blocks, seed=4)
-        random = _ratio(before, _figures(torus))
+        after = _figures(torus)
+        random = _ratio(before, after)
+        used = [_utilisation(before), _utilisation(after)]
         for seed in range(2):  # the first takes away what random overwriting left
             _write(torus, plan, "write", MIB, plan.volume_bytes, seed=seed)
         before = _figures(torus)
@@ -70,8 +98,9 @@ def _amplification(torus: Torus, plan: Plan) -> list[Value]:
             _write(torus, plan, "write", MIB, plan.volume_bytes, seed=seed)
         sequential = _ratio(before, _figures(torus))
     note = "log bytes for each byte that clients wrote"
+    ends = f"{note}; {used[0]:.0%} of the log was live at the beginning, {used[1]:.0%} at the end"
     return [
-        Value("collect-random-amplification", "x", (random,), note),
+        Value("collect-random-amplification", "x", (random,), ends),
         Value("collect-sequential-amplification", "x", (sequential,), note),
     ]
 
@@ -162,6 +191,10 @@ def _find(report: object) -> Figures | None:
             if found is not None:
                 return found
     return None
+
+
+def _utilisation(figures: Figures) -> float:
+    return figures["live_bytes"] / (figures["live_bytes"] + figures["dead_bytes"])
 
 
 def _ratio(before: Figures, after: Figures) -> float:
