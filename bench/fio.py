@@ -88,7 +88,7 @@ def _job_file(load: Load, uris: Sequence[str]) -> str:
         f"bs={load.block_bytes}",
         f"iodepth={load.depth}",
         f"size={load.size_bytes}",
-        f"randseed={load.seed}",
+        "randrepeat=0",  # else fio gives every load the same offsets, whatever the seed
         "norandommap=1",
     ]
     if load.total_bytes:
