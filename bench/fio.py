@@ -88,7 +88,8 @@ def _job_file(load: Load, uris: Sequence[str]) -> str:
         f"bs={load.block_bytes}",
         f"iodepth={load.depth}",
         f"size={load.size_bytes}",
-        "randrepeat=0",  # else fio gives every load the same offsets, whatever the seed
+        "randrepeat=0",  # else fio ignores the seed: every load has the same offsets
+        f"randseed={load.seed}",
         "norandommap=1",
     ]
     if load.total_bytes:
