@@ -4,7 +4,8 @@ import random
 from dataclasses import dataclass, field
 
 from torus import limits
-from torus.metadata.schema import SNAPSHOTS, Snapshot
+from torus.metadata.keys import SNAPSHOTS
+from torus.metadata.schema import Snapshot
 from torus.testing.operations import go_back, open_map
 from torus.testing.simdisk import DiskImage
 from torus.testing.world import World

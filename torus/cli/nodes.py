@@ -9,7 +9,8 @@ from typing import Any
 
 from torus.errors import TorusError
 from torus.metadata.base import MetadataStore
-from torus.metadata.schema import NODES, Node
+from torus.metadata.keys import NODES
+from torus.metadata.schema import Node
 from torus.volume.owner import is_alive
 
 

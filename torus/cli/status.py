@@ -17,7 +17,8 @@ from torus.cli.space import space_text
 from torus.clock import SystemClock
 from torus.errors import DiskFailed, Unavailable
 from torus.metadata.base import MetadataStore
-from torus.metadata.schema import CLUSTER, Cluster
+from torus.metadata.keys import CLUSTER
+from torus.metadata.schema import Cluster
 from torus.volume.catalog import Catalog
 from torus.volume.owner import is_alive
 

@@ -23,7 +23,8 @@ from torus.errors import TorusError
 from torus.gateway.server import NbdServer
 from torus.log import get_logger
 from torus.metadata.base import Delete, Expect, Put
-from torus.metadata.schema import GATEWAYS, Gateway, Owner, gateway_key
+from torus.metadata.keys import GATEWAYS, gateway_key
+from torus.metadata.schema import Gateway, Owner
 from torus.net.address import parse_address
 from torus.volume.attached import AttachedVolumes
 from torus.volume.owner import is_alive, this_process

@@ -12,8 +12,7 @@ from torus.errors import Corruption, ForeignData, NotFound, TorusError, UnknownV
 from torus.ids import join_snapshot
 from torus.limits import CLONE_DEPTH_MAX
 from torus.metadata.base import Entry, MetadataStore
-from torus.metadata.open import open_metadata
-from torus.metadata.schema import (
+from torus.metadata.keys import (
     CLUSTER,
     LOST,
     NAMES,
@@ -21,6 +20,12 @@ from torus.metadata.schema import (
     READERS,
     SNAPSHOTS,
     VOLUMES,
+    name_key,
+    readers_prefix,
+    snapshot_key,
+)
+from torus.metadata.open import open_metadata
+from torus.metadata.schema import (
     Base,
     Cluster,
     Head,
@@ -29,9 +34,6 @@ from torus.metadata.schema import (
     Reader,
     Snapshot,
     VolumeSpec,
-    name_key,
-    readers_prefix,
-    snapshot_key,
 )
 from torus.metadata.sqlite import SqliteMetadata
 from torus.volume.owner import is_alive

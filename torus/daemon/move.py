@@ -14,7 +14,8 @@ from typing import Any
 from torus.daemon.owners import living_owner
 from torus.errors import Busy, Interrupted, NotFound, TimedOut, TorusError, Unavailable, UsageError
 from torus.metadata.base import MetadataStore
-from torus.metadata.schema import GATEWAYS, NODES, Gateway, Node, Owner
+from torus.metadata.keys import GATEWAYS, NODES
+from torus.metadata.schema import Gateway, Node, Owner
 from torus.node.control import control_path
 from torus.node.control_task import run_task
 from torus.volume.catalog import Catalog

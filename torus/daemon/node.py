@@ -26,9 +26,10 @@ from torus.gateway.server import NbdServer
 from torus.limits import PUNCH_DELAY_S
 from torus.log import get_logger
 from torus.metadata.base import Delete, Expect, Put
+from torus.metadata.keys import node_key
 from torus.metadata.loop import AsyncMetadata
 from torus.metadata.open import open_metadata
-from torus.metadata.schema import Node, node_key
+from torus.metadata.schema import Node
 from torus.net.address import UnixAddress, parse_address
 from torus.node.control import control_path_beside
 from torus.node.service import PeerService, listen_for_peers

@@ -19,16 +19,9 @@ from torus.errors import Corruption, TorusError, Unavailable
 from torus.ids import ChunkId
 from torus.log import get_logger
 from torus.metadata.base import Entry
+from torus.metadata.keys import LOST, NEXT_VOLUME, SNAPSHOTS, VOLUMES
 from torus.metadata.loop import AsyncMetadata
-from torus.metadata.schema import (
-    LOST,
-    NEXT_VOLUME,
-    SNAPSHOTS,
-    VOLUMES,
-    NextVolume,
-    RootRef,
-    Snapshot,
-)
+from torus.metadata.schema import NextVolume, RootRef, Snapshot
 from torus.store.store import Store
 from torus.volume.catalog_ask import READY, Volume, read_volume
 from torus.volume.spans import Spans

@@ -12,7 +12,8 @@ from typing import Any
 
 from torus.errors import Busy, Interrupted, TimedOut, TorusError, Unavailable
 from torus.metadata.base import MetadataStore
-from torus.metadata.schema import NODES, Node, Owner
+from torus.metadata.keys import NODES
+from torus.metadata.schema import Node, Owner
 from torus.node.control import control_path
 from torus.node.control_task import run_task
 from torus.volume.catalog import Catalog, Volume

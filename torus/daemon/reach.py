@@ -17,9 +17,10 @@ from torus.config import CommonConfig
 from torus.daemon.disks import open_store
 from torus.errors import NotFound, TorusError, Unavailable
 from torus.log import get_logger
+from torus.metadata.keys import NODES
 from torus.metadata.loop import AsyncMetadata
 from torus.metadata.open import open_metadata
-from torus.metadata.schema import NODES, Node
+from torus.metadata.schema import Node
 from torus.net.address import parse_address
 from torus.node.control_task import run_task
 from torus.volume.attach import VolumeOptions, attach

@@ -24,20 +24,17 @@ from torus.daemon.stopped import StoppedDisk
 from torus.errors import Corruption, ForeignData, UsageError
 from torus.ids import NAME_CHARACTERS_MAX
 from torus.log import get_logger
-from torus.metadata.open import sqlite_path
-from torus.metadata.schema import (
+from torus.metadata.keys import (
     CLUSTER,
     NEXT_VOLUME,
-    Cluster,
-    NameRef,
-    NextVolume,
-    VolumeSpec,
     head_key,
     lost_key,
     name_key,
     snapshot_key,
     spec_key,
 )
+from torus.metadata.open import sqlite_path
+from torus.metadata.schema import Cluster, NameRef, NextVolume, VolumeSpec
 
 log = get_logger("torus.recover")
 

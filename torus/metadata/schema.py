@@ -1,4 +1,4 @@
-"""Keys and values of the metadata store: the only place that knows them.
+"""Values of the metadata store: the only place that knows them.  Their keys: torus.metadata.keys.
 
 Values are JSON objects with sorted keys, so that an operator can read them and equal values
 have equal bytes.  Every value carries ``"format": 1``; another number is refused.
@@ -15,75 +15,6 @@ from typing import Any, Self
 from torus.errors import Corruption, UnknownVersion
 
 FORMAT = 1
-CLUSTER = "cluster"
-VOLUMES = "volumes/"  # by id: specification and head
-NAMES = "names/"  # by name: the volume's id
-NODES = "nodes/"
-SNAPSHOTS = "snapshots/"  # by volume id and name
-READERS = "readers/"  # by volume id and snapshot number: who reads a snapshot now
-GATEWAYS = "gateways/"  # processes that serve volumes without a disk
-NEXT_VOLUME = "next-volume"
-LOST = "lost/"  # by id: volumes with data on a disk that could not be recovered
-
-
-def volume_prefix(volume: int) -> str:
-    """Return the prefix of all keys of one volume; one list reads them at one revision."""
-    return f"{VOLUMES}{volume:016x}/"
-
-
-def spec_key(volume: int) -> str:
-    """Return the key of a volume's specification."""
-    return f"{VOLUMES}{volume:016x}/spec"
-
-
-def head_key(volume: int) -> str:
-    """Return the key of a volume's head: epoch, owner, spans, root."""
-    return f"{VOLUMES}{volume:016x}/head"
-
-
-def lost_key(volume: int) -> str:
-    """Return the key that says that a volume's data is to be kept although nothing knows it."""
-    return f"{LOST}{volume:016x}"
-
-
-def name_key(name: str) -> str:
-    """Return the key that maps a volume's name to its id."""
-    return f"{NAMES}{name}"
-
-
-def node_key(node: str) -> str:
-    """Return the key of a node's registration."""
-    return f"{NODES}{node}"
-
-
-def snapshots_prefix(volume: int) -> str:
-    """Return the prefix of all snapshots of one volume."""
-    return f"{SNAPSHOTS}{volume:016x}/"
-
-
-def snapshot_key(volume: int, name: str) -> str:
-    """Return the key of one snapshot."""
-    return f"{snapshots_prefix(volume)}{name}"
-
-
-def readers_prefix(volume: int, number: int) -> str:
-    """Return the prefix of those who read one snapshot."""
-    return f"{volume_readers_prefix(volume)}{number:08x}/"
-
-
-def volume_readers_prefix(volume: int) -> str:
-    """Return the prefix of those who read any snapshot of one volume."""
-    return f"{READERS}{volume:016x}/"
-
-
-def reader_key(volume: int, number: int, reader: str) -> str:
-    """Return the key under which one reader of a snapshot says that it is there."""
-    return f"{readers_prefix(volume, number)}{reader}"
-
-
-def gateway_key(gateway: str) -> str:
-    """Return the key of a gateway's registration."""
-    return f"{GATEWAYS}{gateway}"
 
 
 class Value:
@@ -126,6 +57,7 @@ class Cluster(Value):
 
     cluster_id: str
     created_ns: int
+    secret: str = ""  # 32 bytes in hex: peers prove with it that they belong here
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +85,7 @@ class VolumeSpec(Value):
     created_ns: int
     state: str = "ready"  # or "deleting": its chunks are being freed
     cut_bytes: int = 0  # smallest size since its writer last unmapped what was cut off; 0: none
+    min_copies: int = 1  # writes wait while fewer copies than this can be had
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +112,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A run of chunks written under one (epoch, tag, ring version, excluded nodes).
+    """A run of chunks written under one (epoch, tag, ring version, excluded disks).
 
     ``last`` and ``end`` are None while the span is open: then its end is found by walking it.
     ``end`` is the offset in the last chunk behind its last record.
@@ -323,7 +256,10 @@ class Gateway(Value):
 
 @dataclass(frozen=True, slots=True)
 class Node(Value):
-    """A node's registration: where it listens and what it holds."""
+    """A node's registration: where it listens and what it holds.
+
+    ``node_id`` stays with the node's disks, ``instance_id`` is drawn at each start.
+    """
 
     node_id: str
     host: str
@@ -331,14 +267,61 @@ class Node(Value):
     pid: int
     pid_start: int
     data_dirs: tuple[str, ...]
-    peer_address: str  # unix:PATH or host:port of the peer protocol
+    peer_address: str  # unix:PATH of the peer protocol, for processes of the same host
     nbd_addresses: tuple[str, ...]
     http_address: str
-    size_bytes: int
+    size_bytes: int  # of all disks
     since_ns: int
+    disks: tuple[str, ...] = ()  # ids of those that work, in the order of data_dirs
+    peer_tcp: str = ""  # HOST:PORT of the peer protocol, for other hosts; empty: none
+    instance_id: str = ""
 
     @classmethod
     def _from_fields(cls, body: dict[str, Any]) -> Self:
-        for name in ("data_dirs", "nbd_addresses"):
-            body[name] = tuple(body[name])
+        for name in ("data_dirs", "nbd_addresses", "disks"):
+            body[name] = tuple(body.get(name, ()))
         return cls(**body)
+
+
+@dataclass(frozen=True, slots=True)
+class Member(Value):
+    """A disk that may hold data, alive or not; the ring is made of those that are "in"."""
+
+    disk_id: str
+    node_id: str
+    host: str
+    zone: str  # "" is a zone like another
+    weight: int  # share of the chunks; the disk's size in GiB unless the operator set it
+    size_bytes: int
+    state: str  # "in", "waiting" (not joined yet), "draining", "out" (gone too long), "removed"
+    since_ns: int  # of that state
+    reason: str = ""  # of that state, for people
+
+
+@dataclass(frozen=True, slots=True)
+class RingHead(Value):
+    """Which version of the ring new spans are written under and data moves towards."""
+
+    version: int
+    paused: bool = False  # data does not move
+    frozen: str = ""  # why the ring is not changed by itself; empty: it is
+
+
+@dataclass(frozen=True, slots=True)
+class RingVersion(Value):
+    """One version of the ring; ``table`` is what torus.ring.codec makes, in base64."""
+
+    version: int
+    created_ns: int
+    reason: str
+    table: str
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinator(Value):
+    """The node that changes the ring by itself."""
+
+    node_id: str
+    instance_id: str
+    host: str
+    since_ns: int

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torus.daemon.orphans import judge, read_known
 from torus.format.segment import Geometry
 from torus.ids import ChunkId
-from torus.metadata.schema import NEXT_VOLUME
+from torus.metadata.keys import NEXT_VOLUME
 from torus.testing.history import VolumeHistory
 from torus.testing.metadata import Snapshot
 from torus.testing.simdisk import SMALL, DiskImage, Event, PowerLoss

@@ -2,7 +2,8 @@
 
 from torus import limits
 from torus.cluster.local import LocalChunks
-from torus.metadata.schema import SNAPSHOTS, Snapshot
+from torus.metadata.keys import SNAPSHOTS
+from torus.metadata.schema import Snapshot
 from torus.testing.world import OWNER, World
 from torus.volume.attachment import Attachment
 from torus.volume.reads import Reads

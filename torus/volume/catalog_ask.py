@@ -13,15 +13,8 @@ from typing import Any, TypeAlias, TypeVar
 from torus.errors import Busy, Corruption, NotFound
 from torus.limits import CATALOG_ATTEMPTS_MAX
 from torus.metadata.base import Delete, Entry, Expect, Put
-from torus.metadata.schema import (
-    Head,
-    Owner,
-    Reader,
-    VolumeSpec,
-    head_key,
-    spec_key,
-    volume_prefix,
-)
+from torus.metadata.keys import head_key, spec_key, volume_prefix
+from torus.metadata.schema import Head, Owner, Reader, VolumeSpec
 from torus.volume.owner import ProcessIdentity
 
 READY = "ready"

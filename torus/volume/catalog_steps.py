@@ -21,19 +21,8 @@ from torus.limits import (
     VOLUME_BYTES_MIN,
 )
 from torus.metadata.base import Entry, Expect, Put
-from torus.metadata.schema import (
-    CLUSTER,
-    NEXT_VOLUME,
-    VOLUMES,
-    Cluster,
-    Head,
-    NameRef,
-    NextVolume,
-    VolumeSpec,
-    head_key,
-    name_key,
-    spec_key,
-)
+from torus.metadata.keys import CLUSTER, NEXT_VOLUME, VOLUMES, head_key, name_key, spec_key
+from torus.metadata.schema import Cluster, Head, NameRef, NextVolume, VolumeSpec
 from torus.volume.catalog_ask import (
     DELETING,
     Commit,

@@ -13,19 +13,8 @@ from torus.errors import Busy, Corruption, LocalProtocolError, UsageError
 from torus.ids import check_volume_name, join_snapshot
 from torus.limits import CATALOG_ATTEMPTS_MAX, CLONE_DEPTH_MAX
 from torus.metadata.base import Delete, Entry, Expect, Put
-from torus.metadata.schema import (
-    NEXT_VOLUME,
-    Base,
-    Head,
-    NameRef,
-    NextVolume,
-    Snapshot,
-    VolumeSpec,
-    head_key,
-    name_key,
-    snapshots_prefix,
-    spec_key,
-)
+from torus.metadata.keys import NEXT_VOLUME, head_key, name_key, snapshots_prefix, spec_key
+from torus.metadata.schema import Base, Head, NameRef, NextVolume, Snapshot, VolumeSpec
 from torus.volume.catalog_ask import (
     Commit,
     ListUnder,

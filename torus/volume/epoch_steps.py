@@ -11,7 +11,8 @@ import dataclasses
 from torus.errors import Fenced, LocalProtocolError
 from torus.limits import CATALOG_ATTEMPTS_MAX
 from torus.metadata.base import Delete, Expect, Put
-from torus.metadata.schema import Head, Owner, VolumeSpec, head_key, spec_key
+from torus.metadata.keys import head_key, spec_key
+from torus.metadata.schema import Head, Owner, VolumeSpec
 from torus.volume.catalog_ask import (
     Alive,
     Commit,

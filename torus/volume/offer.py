@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from torus import limits
 from torus.errors import NotFound
 from torus.ids import join_snapshot
+from torus.metadata.keys import SNAPSHOTS
 from torus.metadata.loop import AsyncMetadata
-from torus.metadata.schema import SNAPSHOTS
 from torus.volume.catalog_ask import DELETING
 from torus.volume.catalog_async import AsyncCatalog
 

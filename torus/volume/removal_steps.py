@@ -14,14 +14,8 @@ from torus.errors import Busy, UsageError
 from torus.ids import join_snapshot
 from torus.limits import CATALOG_ATTEMPTS_MAX, METADATA_COMMIT_CHANGES_MAX
 from torus.metadata.base import Delete, Entry, Expect, Put
-from torus.metadata.schema import (
-    NameRef,
-    head_key,
-    name_key,
-    readers_prefix,
-    spec_key,
-    volume_readers_prefix,
-)
+from torus.metadata.keys import head_key, name_key, readers_prefix, spec_key, volume_readers_prefix
+from torus.metadata.schema import NameRef
 from torus.volume.catalog_ask import (
     DELETING,
     READY,

@@ -15,7 +15,8 @@ from torus.cluster.chunks import Chunks
 from torus.errors import Busy, ShuttingDown, TorusError
 from torus.ids import join_snapshot
 from torus.log import get_logger
-from torus.metadata.schema import Owner, Reader, reader_key
+from torus.metadata.keys import reader_key
+from torus.metadata.schema import Owner, Reader
 from torus.volume.catalog_async import AsyncCatalog
 from torus.volume.snapshot_export import SnapshotVolume
 from torus.volume.snapshot_map import open_snapshot

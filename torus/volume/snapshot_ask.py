@@ -11,14 +11,8 @@ from dataclasses import dataclass
 from torus.errors import Busy, NotFound
 from torus.ids import check_snapshot_name, join_snapshot
 from torus.metadata.base import Delete, Entry, Expect, Put
-from torus.metadata.schema import (
-    Base,
-    Reader,
-    Snapshot,
-    readers_prefix,
-    snapshot_key,
-    snapshots_prefix,
-)
+from torus.metadata.keys import readers_prefix, snapshot_key, snapshots_prefix
+from torus.metadata.schema import Base, Reader, Snapshot
 from torus.volume.catalog_ask import READY, ListUnder, Steps, Volume, find_volume, read_entry
 from torus.volume.catalog_steps import get
 

@@ -12,15 +12,8 @@ from torus.errors import AlreadyExists, Busy, LocalProtocolError, UsageError
 from torus.ids import check_snapshot_name, join_snapshot
 from torus.limits import CATALOG_ATTEMPTS_MAX, SNAPSHOTS_MAX
 from torus.metadata.base import Delete, Expect, Put
-from torus.metadata.schema import (
-    Head,
-    Reader,
-    Snapshot,
-    head_key,
-    reader_key,
-    snapshot_key,
-    spec_key,
-)
+from torus.metadata.keys import head_key, reader_key, snapshot_key, spec_key
+from torus.metadata.schema import Head, Reader, Snapshot
 from torus.volume.catalog_ask import (
     Commit,
     Steps,

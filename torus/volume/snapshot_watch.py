@@ -9,8 +9,8 @@ from torus.errors import TorusError
 from torus.log import get_logger
 from torus.metadata.base import Event, Listing
 from torus.metadata.following import Following
+from torus.metadata.keys import SNAPSHOTS, snapshots_prefix
 from torus.metadata.loop import AsyncMetadata
-from torus.metadata.schema import SNAPSHOTS, snapshots_prefix
 from torus.volume.attachment import Attachment
 from torus.volume.catalog_async import AsyncCatalog
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torus.metadata.base import Entry
-from torus.metadata.schema import SNAPSHOTS, Base, Snapshot
+from torus.metadata.keys import SNAPSHOTS
+from torus.metadata.schema import Base, Snapshot
 from torus.volume.catalog_ask import ListUnder, Steps, Volume
 from torus.volume.catalog_steps import list_all
 

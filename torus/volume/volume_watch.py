@@ -10,8 +10,9 @@ from torus.errors import Fenced, TorusError
 from torus.log import get_logger
 from torus.metadata.base import Event, Listing
 from torus.metadata.following import Following
+from torus.metadata.keys import VOLUMES
 from torus.metadata.loop import AsyncMetadata
-from torus.metadata.schema import VOLUMES, Head
+from torus.metadata.schema import Head
 from torus.volume.attachment import Attachment
 
 log = get_logger("torus.volumes")

@@ -10,8 +10,9 @@ import pytest
 
 from torus.clock import SystemClock
 from torus.metadata.base import Put
+from torus.metadata.keys import node_key
 from torus.metadata.open import open_metadata
-from torus.metadata.schema import Node, node_key
+from torus.metadata.schema import Node
 from torus.volume.catalog import Catalog
 from torus.volume.owner import this_process
 

@@ -17,7 +17,8 @@ from torus.format.identity import IDENTITY_FILE, DiskIdentity
 from torus.format.segment import SlotHeader, segment_name
 from torus.ids import ChunkId
 from torus.metadata.base import Delete, Put
-from torus.metadata.schema import CLUSTER, NAMES, NEXT_VOLUME, READERS, SNAPSHOTS, VOLUMES, Cluster
+from torus.metadata.keys import CLUSTER, NAMES, NEXT_VOLUME, READERS, SNAPSHOTS, VOLUMES
+from torus.metadata.schema import Cluster
 from torus.metadata.sqlite import SqliteMetadata
 from torus.testing.crash import Moment, moments
 from torus.testing.metadata import Snapshot

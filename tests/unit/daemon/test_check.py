@@ -21,19 +21,8 @@ from torus.format.logend import headers_beyond
 from torus.format.record import HEADER
 from torus.format.segment import FREED_SLOT, UNUSED_SLOT, SegmentHeader, SlotHeader
 from torus.ids import ChunkId
-from torus.metadata.schema import (
-    CLUSTER,
-    NEXT_VOLUME,
-    Cluster,
-    Head,
-    NameRef,
-    NextVolume,
-    VolumeSpec,
-    head_key,
-    lost_key,
-    name_key,
-    spec_key,
-)
+from torus.metadata.keys import CLUSTER, NEXT_VOLUME, head_key, lost_key, name_key, spec_key
+from torus.metadata.schema import Cluster, Head, NameRef, NextVolume, VolumeSpec
 from torus.store.disk import PosixDisk
 from torus.store.fences import FENCES_FILE
 

@@ -17,20 +17,8 @@ from torus.clock import SystemClock
 from torus.daemon.slotwalk import walk
 from torus.format.segment import FREED_SLOT
 from torus.ids import ChunkId
-from torus.metadata.schema import (
-    SNAPSHOTS,
-    Base,
-    Head,
-    NameRef,
-    Reader,
-    Snapshot,
-    VolumeSpec,
-    head_key,
-    name_key,
-    reader_key,
-    snapshot_key,
-    spec_key,
-)
+from torus.metadata.keys import SNAPSHOTS, head_key, name_key, reader_key, snapshot_key, spec_key
+from torus.metadata.schema import Base, Head, NameRef, Reader, Snapshot, VolumeSpec
 from torus.store.disk import PosixDisk
 from torus.testing.crash import moments
 from torus.testing.family import FamilyRecorder

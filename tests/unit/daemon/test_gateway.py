@@ -13,9 +13,10 @@ from torus.clock import SystemClock
 from torus.daemon.gateway import control_path_of, forget_dead_gateways
 from torus.daemon.reach import Reach
 from torus.metadata.base import Put
+from torus.metadata.keys import GATEWAYS, gateway_key
 from torus.metadata.loop import AsyncMetadata
 from torus.metadata.memory import MemoryMetadata
-from torus.metadata.schema import GATEWAYS, Gateway, gateway_key
+from torus.metadata.schema import Gateway
 from torus.volume.owner import this_process
 
 

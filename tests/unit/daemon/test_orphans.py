@@ -12,17 +12,8 @@ from torus.daemon.orphans import Known, OrphanRounds, judge, read_known
 from torus.errors import Corruption, TorusError, Unavailable
 from torus.ids import ChunkId
 from torus.metadata.base import Delete, Put
-from torus.metadata.schema import (
-    Base,
-    Head,
-    NameRef,
-    RootRef,
-    Snapshot,
-    Span,
-    VolumeSpec,
-    head_key,
-    lost_key,
-)
+from torus.metadata.keys import head_key, lost_key
+from torus.metadata.schema import Base, Head, NameRef, RootRef, Snapshot, Span, VolumeSpec
 from torus.testing.workload import Recorder
 from torus.testing.world import OWNER, World
 from torus.volume.catalog_ask import Volume

@@ -10,8 +10,9 @@ from torus.daemon import owners
 from torus.daemon.owners import ask_owner, living_owner
 from torus.errors import AlreadyExists, Busy, Interrupted, TimedOut, Unavailable
 from torus.metadata.base import Put
+from torus.metadata.keys import node_key
 from torus.metadata.memory import MemoryMetadata
-from torus.metadata.schema import Node, Owner, node_key
+from torus.metadata.schema import Node, Owner
 from torus.volume.catalog import Catalog
 from torus.volume.owner import this_process
 

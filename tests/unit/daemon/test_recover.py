@@ -16,18 +16,8 @@ from torus.daemon.offline import recover
 from torus.daemon.recover_meta import replace_store
 from torus.daemon.slotwalk import walk
 from torus.errors import Busy, ConfigError, ForeignData, NotFound, UsageError
-from torus.metadata.schema import (
-    CLUSTER,
-    NEXT_VOLUME,
-    Cluster,
-    Head,
-    NameRef,
-    NextVolume,
-    VolumeSpec,
-    head_key,
-    name_key,
-    spec_key,
-)
+from torus.metadata.keys import CLUSTER, NEXT_VOLUME, head_key, name_key, spec_key
+from torus.metadata.schema import Cluster, Head, NameRef, NextVolume, VolumeSpec
 from torus.metadata.sqlite import SqliteMetadata
 from torus.store.disk import PosixDisk
 from torus.testing.crash import Known

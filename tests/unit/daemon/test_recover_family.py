@@ -12,17 +12,8 @@ import pytest
 from tests.grown import Grown, grow, read_all
 from torus import limits
 from torus.format.segment import FREED_SLOT
-from torus.metadata.schema import (
-    SNAPSHOTS,
-    Base,
-    Head,
-    RootRef,
-    Snapshot,
-    VolumeSpec,
-    head_key,
-    snapshot_key,
-    spec_key,
-)
+from torus.metadata.keys import SNAPSHOTS, head_key, snapshot_key, spec_key
+from torus.metadata.schema import Base, Head, RootRef, Snapshot, VolumeSpec
 from torus.testing.family import FamilyRecorder
 from torus.testing.operations import delete_snapshot, delete_volume
 from torus.testing.world import World

@@ -13,8 +13,8 @@ from torus import limits
 from torus.daemon.recover_snapshots import Bonds, read_snapshots
 from torus.errors import Corruption
 from torus.format.root import pack_list
+from torus.metadata.keys import SNAPSHOTS
 from torus.metadata.schema import (
-    SNAPSHOTS,
     THIS_RECORD,
     Base,
     Head,

@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable
 
 from torus import limits
 from torus.cluster.local import LocalChunks
+from torus.metadata.keys import READERS
 from torus.metadata.loop import AsyncMetadata
 from torus.metadata.memory import MemoryMetadata
-from torus.metadata.schema import READERS, Owner, Snapshot
+from torus.metadata.schema import Owner, Snapshot
 from torus.testing.faults import FaultyDisk
 from torus.testing.world import OWNER, World
 from torus.volume.attach import VolumeOptions

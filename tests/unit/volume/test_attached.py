@@ -21,9 +21,10 @@ from torus.errors import (
     UsageError,
 )
 from torus.metadata.base import Put
+from torus.metadata.keys import VOLUMES
 from torus.metadata.loop import AsyncMetadata
 from torus.metadata.memory import MemoryMetadata
-from torus.metadata.schema import VOLUMES, Owner
+from torus.metadata.schema import Owner
 from torus.testing.faults import FaultyDisk
 from torus.testing.world import OWNER, World
 from torus.volume.attach import VolumeOptions

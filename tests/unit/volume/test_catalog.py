@@ -23,19 +23,10 @@ from torus.errors import (
 )
 from torus.limits import CATALOG_ATTEMPTS_MAX, GIB, KIB, MIB, TIB
 from torus.metadata.base import Delete, Expect, Put
+from torus.metadata.keys import head_key, name_key, spec_key, volume_prefix
 from torus.metadata.loop import AsyncMetadata
 from torus.metadata.memory import MemoryMetadata
-from torus.metadata.schema import (
-    Head,
-    NameRef,
-    Owner,
-    RootRef,
-    Span,
-    head_key,
-    name_key,
-    spec_key,
-    volume_prefix,
-)
+from torus.metadata.schema import Head, NameRef, Owner, RootRef, Span
 from torus.volume.catalog import Catalog, Volume
 from torus.volume.catalog_async import AsyncCatalog
 

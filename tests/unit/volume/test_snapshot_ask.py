@@ -14,13 +14,9 @@ import pytest
 from torus.errors import AlreadyExists, Busy, Fenced, NotFound, TorusError, UsageError
 from torus.limits import MIB
 from torus.metadata.base import Delete, Entry, Expect, Put
+from torus.metadata.keys import NAMES, NEXT_VOLUME, READERS, SNAPSHOTS, VOLUMES, name_key
 from torus.metadata.rules import check_commit
 from torus.metadata.schema import (
-    NAMES,
-    NEXT_VOLUME,
-    READERS,
-    SNAPSHOTS,
-    VOLUMES,
     Base,
     Head,
     NameRef,
@@ -29,7 +25,6 @@ from torus.metadata.schema import (
     Reader,
     Snapshot,
     VolumeSpec,
-    name_key,
 )
 from torus.volume import (
     catalog_steps,

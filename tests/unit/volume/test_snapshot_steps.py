@@ -19,20 +19,10 @@ from torus.errors import (
 )
 from torus.limits import CLONE_DEPTH_MAX, MIB, SNAPSHOTS_MAX
 from torus.metadata.base import MetadataStore, Put
+from torus.metadata.keys import READERS, SNAPSHOTS, head_key, snapshot_key
 from torus.metadata.loop import AsyncMetadata
 from torus.metadata.memory import MemoryMetadata
-from torus.metadata.schema import (
-    READERS,
-    SNAPSHOTS,
-    Base,
-    Owner,
-    Reader,
-    RootRef,
-    Snapshot,
-    Span,
-    head_key,
-    snapshot_key,
-)
+from torus.metadata.schema import Base, Owner, Reader, RootRef, Snapshot, Span
 from torus.metadata.sqlite import SqliteMetadata
 from torus.volume.catalog import Catalog
 from torus.volume.catalog_async import AsyncCatalog
