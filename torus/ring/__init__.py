@@ -1,0 +1,1 @@
+"""Where chunks belong: slots, members, versions.  Pure (docs/ring.md)."""

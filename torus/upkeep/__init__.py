@@ -1,0 +1,1 @@
+"""What repairs and moves chunks between disks while nobody asks for them."""
