@@ -92,27 +92,7 @@ cdef class BlockMap(FamilyTree):
         return found
 
     def extents(self, uint64_t block, uint64_t count, Py_ssize_t limit):
-        cdef uint64_t end = block + count, cold = block >> 10, length = 0, part
-        cdef bint mapped = False, part_mapped = False
-        self.check_range(block, count)
-        if not self.usable:
-            return [], block
-        if self.next_cold(&cold, (end + LEAF_ENTRIES - 1) >> 10):
-            end = max(block, cold << 10)
-        found = []
-        while block < end:
-            part = self.piece(block, end, &part_mapped)
-            if length and part_mapped != mapped:
-                found.append((length, mapped))
-                length = 0
-            if len(found) >= limit:
-                break
-            mapped = part_mapped
-            length += part
-            block += part
-        if length:
-            found.append((length, mapped))
-        return found, block
+        return self.walk(block, count, limit, False)
 
     def resize(self, uint64_t size_blocks):
         if not 0 < size_blocks <= <uint64_t>1 << 34:

@@ -116,8 +116,14 @@ cdef class FamilyTree(CheckpointTree):
         return found
 
     def depths(self, uint64_t block, uint64_t count, Py_ssize_t limit):
+        return self.walk(block, count, limit, True)
+
+    cdef object walk(self, uint64_t block, uint64_t count, Py_ssize_t limit, bint by_depth):
+        """The runs of blocks that are alike, and where the walk stopped: at the first leaf that
+        is not in memory, or at the limit.  A run has its depth, or only whether it is mapped."""
         cdef uint64_t end = block + count, cold = block >> 10, length = 0, part
-        cdef uint32_t depth = 0, part_depth = 0
+        cdef uint32_t kind = 0, part_kind = 0
+        cdef bint mapped = False
         self.check_range(block, count)
         if not self.usable:
             return [], block
@@ -125,17 +131,21 @@ cdef class FamilyTree(CheckpointTree):
             end = max(block, cold << 10)
         found = []
         while block < end:
-            part = self.depth_piece(block, end, &part_depth)
-            if length and part_depth != depth:
-                found.append((length, depth))
+            if by_depth:
+                part = self.depth_piece(block, end, &part_kind)
+            else:
+                part = self.piece(block, end, &mapped)
+                part_kind = mapped
+            if length and part_kind != kind:
+                found.append((length, kind if by_depth else kind != 0))
                 length = 0
             if len(found) >= limit:
                 break
-            depth = part_depth
+            kind = part_kind
             length += part
             block += part
         if length:
-            found.append((length, depth))
+            found.append((length, kind if by_depth else kind != 0))
         return found, block
 
     cdef uint64_t depth_piece(self, uint64_t block, uint64_t end, uint32_t* depth) noexcept:

@@ -16,9 +16,9 @@ from torus.config import CommonConfig
 from torus.daemon.backup import BackupReport, in_thread
 from torus.daemon.backup_files import Target, open_target
 from torus.daemon.command import run_command
-from torus.daemon.diff import opened_map
 from torus.daemon.reach import reach, volume_options
 from torus.daemon.reports import Progress
+from torus.daemon.snapshot_work import opened
 from torus.errors import Busy, Corruption, UsageError
 from torus.format.diffstream import SnapshotName, StreamHeader
 from torus.volume.catalog import Catalog
@@ -89,14 +89,12 @@ async def _export(
     cache_bytes = volume_options(config).map_cache_bytes // 2
     async with AsyncExitStack() as stack:
         reached = await stack.enter_async_context(reach(config))
-        view = await stack.enter_async_context(
-            opened_map(reached, name, snap, "backup", cache_bytes)
-        )
+        view = await stack.enter_async_context(opened(reached, name, snap, "backup", cache_bytes))
         _refuse_another(view, header.to)
         base = None
         if base_snap is not None and header.base is not None:
             base = await stack.enter_async_context(
-                opened_map(reached, name, base_snap, "backup", cache_bytes)
+                opened(reached, name, base_snap, "backup", cache_bytes)
             )
             _refuse_another(base, header.base)
         found = changes(base, view, header.size_bytes, out.encoder.reached)

@@ -15,10 +15,9 @@ from torus.config import CommonConfig
 from torus.daemon.backup import BackupReport, add_hint, all_of, in_thread
 from torus.daemon.backup_files import Source, open_source
 from torus.daemon.command import run_command
-from torus.daemon.diff import opened_map
 from torus.daemon.reach import Reach, attached, reach, volume_options
 from torus.daemon.reports import Progress
-from torus.daemon.snapshot_work import restore
+from torus.daemon.snapshot_work import opened, restore
 from torus.errors import AlreadyExists, Busy, NotFound, TorusError, UsageError
 from torus.format.diffstream import Frame, Trailer
 from torus.metadata.schema import Snapshot
@@ -118,9 +117,7 @@ class _Import:
             before = None
             if base is not None:
                 before = await stack.enter_async_context(
-                    opened_map(
-                        reached, self._name, base.name, "import", options.map_cache_bytes // 2
-                    )
+                    opened(reached, self._name, base.name, "import", options.map_cache_bytes // 2)
                 )
             await self._refuse_changed(attachment.volume, before)
             await self._resize(reached, attachment)

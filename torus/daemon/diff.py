@@ -6,20 +6,19 @@ snapshot made for the purpose, which its owner makes if it is attached.
 
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from torus.config import CommonConfig
 from torus.daemon.command import run_command
-from torus.daemon.reach import Reach, reach, volume_options
-from torus.daemon.snapshot_work import read_by
+from torus.daemon.reach import reach, volume_options
+from torus.daemon.snapshot_work import opened
 from torus.daemon.snapshots import create_snapshot, delete_snapshot
 from torus.errors import UsageError
 from torus.ids import join_snapshot
 from torus.volume.catalog import Catalog
 from torus.volume.changes import Change, changes
-from torus.volume.snapshot_map import SnapshotMap, open_snapshot
 from torus.volume.view import View
 
 Side = tuple[str, str | None]
@@ -54,19 +53,6 @@ def diff(
         return run_command(config, _compare(config, *sides))
 
 
-@asynccontextmanager
-async def opened_map(
-    reached: Reach, name: str, snap: str, role: str, cache_bytes: int
-) -> AsyncIterator[SnapshotMap]:
-    """Give a snapshot's map; it cannot be deleted meanwhile.
-
-    Raises: NotFound, Busy, Corruption, Unavailable.
-    """
-    entry = await reached.catalog.get_snapshot(name, snap)
-    async with read_by(reached, entry, role):
-        yield await open_snapshot(reached.catalog, reached.chunks, entry.snapshot, cache_bytes)
-
-
 def refuse_unrelated(base: View, view: View) -> None:
     """Raise UsageError when nothing of one map could be found in the other."""
     if not set(base.family.volumes) & set(view.family.volumes):
@@ -84,12 +70,10 @@ async def _compare(
     cache_bytes = volume_options(config).map_cache_bytes // 2
     async with AsyncExitStack() as stack:
         reached = await stack.enter_async_context(reach(config))
-        view = await stack.enter_async_context(opened_map(reached, *to, "diff", cache_bytes))
+        view = await stack.enter_async_context(opened(reached, *to, "diff", cache_bytes))
         before = None
         if base is not None:
-            before = await stack.enter_async_context(
-                opened_map(reached, *base, "diff", cache_bytes)
-            )
+            before = await stack.enter_async_context(opened(reached, *base, "diff", cache_bytes))
             refuse_unrelated(before, view)
         size_bytes = view.snapshot.size_bytes
         found = [change async for change in changes(before, view, size_bytes)]

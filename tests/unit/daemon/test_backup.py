@@ -18,9 +18,10 @@ from torus.daemon.backup import BackupReport
 from torus.daemon.backup_export import export_diff
 from torus.daemon.backup_import import import_diff
 from torus.daemon.command import run_command
-from torus.daemon.diff import Side, diff, opened_map
+from torus.daemon.diff import Side, diff
 from torus.daemon.disks import open_store
 from torus.daemon.reach import attached, reach, volume_options
+from torus.daemon.snapshot_work import opened
 from torus.errors import (
     AlreadyExists,
     Busy,
@@ -79,7 +80,7 @@ class Place:
     def content(self, name: str, snap: str) -> bytes:
         async def run() -> bytes:
             async with reach(self.config) as reached:
-                async with opened_map(reached, name, snap, "test", MIB) as view:
+                async with opened(reached, name, snap, "test", MIB) as view:
                     return await Reads(view).read(0, view.snapshot.size_bytes)
 
         return run_command(self.config, run())

@@ -383,6 +383,16 @@ class LosesTrack(MemoryMetadata):
         return super().list(prefix)
 
 
+async def losing_track(machine: Machine) -> tuple[LosesTrack, AttachedVolumes]:
+    """Give the machine a store whose watches can be lost, with volume "one" in it."""
+    store = LosesTrack(machine.world.clock)
+    await machine.metadata.close()
+    machine.metadata = AsyncMetadata(store)
+    machine.catalog = machine.catalog_of(machine.metadata)
+    await machine.catalog.create("one", 64 * BLOCK)
+    return store, await machine.process()
+
+
 def test_changes_that_a_watch_missed_are_caught_up(
     run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,12 +400,7 @@ def test_changes_that_a_watch_missed_are_caught_up(
     monkeypatch.setattr(limits, "WATCH_RETRY_S", 0)
 
     async def scenario(machine: Machine) -> None:
-        store = LosesTrack(machine.world.clock)
-        await machine.metadata.close()
-        machine.metadata = AsyncMetadata(store)
-        machine.catalog = machine.catalog_of(machine.metadata)
-        await machine.catalog.create("one", 64 * BLOCK)
-        volumes = await machine.process()
+        store, volumes = await losing_track(machine)
         volume = await volumes.open("one")
         store.lose = True
         await machine.catalog.resize("one", 128 * BLOCK)
@@ -417,12 +422,7 @@ def test_what_a_deleted_snapshot_held_is_freed(
     monkeypatch.setattr(limits, "WATCH_RETRY_S", 0)
 
     async def scenario(machine: Machine) -> None:
-        store = LosesTrack(machine.world.clock)
-        await machine.metadata.close()
-        machine.metadata = AsyncMetadata(store)
-        machine.catalog = machine.catalog_of(machine.metadata)
-        await machine.catalog.create("one", 64 * BLOCK)
-        volumes = await machine.process()
+        store, volumes = await losing_track(machine)
         volume = await volumes.open("one")
         [(attachment, _)] = volumes.attachments()
         for name, fill in (("a", b"1"), ("b", b"2"), ("c", b"3")):
