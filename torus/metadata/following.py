@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from torus import limits
-from torus.errors import Unavailable
+from torus.errors import TorusError, Unavailable
 from torus.log import get_logger
 from torus.metadata.base import Event, Listing
 from torus.metadata.loop import AsyncMetadata
@@ -25,18 +25,28 @@ class Following:
         prefix: str,
         on_events: Callable[[Sequence[Event]], Awaitable[None]],
         on_gap: Callable[[Listing], Awaitable[None]],
+        *,
+        on_start: Callable[[Listing], Awaitable[None]] | None = None,
+        on_away: Callable[[TorusError | None], None] | None = None,
     ) -> None:
         """``on_events`` gets the changes of one or more commits, ``on_gap`` all that there is
-        where changes may have been missed; neither raises."""
+        where changes may have been missed, ``on_start`` all that there is at the start;
+        ``on_away`` is told when the store cannot be followed and, with None, when it can be
+        again.  None of them raises."""
         self._metadata = metadata
         self._prefix = prefix
         self._on_events = on_events
         self._on_gap = on_gap
+        self._on_start = on_start
+        self._on_away = on_away
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin with what changes from now on.  Raises: Unavailable, Corruption."""
-        revision = (await self._metadata.list(self._prefix)).revision
+        """Begin with what there is now.  Raises: Unavailable, Corruption."""
+        listing = await self._metadata.list(self._prefix)
+        if self._on_start is not None:
+            await self._on_start(listing)
+        revision = listing.revision
         self._task = asyncio.ensure_future(self._follow(revision))
 
     async def stop(self) -> None:
@@ -54,6 +64,8 @@ class Following:
                         revision = max(revision, *(event.revision for event in events))
             except Unavailable as exc:
                 log.warning("metadata.watch.lost", prefix=self._prefix, error=str(exc))
+                if self._on_away is not None:
+                    self._on_away(exc)
                 await asyncio.sleep(limits.WATCH_RETRY_S)
                 revision = await self._start_over(revision)
 
@@ -63,4 +75,6 @@ class Following:
         except Unavailable:
             return revision
         await self._on_gap(listing)
+        if self._on_away is not None:
+            self._on_away(None)
         return listing.revision
