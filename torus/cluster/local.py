@@ -7,6 +7,7 @@ from torus._fast.record import RecordBuilder
 from torus.errors import Corruption, PoolFull
 from torus.ids import ChunkId
 from torus.store.appender import Appender
+from torus.store.content import Bytes, Examined, Reopened
 from torus.store.store import Store
 
 _SPACE_WAIT_S = 1.0
@@ -34,6 +35,8 @@ class LocalChunks:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.disk_id = store.identity.disk_id
+        self.boot_id = store.boot_id
         self.slot_bytes = store.geometry.slot_bytes
         self.io = store.disk.io
 
@@ -101,6 +104,28 @@ class LocalChunks:
     async def list(self, volume: int) -> Sequence[ChunkId]:
         self._store.check_disk()
         return self._store.chunks_of(volume)
+
+    # --- copies -------------------------------------------------------------------------
+
+    async def reopen(self, chunk: ChunkId, epoch: int) -> Reopened | None:
+        return await self._store.copies.reopen(chunk, epoch)
+
+    async def install(self, chunk: ChunkId, epoch: int, end: int, content: Bytes) -> None:
+        await self._store.copies.install(chunk, epoch, end, content)
+
+    async def examine(
+        self, chunks: Sequence[ChunkId], *, afresh: bool = False
+    ) -> Sequence[Examined]:
+        return await self._store.copies.examine(chunks, afresh=afresh)
+
+    async def drop(self, chunks: Iterable[ChunkId]) -> int:
+        """Take surplus copies away: like a deletion, without a fence.  Returns: how many.
+
+        Raises: DiskFailed, PoolFull.
+        """
+        return await self._store.copies.drop(chunks)
+
+    # --- space --------------------------------------------------------------------------
 
     def space(self) -> tuple[int, int] | None:
         usage = self._store.usage

@@ -136,12 +136,14 @@ class SlotHeader:
     segment: int
     slot: int
     chunk: ChunkId
+    copy: int = 0  # one more with each copy that replaced another on this disk
 
     def pack(self) -> bytes:
         """Return the header, ``SLOT_HEADER_BYTES`` long."""
         body = _SLOT.pack(
-            SLOT_MAGIC, VERSION, 0, self.disk_id, self.segment, self.slot, self.chunk.pack()
-        )
+            SLOT_MAGIC, VERSION, self.copy, self.disk_id, self.segment, self.slot,
+            self.chunk.pack(),
+        )  # fmt: skip
         body += bytes(limits.SLOT_HEADER_BYTES - _CRC.size - len(body))
         return body + _CRC.pack(checksum(body))
 
@@ -154,12 +156,12 @@ class SlotHeader:
         if data in (FREED_SLOT, UNUSED_SLOT):
             return None
         body, (crc,) = data[: -_CRC.size], _CRC.unpack(data[-_CRC.size :])
-        magic, version, _, disk_id, segment, slot, chunk = _SLOT.unpack_from(data)
+        magic, version, copy, disk_id, segment, slot, chunk = _SLOT.unpack_from(data)
         if magic != SLOT_MAGIC or checksum(body) != crc:
             raise Corruption(f"{where}: slot header is damaged (magic {magic!r})")
         if version != VERSION:
             raise UnknownVersion(f"{where}: slot format {version}, this torus knows {VERSION}")
-        return cls(disk_id, segment, slot, ChunkId.unpack(chunk))
+        return cls(disk_id, segment, slot, ChunkId.unpack(chunk), copy)
 
     def check_place(self, disk_id: bytes, segment: int, slot: int, where: str) -> None:
         """Refuse a slot that was written for another disk or another place.

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from torus import limits
 from torus._fast.record import RecordBuilder
 from torus.errors import Corruption, LocalProtocolError
+from torus.format.segment import UNUSED_SLOT
 from torus.ids import ChunkId
+from torus.store.content import Examined
 from torus.store.disk import Bytes
 
 if TYPE_CHECKING:
@@ -19,16 +21,22 @@ if TYPE_CHECKING:
 class Slot:
     """A used slot.  ``end`` is None for a chunk that was there when the disk was opened."""
 
-    __slots__ = ("address", "chunk", "end", "flushed", "next_index", "prepared", "segment")
+    __slots__ = (
+        "address", "chunk", "copy", "end", "examined", "flushed", "next_index", "prepared",
+        "segment", "stale",
+    )  # fmt: skip
 
-    def __init__(self, chunk: ChunkId, address: int, segment: int) -> None:
+    def __init__(self, chunk: ChunkId, address: int, segment: int, copy: int = 0) -> None:
         self.chunk = chunk
         self.address = address
         self.segment = segment
+        self.copy = copy  # as in its header
         self.end: int | None = None
         self.next_index = 0
         self.flushed = False  # a sync has covered it before
         self.prepared = False  # all its blocks are written: a sync changes no metadata
+        self.stale = False  # records of this very chunk may stand behind its end
+        self.examined: Examined | None = None  # what reading it found, while that holds
 
 
 class Appender:
@@ -72,7 +80,10 @@ class Appender:
         try:
             if index == 0:
                 self._store.disk.write(slot.address, self._store.slot_header(slot))
-            self._io.write(slot.address + offset, record)
+            if slot.stale:
+                self._write_cut(slot, offset, record.tobytes())
+            else:
+                self._io.write(slot.address + offset, record)
         except OSError as exc:
             raise self._store.translate(exc, "write a record") from exc
         slot.end = offset + record.size
@@ -90,11 +101,19 @@ class Appender:
         try:
             if index == 0:
                 self._store.disk.write(slot.address, self._store.slot_header(slot))
-            self._store.disk.write(slot.address + offset, record)
+            if slot.stale:
+                self._write_cut(slot, offset, record)
+            else:
+                self._store.disk.write(slot.address + offset, record)
         except OSError as exc:
             raise self._store.translate(exc, "write a record") from exc
         slot.end = offset + len(record)
         slot.next_index = index + 1
+
+    def _write_cut(self, slot: Slot, offset: int, record: Bytes) -> None:
+        """Write a record and empty the place of the next one, where an older one may stand."""
+        room = self._store.geometry.slot_bytes - offset - len(record)
+        self._store.disk.write(slot.address + offset, bytes(record) + UNUSED_SLOT[:room])
 
     def _due(self, index: int, offset: int, size: int) -> Slot | None:
         """Return the slot when record ``index`` is the next; None when it is not.

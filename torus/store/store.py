@@ -7,9 +7,9 @@ here.  Implements docs/format.md, "Slots" and "Durability".
 
 import asyncio
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
-from torus import limits
 from torus.clock import Clock
 from torus.errors import (
     Corruption,
@@ -20,22 +20,25 @@ from torus.errors import (
     TorusError,
 )
 from torus.format.identity import DiskIdentity
-from torus.format.segment import UNUSED_SLOT, SegmentHeader, SlotHeader, parse_segment_name
+from torus.format.segment import SlotHeader, parse_segment_name
 from torus.ids import ChunkId
 from torus.log import get_logger
 from torus.store.appender import Appender, Slot
 from torus.store.cooling import Cooling
-from torus.store.damage import check_complete, chunk_behind, chunks_in
+from torus.store.copies import Copies
+from torus.store.damage import check_complete
 from torus.store.disk import Disk
 from torus.store.fences import Fences
 from torus.store.groupcommit import GroupCommit
 from torus.store.growing import Growing
+from torus.store.opening import Opening
 from torus.store.pool import Pool
 from torus.store.space import Space, Usage
 from torus.store.table import SlotTable
 from torus.store.trash import Trash
 
 log = get_logger("torus.store")
+Result = TypeVar("Result")
 
 
 class Store:
@@ -67,9 +70,8 @@ class Store:
         self._space = Space(size_bytes // self.geometry.slot_bytes, self.geometry.slot_bytes)
         self._cooling = Cooling(self._space, disk, pool, clock, punch_delay_s, self._punch_failed)
         self._growing = Growing(self._space, disk, identity, pool, self.translate)
-        self._slots = SlotTable()
+        self.slots = SlotTable()  # for `torus.store` alone
         self._disk_id = bytes.fromhex(identity.disk_id)
-        self._cluster_id = bytes.fromhex(identity.cluster_id)
         self.commits = GroupCommit(self._start_sync, self._sync_ended, clock)
         self._trash = Trash(
             self._space, disk, pool, self.commits, clock, trash_grace_s, self._freed, self.translate
@@ -77,6 +79,7 @@ class Store:
         self.damaged: list[str] = []
         self._unreadable: set[ChunkId] = set()  # they may lie in damaged slots
         self.space_freed = asyncio.Event()
+        self.copies = Copies(self)
 
     # --- opening ------------------------------------------------------------------------
 
@@ -88,59 +91,15 @@ class Store:
         Raises: Corruption, ForeignData, UnknownVersion, OSError.
         """
         self.fences.load()
+        opening = Opening(self.disk, self.identity, self._space, self.slots)
         for name in self.disk.names():
             segment = parse_segment_name(name)
             if segment is not None:
-                self._open_segment(segment, name)
+                opening.segment(segment, name)
+                self._growing.found(segment)
+        opening.finish()
+        self.damaged, self._unreadable = opening.damaged, opening.unreadable
         check_complete(self._growing.segments, self.identity.disk_id)
-
-    def _open_segment(self, segment: int, name: str) -> None:
-        size = self.disk.open_segment(segment)
-        header = SegmentHeader.unpack(self.disk.read_header(segment), name)
-        header.check_place(
-            self._disk_id, self._cluster_id, segment, self.geometry.slot_bytes, size, name
-        )
-        self._growing.found(segment)
-        for number in range(header.slot_count):
-            address = self.geometry.address(segment, number)
-            where = f"{name} slot {number}"
-            try:
-                slot = self._read_header(address, segment, number, where)
-                if slot is None:
-                    self._space.add_free(address)
-                    continue
-                slot.check_place(self._disk_id, segment, number, where)
-                if slot.chunk in self._slots:
-                    raise Corruption(f"{where}: chunk {slot.chunk} lies in two slots")
-            except Corruption as exc:
-                self.damaged.append(exc.message)
-                self._space.quarantine()
-                self._unreadable |= chunks_in(self.disk.read(address, header.slot_bytes))
-                log.error("store.slot.damaged", slot=where, reason=exc.message)
-                continue
-            self._space.add_used()
-            self._slots.add(Slot(slot.chunk, address, segment))
-
-    def _read_header(
-        self, address: int, segment: int, number: int, where: str
-    ) -> SlotHeader | None:
-        """Return a slot's header; None for a free slot.
-
-        A header that is all zeroes before a chunk's first record was lost: it rotted, or the
-        power went before it was on disk.  The record says which chunk it is.
-
-        Raises: Corruption, UnknownVersion, OSError.
-        """
-        data = self.disk.read(address, limits.SLOT_HEADER_BYTES)
-        if data != UNUSED_SLOT:
-            return SlotHeader.unpack(data, where)
-        chunk = chunk_behind(lambda size: self.disk.read(address, size), self.geometry.slot_bytes)
-        if chunk is None:
-            return None
-        header = SlotHeader(self._disk_id, segment, number, chunk)
-        self.disk.write(address, header.pack())
-        log.warning("store.slot.header_restored", slot=where, chunk=str(chunk))
-        return header
 
     # --- appending ----------------------------------------------------------------------
 
@@ -157,11 +116,21 @@ class Store:
         self.check_disk()
         if chunk in self._trash:
             raise LocalProtocolError(f"chunk {chunk} was deleted; its id is never used again")
+        slot = self.take(chunk, from_reserve=from_reserve)
+        slot.end = 0
+        self.slots.add(slot)
+        self._trash.relieve()
+        return slot
+
+    def take(self, chunk: ChunkId, *, from_reserve: bool, copy: int = 0) -> Slot:
+        """Take a slot for ``chunk`` that nobody is told of yet.
+
+        Raises: PoolFull, DiskFailed.
+        """
         while (taken := self._space.take(from_reserve=from_reserve)) is None:
             self._growing.now()
         address, warm = taken
-        slot = Slot(chunk, address, self.geometry.segment_of(address))
-        slot.end = 0
+        slot = Slot(chunk, address, self.geometry.segment_of(address), copy)
         slot.prepared = warm
         try:
             if not warm:
@@ -169,9 +138,7 @@ class Store:
         except OSError as exc:
             self._space.release(address)
             raise self.translate(exc, "allocate a slot") from exc
-        self._slots.add(slot)
         self._growing.ahead()
-        self._trash.relieve()
         return slot
 
     @property
@@ -186,7 +153,7 @@ class Store:
     def slot_header(self, slot: Slot) -> bytes:
         """Return the header that says which chunk lies in ``slot``."""
         number = self.geometry.slot_of(slot.address)
-        return SlotHeader(self._disk_id, slot.segment, number, slot.chunk).pack()
+        return SlotHeader(self._disk_id, slot.segment, number, slot.chunk, slot.copy).pack()
 
     def find(self, chunk: ChunkId) -> Slot | None:
         """Return the slot of ``chunk``; None when this disk never had it or deleted it.
@@ -194,7 +161,7 @@ class Store:
         Raises: DiskFailed: a failed disk cannot say "not here"; Corruption when it may lie in
             a slot that is damaged.
         """
-        slot = self._slots.get(chunk)
+        slot = self.slots.get(chunk)
         if slot is None:
             self.check_disk()
             if chunk in self._unreadable:
@@ -223,7 +190,7 @@ class Store:
         self.check_disk()
         segments = set()
         for chunk in chunks:
-            slot = self._slots.get(chunk)
+            slot = self.slots.get(chunk)
             if slot is None:
                 raise Corruption(f"chunk {chunk} is not on disk {self.identity.disk_id}")
             if slot.flushed and not slot.prepared and slot.end is not None:
@@ -258,6 +225,7 @@ class Store:
                 self.disk.write(slot.address + slot.end, bytes(rest))
             except OSError as exc:
                 raise self.translate(exc, "prepare a slot") from exc
+        slot.stale = False
 
     def _sync_ended(self, exc: OSError | None) -> TorusError | None:
         """A success behind a failure means nothing: the kernel forgets what it did not write."""
@@ -266,6 +234,10 @@ class Store:
     def _start_sync(self, segment: int) -> asyncio.Future[None]:
         future = self.disk.sync_soon(segment)
         return self._pool.submit(self.disk.sync, segment) if future is None else future
+
+    def in_pool(self, call: Callable[..., Result], *arguments: object) -> asyncio.Future[Result]:
+        """Start a call that blocks; the future gets its OSError as it is."""
+        return self._pool.submit(call, *arguments)
 
     # --- reading ------------------------------------------------------------------------
 
@@ -292,14 +264,26 @@ class Store:
         """
         self.check_disk()
         self.fences.check(volume, epoch)
-        slots = []
-        for chunk in chunks:
+        wanted = list(chunks)
+        for chunk in wanted:
             if chunk.volume != volume:
                 raise LocalProtocolError(f"chunk {chunk} is not of volume {volume}")
-            slot = self._slots.pop(chunk)
+        return await self.discard(wanted)
+
+    async def discard(self, chunks: Iterable[ChunkId]) -> int:
+        """Do what `delete` does, for whoever may: the copies here are not wanted any more.
+
+        Raises: DiskFailed, PoolFull.
+        """
+        self.check_disk()
+        slots = []
+        for chunk in chunks:
+            slot = self.slots.pop(chunk)
             if slot is not None:
                 slots.append(slot)
         if self._trash.keeps:
+            for slot in slots:
+                slot.end = None  # a writer that has it open is done
             self._trash.add(slots)
             return len(slots)
         try:
@@ -307,9 +291,21 @@ class Store:
         except TorusError:
             # Deleting may be tried again, also where a header is wiped already.
             for slot in slots:
-                self._slots.add(slot)
+                self.slots.add(slot)
             raise
         return len(slots)
+
+    async def give_back(self, slot: Slot) -> None:
+        """Free a slot that is not, or not any more, the one of its chunk; what fails is logged,
+        and the slot is judged when the disk is opened again."""
+        try:
+            await self._trash.wipe([slot])
+        except TorusError as exc:
+            log.warning("store.slot.not_freed", chunk=str(slot.chunk), reason=str(exc))
+
+    def in_trash(self, chunk: ChunkId) -> bool:
+        """True while a deleted chunk's header may still be on the disk."""
+        return chunk in self._trash
 
     async def restore(self, chunk: ChunkId) -> None:
         """Take a deleted chunk back from the trash; durable on return.
@@ -320,7 +316,8 @@ class Store:
         slot = self._trash.take_back(chunk)
         if slot is None:
             raise NotFound(f"chunk {chunk} is not in the trash of disk {self.identity.disk_id}")
-        self._slots.add(slot)
+        slot.examined = None
+        self.slots.add(slot)
         try:  # an attempt to free it may have wiped it
             self.disk.write(slot.address, self.slot_header(slot))
         except OSError as exc:
@@ -342,11 +339,11 @@ class Store:
 
     def chunks_of(self, volume: int) -> list[ChunkId]:
         """Return the chunks of a volume that are here."""
-        return self._slots.of(volume)
+        return self.slots.of(volume)
 
     def chunks(self) -> list[ChunkId]:
         """Return all chunks that are here."""
-        return list(self._slots)
+        return list(self.slots)
 
     # --- state --------------------------------------------------------------------------
 
@@ -386,6 +383,7 @@ class Store:
 
     async def close(self) -> None:
         """Wait for what is under way and close the disk; idempotent."""
+        await self.copies.close()
         await self._growing.close()
         await self._trash.close()
         await self._cooling.close(punch=self.failure is None)
