@@ -67,8 +67,12 @@ class RunningGateway:
     nbd: NbdServer
     owner: Owner
 
-    def __init__(self, config: GatewayConfig) -> None:
+    def __init__(self, config: GatewayConfig, *, device: str = "", takeover: bool = False) -> None:
+        """``device``: the disk of this machine's kernel that the only volume is, which does not
+        move; ``takeover``: take the volumes from whoever has them."""
         self._config = config
+        self._device = device
+        self._takeover = takeover
         self.gateway_id = uuid.uuid4().hex
         self.checkpoint_times = Histogram()
 
@@ -82,7 +86,7 @@ class RunningGateway:
         reached = await stack.enter_async_context(reach(config.common, node_only=True))
         self._reached, self._began_ns = reached, reached.clock.monotonic_ns()
         self.owner = this_process(
-            "gateway", ",".join(config.nbd_addresses), reached.clock,
+            "gateway", self._device or ",".join(config.nbd_addresses), reached.clock,
             control=control_path_of(config.common.home, os.getpid()),
         )  # fmt: skip
         options = volume_options(config.common, self.checkpoint_times.observe)
@@ -95,7 +99,10 @@ class RunningGateway:
         await self.volumes.start()
         self.nbd = NbdServer(self.volumes, clock=reached.clock)
         self.volumes.on_lost = self.nbd.cut_off
-        mover = Mover(self.volumes, reached.catalog, reached.clock, self.owner, self.nbd.hand_over)
+        mover = Mover(
+            self.volumes, reached.catalog, reached.clock, self.owner, self.nbd.hand_over,
+            device=self._device,
+        )  # fmt: skip
         self.volumes.standbys.take, self.volumes.standbys.look = mover.take_open, mover.look
         control = OwnerControl(
             self.volumes, reached.catalog, reached.clock, lambda: asdict(self.status()),
@@ -108,6 +115,9 @@ class RunningGateway:
                 continue
             if config.standby:
                 continue  # attached at the first request of a client
+            if self._takeover:
+                await mover.take(name, lambda _done, _total: None, force=True)
+                continue
             await let_go(reached, name)
             await self.volumes.close(await self.volumes.open(name))
         stack.push_async_callback(self.nbd.close)

@@ -52,13 +52,15 @@ class Mover:
         clock: Clock,
         owner: Owner,
         drain: Drain,
+        device: str = "",
     ) -> None:
-        """``owner``: this process."""
+        """``owner``: this process; ``device``: the kernel's disk that its volume is, if any."""
         self._volumes = volumes
         self._catalog = catalog
         self._clock = clock
         self._owner = owner
         self._drain = drain
+        self._device = device
         self._leaving: dict[str, asyncio.Event] = {}  # volumes that are handed over just now
 
     # --- who has it ---------------------------------------------------------------------
@@ -66,8 +68,14 @@ class Mover:
     async def hand_over(self, name: str, report: Report) -> Answer:
         """Give a volume up for another process; nothing that was answered is lost.
 
-        Raises: why it could not be given back in order.
+        Raises: why it could not be given back in order; Busy when it is a disk of the kernel,
+            whose file system could not follow it.
         """
+        if self._device:
+            raise Busy(
+                f"volume {name!r} is {self._device} on {self._owner.host}",
+                hint=f"detach it there: torus nbd detach {name}",
+            )
         done = self._leaving[name] = asyncio.Event()
         try:
             return await self._hand_over(name, report)

@@ -4,6 +4,7 @@ Decides when to accept and how long stopping may take.
 """
 
 import asyncio
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torus.clock import Clock, SystemClock
 from torus.errors import TorusError
 from torus.gateway.counters import GatewayStats
 from torus.gateway.export import Export, Exports
+from torus.gateway.handed import HandedConnection, serve_handed
 from torus.gateway.membership import Gateway, Member
 from torus.gateway.negotiation import Negotiation
 from torus.limits import NBD_CONNECTIONS_MAX, NBD_DRAIN_TIMEOUT_S, NBD_HANDSHAKE_TIMEOUT_S
@@ -73,6 +75,20 @@ class NbdServer:
         finally:
             if not complete:
                 self._close_listeners()
+
+    async def serve_socket(
+        self,
+        sock: socket.socket,
+        name: str,
+        peer: str,
+        on_gone: Callable[[HandedConnection], None],
+    ) -> HandedConnection:
+        """Serve an export on a connected unix socket without a handshake; ``peer`` names the
+        other end in log lines.
+
+        Raises: what ``Exports.open`` raises; the socket is closed then.
+        """
+        return await serve_handed(self._gateway, sock, name, peer, on_gone)
 
     def cut_off(self, export: Export, why: TorusError) -> None:
         """Close the connections of an export that is lost: those who come back open it anew."""
