@@ -96,7 +96,43 @@ METADATA_HISTORY_BYTES_MAX = 16 * MIB
 METADATA_POLL_S = 0.25  # a watch sees another process's change after at most this
 METADATA_BUSY_TIMEOUT_S = 10.0
 METADATA_LEASE_TTL_S_MAX = 24 * 3600.0
+METADATA_THREADS_MAX = 8  # operations at once that an event loop has running on etcd
+METADATA_CLOSE_S = 1.0  # how long closing waits for operations that have begun
+ETCD_ATTEMPT_S = 2.5  # one request to one member; then another member is asked
+ETCD_OPERATION_S = 6.0  # all attempts of one operation
+ETCD_BACKOFF_S_MAX = 1.0  # between two rounds over members of which none answers
+ETCD_PAGE_KEYS = 512  # of a listing, all pages at one revision
+ETCD_LIST_ATTEMPTS_MAX = 5  # listings that a compaction interrupted
+ETCD_PREFIX_BYTES_MAX = 128  # of the keys of one cluster
+ETCD_MEMBERS_MAX = 16
+ETCD_COMPACT_EVERY = 4096  # revisions between two compactions that torus asks for
+ETCD_HISTORY_REVISIONS = 16384  # that a compaction leaves
 CATALOG_ATTEMPTS_MAX = 256  # lost races in a row before a command says "busy"
+
+# --- nodes and their ring ---------------------------------------------------------------
+NODE_LEASE_S = 10.0  # a node that does not renew its registration so long counts as down
+COORDINATOR_LEASE_S = 5.0
+COORDINATOR_STEP_S = 1.0  # between two looks at what is to be changed
+JOIN_WAIT_S = 1.0  # disks that come so soon after one another join in one version of the ring
+AUTO_OUT_S = 600.0  # a disk that is gone so long is put out of the ring
+MASS_FAILURE_S = 30.0  # more than a third of the disks gone within it: nothing is moved
+
+# --- upkeep: copies where the ring wants them -------------------------------------------
+UPKEEP_ROUND_S = 600.0  # a disk looks at everything again so often
+UPKEEP_SETTLE_S = 1.0  # after a change, before a disk looks: more changes may follow
+UPKEEP_RETRY_S = 20.0  # after a round that left something undone
+UPKEEP_TAIL_CHUNKS = 128  # the last of a span, which a replica that fails may have less of
+UPKEEP_LOOK_CHUNKS = 2048  # compared between two turns of the event loop
+UPKEEP_WORK_MAX = 16384  # copies that one round pulls; the next one pulls the rest
+UPKEEP_ASKED_AT_ONCE = 8  # disks that are asked at the same time
+UPKEEP_EXAMINED_AT_ONCE = 256  # chunks in one question
+UPKEEP_DROP_CHUNKS = 16  # copies given up at a time
+UPKEEP_ANSWER_S = 60.0  # a question that makes the other side read chunks
+REPAIR_RATE_BYTES_DEFAULT = 128 * MIB  # per second and disk
+REPAIR_OPERATIONS = 400  # per second and disk
+REPAIR_PARALLEL = 4  # chunks that one disk pulls at once
+REPAIR_PIECE_BYTES = 1 * MIB  # read from a source at a time
+REPAIR_SLOW_US = 20_000  # a step that waits longer for its turn says that clients are slow
 
 # --- snapshots and clones ---------------------------------------------------------------
 SNAPSHOTS_MAX = 1024  # of one volume: each checkpoint's root record carries the list of them
@@ -106,6 +142,7 @@ PEER_FRAME_BYTES_MAX = 8 * MIB  # header and body
 PEER_READ_BYTES_MAX = 4 * MIB  # of all pieces that one READ asks for
 PEER_READS_MAX = 1024  # pieces of one READ
 PEER_CHUNKS_MAX = 16384  # chunk ids in one SYNC, DELETE or page of a LIST
+PEER_EXAMINE_CHUNKS_MAX = 64  # of one EXAMINE: each may be read whole
 PEER_TEXT_BYTES_MAX = 4 * KIB  # an error's message or hint, a name
 PEER_IN_FLIGHT_BYTES_MAX = 32 * MIB  # per connection: requests and the answers they ask for
 PEER_IN_FLIGHT_REQUESTS_MAX = 1024
@@ -114,6 +151,8 @@ PEER_CONNECT_TIMEOUT_S = 5.0
 PEER_HELLO_TIMEOUT_S = 10.0
 PEER_REQUEST_TIMEOUT_S = 30.0
 PEER_RETRY_S = 5.0  # how long a request without effects of its own is tried again
+REPLICA_SILENCE_S = 0.5  # a node that says nothing for so long is taken for hung
+REPLICA_SYNC_S = 5.0  # a node that is alive may take so long for a sync
 CONTROL_REQUEST_BYTES_MAX = 64 * KIB
 CONTROL_ANSWER_BYTES_MAX = 4 * MIB
 CONTROL_CONNECTIONS_MAX = 32

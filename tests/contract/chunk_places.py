@@ -11,7 +11,6 @@ from torus import limits
 from torus._fast.blockio import PythonIo
 from torus._fast.record import KIND_DATA, RecordBuilder
 from torus.clock import SystemClock
-from torus.cluster.chunks import Chunks
 from torus.cluster.local import LocalChunks
 from torus.cluster.peer import PeerChunks
 from torus.format.identity import DiskIdentity
@@ -130,7 +129,7 @@ class Place:
         if self.kind == "local":
             self.chunks = LocalChunks(self.store)
 
-    async def reach(self) -> Chunks:
+    async def reach(self) -> LocalChunks | PeerChunks:
         """Return the chunks as a writer sees them."""
         if self.kind == "local":
             return LocalChunks(self.store)

@@ -6,9 +6,11 @@ import pytest
 
 from tests.contract.chunk_places import FIRST, SLOT_BYTES, SLOTS, Place, build, record
 from torus import limits
+from torus._fast.crc import checksum
 from torus.cluster.chunks import ChunkWriter
 from torus.errors import Corruption, DiskFailed, Fenced, LocalProtocolError, PoolFull
 from torus.ids import ChunkId
+from torus.store.content import Examined, Presence, Reopened
 
 ONE = ChunkId(5, 2, 0, 1)
 TWO = ChunkId(5, 2, 0, 2)
@@ -322,5 +324,117 @@ def test_failed_sync_takes_the_disk_out(place: Place) -> None:
         place.disk.broken = set()
         with pytest.raises(DiskFailed):
             await place.chunks.sync([ONE])
+
+    place.run(scenario)
+
+
+# --- copies -------------------------------------------------------------------------------
+
+
+def content(chunk: ChunkId, count: int) -> bytes:
+    """Return the bytes of a chunk with the records of `append`."""
+    records, offset = [], FIRST
+    for index in range(count):
+        records.append(record(chunk, index, offset, fill=index + 1))
+        offset += len(records[-1])
+    return b"".join(records)
+
+
+def test_reopen_then_appending_goes_on(place: Place) -> None:
+    """After a restart the chunk takes its next record, from an old writer and from a new one."""
+
+    async def scenario() -> None:
+        writer = await place.chunks.open(ONE, from_reserve=False)
+        end = await append(writer, ONE, 2)
+        await place.chunks.sync([ONE])
+        await place.restart()
+        chunks = place.chunks
+
+        found = await chunks.reopen(ONE, ONE.epoch)
+
+        assert found == Reopened(place.boot_id, 2, end, 2)
+        assert await chunks.reopen(ONE, ONE.epoch) == found
+        assert await chunks.reopen(TWO, ONE.epoch) is None
+        if place.kind == "local":
+            writer = await chunks.open(ONE, from_reserve=False)
+        await writer.append(1, FIRST + (end - FIRST) // 2, build(ONE, 1, FIRST + 4608, fill=2))
+        await writer.append(2, end, build(ONE, 2, end, fill=3))
+        await chunks.sync([ONE])
+        [data] = await chunks.read([(ONE, FIRST, 3 * 4608)])
+        assert data == content(ONE, 3)
+        assert chunks.boot_id == place.boot_id
+        assert chunks.disk_id == place.disk_id
+        await chunks.fence(ONE.volume, 9)
+        with pytest.raises(Fenced):
+            await chunks.reopen(ONE, 8)
+
+    place.run(scenario)
+
+
+def test_install_puts_a_copy_there(place: Place) -> None:
+    """Whole, verified, durable; extended when it is longer than what is there."""
+
+    async def scenario() -> None:
+        chunks = place.chunks
+        long, short = content(ONE, 3), content(ONE, 2)
+
+        await chunks.install(ONE, 5, FIRST + len(short), short)
+        await chunks.install(ONE, 5, FIRST + len(long), long)
+        await chunks.install(ONE, 5, FIRST + len(short), short)
+        await place.restart()
+
+        [data] = await place.chunks.read([(ONE, FIRST, len(long))])
+        assert data == long
+        with pytest.raises(Corruption, match="refused"):
+            await place.chunks.install(TWO, 5, FIRST + len(long), long)
+        with pytest.raises(LocalProtocolError):
+            await place.chunks.install(ONE, 5, FIRST + len(long) + 1, long)
+        with pytest.raises(LocalProtocolError, match="epoch 1"):
+            await place.chunks.install(ONE, 1, FIRST + len(long), long)
+        await place.chunks.fence(ONE.volume, 9)
+        with pytest.raises(Fenced):
+            await place.chunks.install(ONE, 8, FIRST + len(long), long)
+
+    place.run(scenario)
+
+
+def test_examine_says_what_each_copy_holds(place: Place) -> None:
+    """Ends, counts and checksums; what is not there is positively absent."""
+
+    async def scenario() -> None:
+        chunks = place.chunks
+        end = await append(await chunks.open(ONE, from_reserve=False), ONE, 3)
+
+        found = await chunks.examine([ONE, TWO])
+        again = await chunks.examine([ONE], afresh=True)
+
+        assert found == [
+            Examined(ONE, Presence.PRESENT, end, 3, checksum(content(ONE, 3))),
+            Examined(TWO, Presence.ABSENT, 0, 0, 0),
+        ]
+        assert again == found[:1]
+        many = [ChunkId(5, 2, 0, number) for number in range(10, 210)]
+        assert [one.chunk for one in await chunks.examine(many)] == many
+        assert await chunks.examine([]) == []
+
+    place.run(scenario)
+
+
+def test_failed_disk_has_no_copies_to_speak_of(place: Place) -> None:
+    """Neither "not here" nor "here": it says that it failed."""
+
+    async def scenario() -> None:
+        chunks = place.chunks
+        await append(await chunks.open(ONE, from_reserve=False), ONE, 1)
+        place.disk.broken = {"sync"}
+        with pytest.raises(DiskFailed):
+            await chunks.sync([ONE])
+        for chunk in (ONE, TWO):
+            with pytest.raises(DiskFailed):
+                await chunks.reopen(chunk, 5)
+            with pytest.raises(DiskFailed):
+                await chunks.examine([chunk])
+            with pytest.raises(DiskFailed):
+                await chunks.install(chunk, 5, FIRST + 4608, content(chunk, 1))
 
     place.run(scenario)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 from torus._fast.record import RecordBuilder
+from torus.cluster.chunks import OneDisk
 from torus.errors import Corruption, PoolFull
 from torus.ids import ChunkId
 from torus.store.appender import Appender
@@ -16,11 +17,13 @@ _SPACE_WAIT_S = 1.0
 class LocalWriter:
     """One open chunk of the local store: nothing here waits."""
 
-    __slots__ = ("_appender", "append_record")
+    __slots__ = ("_appender", "append_record", "boot_id")
+    immediate = True
 
-    def __init__(self, appender: Appender) -> None:
+    def __init__(self, appender: Appender, boot_id: int) -> None:
         self._appender = appender
         self.append_record = appender.append
+        self.boot_id = boot_id
 
     def append_now(self, index: int, offset: int, record: RecordBuilder) -> bool:
         self.append_record(index, offset, record)
@@ -29,8 +32,11 @@ class LocalWriter:
     async def append(self, index: int, offset: int, record: RecordBuilder) -> None:
         self.append_record(index, offset, record)
 
+    async def append_bytes(self, index: int, offset: int, record: bytes) -> None:
+        self._appender.append_bytes(index, offset, record)
 
-class LocalChunks:
+
+class LocalChunks(OneDisk):
     """A `Chunks` over the store in this process."""
 
     def __init__(self, store: Store) -> None:
@@ -59,7 +65,7 @@ class LocalChunks:
     def _open(self, chunk: ChunkId, *, from_reserve: bool) -> LocalWriter:
         appender = self._store.appender(chunk)
         appender.open(from_reserve=from_reserve)
-        return LocalWriter(appender)
+        return LocalWriter(appender, self.boot_id)
 
     def place(self, chunk: ChunkId) -> int | None:
         slot = self._store.find(chunk)
@@ -106,6 +112,12 @@ class LocalChunks:
         return self._store.chunks_of(volume)
 
     # --- copies -------------------------------------------------------------------------
+
+    async def ping(self) -> None:
+        return
+
+    def writer(self, chunk: ChunkId, boot_id: int) -> LocalWriter:
+        return LocalWriter(self._store.appender(chunk), boot_id)
 
     async def reopen(self, chunk: ChunkId, epoch: int) -> Reopened | None:
         return await self._store.copies.reopen(chunk, epoch)

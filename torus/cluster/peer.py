@@ -7,6 +7,7 @@ records may be gone.  Implements docs/protocol.md, "Loss of a connection" and "B
 import asyncio
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from torus import limits
 from torus._fast.record import RecordBuilder
@@ -20,6 +21,7 @@ from torus.errors import (
 )
 from torus.ids import ChunkId
 from torus.net.address import Address
+from torus.store.content import Bytes, Examined, Presence, Reopened
 from torus.wire import messages as m
 
 _PAUSE_FIRST_S = 0.02
@@ -41,12 +43,12 @@ class _Unflushed:
 class PeerWriter:
     """One open chunk on a node; an append always waits for the network."""
 
-    __slots__ = ("_boot_id", "_chunk", "_peer")
+    __slots__ = ("__weakref__", "_chunk", "_peer", "boot_id")
 
     def __init__(self, peer: "PeerChunks", chunk: ChunkId, boot_id: int) -> None:
         self._peer = peer
         self._chunk = chunk
-        self._boot_id = boot_id
+        self.boot_id = boot_id
 
     def append_now(self, index: int, offset: int, record: RecordBuilder) -> bool:
         """Return False: the node can only be reached by waiting."""
@@ -61,7 +63,7 @@ class PeerWriter:
         Raises: Fenced, PoolFull, DiskFailed, Unavailable, LocalProtocolError; Corruption when
         the node restarted since the chunk was opened.
         """
-        await self._peer.append(self._chunk, index, offset, record.tobytes(), self._boot_id)
+        await self._peer.append(self._chunk, index, offset, record.tobytes(), self.boot_id)
 
 
 class PeerChunks:
@@ -81,6 +83,7 @@ class PeerChunks:
         self._retry_s = retry_s
         self._connecting = asyncio.Lock()
         self._unflushed: dict[ChunkId, _Unflushed] = {}
+        self._writers: WeakValueDictionary[ChunkId, PeerWriter] = WeakValueDictionary()
         self._closed = False
         self.slot_bytes = link.peer.slot_bytes
         self.reconnects = 0
@@ -116,6 +119,16 @@ class PeerChunks:
             self._link = None
 
     @property
+    def disk_id(self) -> str:
+        """The disk that this reaches, as 32 hexadecimal digits."""
+        return self._node.disk_id.hex()
+
+    @property
+    def boot_id(self) -> int:
+        """The newest boot id that is known of it."""
+        return self._node.boot_id
+
+    @property
     def node(self) -> m.Hello:
         """Return what the node said of itself at the last connecting."""
         return self._node
@@ -128,7 +141,9 @@ class PeerChunks:
     async def open(self, chunk: ChunkId, *, from_reserve: bool) -> PeerWriter:
         """Open a new chunk for appending."""
         answer = await self._ask(m.Open(chunk, from_reserve), m.Opened)
-        return PeerWriter(self, chunk, answer.boot_id)
+        writer = PeerWriter(self, chunk, answer.boot_id)
+        self._writers[chunk] = writer
+        return writer
 
     def place(self, chunk: ChunkId) -> None:
         """Return None: no chunk of a node is in this process."""
@@ -239,6 +254,50 @@ class PeerChunks:
             if not page.more:
                 return chunks
             after = page.chunks[-1]
+
+    # --- copies -------------------------------------------------------------------------
+
+    async def reopen(self, chunk: ChunkId, epoch: int) -> Reopened | None:
+        """Find where a chunk's valid records end on the node; from then on it takes appends there
+        under its present boot id, also of a writer from before.
+
+        Returns: None when the chunk is positively not there.
+        Raises: Fenced, DiskFailed, Unavailable, Busy; Corruption when it may be there unreadable.
+        """
+        answer = await self._ask(m.Reopen(chunk, epoch), m.Reopened)
+        self._unflushed.pop(chunk, None)  # what it holds is known anew
+        if not answer.found:
+            return None
+        writer = self._writers.get(chunk)
+        if writer is not None:
+            writer.boot_id = answer.boot_id
+        return Reopened(answer.boot_id, answer.next_index, answer.end, answer.lsn)
+
+    async def install(self, chunk: ChunkId, epoch: int, end: int, content: Bytes) -> None:
+        """Have a copy of ``chunk`` on the node, its records ending at ``end``; durable on return.
+
+        Raises: Fenced, Corruption, PoolFull, DiskFailed, Unavailable, Busy, LocalProtocolError.
+        """
+        await self._ask(m.Install(chunk, epoch, end, content), m.Installed)
+
+    async def examine(
+        self, chunks: Sequence[ChunkId], *, afresh: bool = False
+    ) -> Sequence[Examined]:
+        """Say of each chunk whether the node has it and what it holds.
+
+        Raises: DiskFailed, Unavailable.
+        """
+        found: list[Examined] = []
+        for start in range(0, len(chunks), limits.PEER_EXAMINE_CHUNKS_MAX):
+            part = chunks[start : start + limits.PEER_EXAMINE_CHUNKS_MAX]
+            answer = await self._ask(m.Examine(part, afresh), m.Examined)
+            if len(answer.copies) != len(part):
+                raise RemoteProtocolError(f"node at {self._address} examined other chunks")
+            for chunk, (state, *rest) in zip(part, answer.copies, strict=True):
+                found.append(Examined(chunk, Presence(state), *rest))
+        return found
+
+    # --- space --------------------------------------------------------------------------
 
     def space(self) -> tuple[int, int] | None:
         """Return None: what a node said a while ago may be wrong by now."""

@@ -55,6 +55,10 @@ class PeerService:
             m.List: self._list,
             m.Space: self._space,
             m.Status: self._status,
+            m.Reopen: self._reopen,
+            m.Install: self._install,
+            m.Examine: self._examine,
+            m.Ping: self._ping,
         }
 
     @property
@@ -150,6 +154,9 @@ class PeerService:
             "" if failure is None else failure.message,
         )
 
+    def _ping(self, request: m.Ping) -> m.Pong:
+        return m.Pong(self._store.boot_id)
+
     def _usage(self) -> m.SpaceIs:
         usage = self._store.usage
         return m.SpaceIs(
@@ -182,6 +189,20 @@ class PeerService:
     async def _space(self, request: m.Space) -> m.SpaceIs:
         await self._chunks.wait_for_space()
         return self._usage()
+
+    async def _reopen(self, request: m.Reopen) -> m.Reopened:
+        found = await self._chunks.reopen(request.chunk, request.epoch)
+        if found is None:
+            return m.Reopened(self._store.boot_id, False, 0, 0, 0)
+        return m.Reopened(found.boot_id, True, found.next_index, found.end, found.lsn)
+
+    async def _install(self, request: m.Install) -> m.Installed:
+        await self._chunks.install(request.chunk, request.epoch, request.end, request.content)
+        return m.Installed(self._store.boot_id)
+
+    async def _examine(self, request: m.Examine) -> m.Examined:
+        found = await self._chunks.examine(request.chunks, afresh=request.afresh)
+        return m.Examined([(int(one.state), *one[2:]) for one in found])
 
     def _check_range(self, chunk: ChunkId, offset: int, size: int) -> None:
         slot_bytes = self._store.geometry.slot_bytes

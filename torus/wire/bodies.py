@@ -29,6 +29,11 @@ _SCANNED = struct.Struct("<II")
 _LISTED = struct.Struct("<II")
 _SPACE = struct.Struct("<IIIII")
 _STATUS = struct.Struct("<QIIIIIII")
+_REOPEN = struct.Struct("<QIHIH")
+_INSTALL = struct.Struct("<QIHIHI")
+_EXAMINE = struct.Struct("<II")
+_REOPENED = struct.Struct("<QQIII")
+_EXAMINED = struct.Struct("<IIII")
 assert _APPEND.size == 32
 
 
@@ -238,8 +243,55 @@ def _unpack_list(header: Header, body: memoryview) -> m.List:
     return m.List(header.volume, after if follows else None, limit)
 
 
-def _pack_nothing(_: m.Space | m.Status) -> Packed:
+def _pack_reopen(request: m.Reopen) -> Packed:
+    chunk = request.chunk
+    return chunk.volume, request.epoch, [_REOPEN.pack(*chunk, 0)]
+
+
+def _unpack_reopen(header: Header, body: memoryview) -> m.Reopen:
+    volume, epoch, tag, sequence, zero = _exact(_REOPEN, body)
+    _check(not zero, "reserved bytes are used")
+    _check(volume == header.volume, f"fence token of volume {header.volume}")
+    return m.Reopen(ChunkId(volume, epoch, tag, sequence), header.epoch)
+
+
+def _pack_install(request: m.Install) -> Packed:
+    chunk = request.chunk
+    place = _INSTALL.pack(*chunk, 0, request.end)
+    return chunk.volume, request.epoch, [place, request.content]
+
+
+def _unpack_install(header: Header, body: memoryview) -> m.Install:
+    volume, epoch, tag, sequence, zero, end = _INSTALL.unpack_from(body)
+    _check(not zero, "reserved bytes are used")
+    _check(volume == header.volume, f"fence token of volume {header.volume}")
+    chunk = ChunkId(volume, epoch, tag, sequence)
+    return m.Install(chunk, header.epoch, end, body[_INSTALL.size :])
+
+
+def _pack_examine(request: m.Examine) -> Packed:
+    if len(request.chunks) > limits.PEER_EXAMINE_CHUNKS_MAX:
+        raise LocalProtocolError(f"EXAMINE of {len(request.chunks)} chunks is too large")
+    fixed = _EXAMINE.pack(len(request.chunks), request.afresh)
+    return 0, 0, [fixed + _pack_chunks(request.chunks)]
+
+
+def _unpack_examine(header: Header, body: memoryview) -> m.Examine:
+    _no_token(header)
+    count, afresh = _EXAMINE.unpack_from(body)
+    _check(afresh <= 1, "unknown flags")
+    _check(count <= limits.PEER_EXAMINE_CHUNKS_MAX, f"{count} chunks")
+    return m.Examine(_unpack_chunks(count, body[_EXAMINE.size :]), bool(afresh))
+
+
+def _pack_nothing(_: m.Space | m.Status | m.Ping) -> Packed:
     return 0, 0, []
+
+
+def _unpack_ping(header: Header, body: memoryview) -> m.Ping:
+    _no_token(header)
+    _check(not body, "it has a body")
+    return m.Ping()
 
 
 def _unpack_space(header: Header, body: memoryview) -> m.Space:
@@ -256,7 +308,7 @@ def _unpack_status(header: Header, body: memoryview) -> m.Status:
 
 # --- answers ------------------------------------------------------------------------------
 
-_Boot = m.Opened | m.Appended | m.Synced | m.Fenced
+_Boot = m.Opened | m.Appended | m.Synced | m.Fenced | m.Installed | m.Pong
 
 
 def _pack_boot(answer: _Boot) -> Packed:
@@ -353,6 +405,37 @@ def _unpack_status_is(header: Header, body: memoryview) -> m.StatusIs:
     return m.StatusIs(boot_id, m.SpaceIs(*space), damaged, _read_text(rest))
 
 
+def _pack_reopened(answer: m.Reopened) -> Packed:
+    body = _REOPENED.pack(
+        answer.boot_id, answer.lsn, answer.next_index, answer.end, answer.found
+    )  # fmt: skip
+    return 0, 0, [body]
+
+
+def _unpack_reopened(header: Header, body: memoryview) -> m.Reopened:
+    _no_token(header)
+    boot_id, lsn, next_index, end, found = _exact(_REOPENED, body)
+    _check(found <= 1 and (found == 1 or not (lsn or next_index or end)), "unknown flags")
+    return m.Reopened(boot_id, bool(found), next_index, end, lsn)
+
+
+def _pack_examined(answer: m.Examined) -> Packed:
+    copies = [_EXAMINED.pack(*copy) for copy in answer.copies]
+    return 0, 0, [_COUNT.pack(len(copies)) + b"".join(copies)]
+
+
+def _unpack_examined(header: Header, body: memoryview) -> m.Examined:
+    _no_token(header)
+    (count,) = _COUNT.unpack_from(body)
+    rest = body[_COUNT.size :]
+    _check(count <= limits.PEER_EXAMINE_CHUNKS_MAX, f"{count} chunks")
+    _check(len(rest) == count * _EXAMINED.size, f"{len(rest)} bytes for {count} chunks")
+    copies = tuple(_EXAMINED.iter_unpack(rest))
+    for state, end, records, crc in copies:
+        _check(state <= 2 and (state == 1 or not (end or records or crc)), f"state {state}")
+    return m.Examined(copies)
+
+
 _T = MessageType
 _Decoder = Callable[[Header, memoryview], Message]
 _TABLE: tuple[tuple[MessageType, type, Callable[..., Packed], _Decoder], ...] = (
@@ -368,6 +451,10 @@ _TABLE: tuple[tuple[MessageType, type, Callable[..., Packed], _Decoder], ...] = 
     (_T.LIST, m.List, _pack_list, _unpack_list),
     (_T.SPACE, m.Space, _pack_nothing, _unpack_space),
     (_T.STATUS, m.Status, _pack_nothing, _unpack_status),
+    (_T.REOPEN, m.Reopen, _pack_reopen, _unpack_reopen),
+    (_T.INSTALL, m.Install, _pack_install, _unpack_install),
+    (_T.EXAMINE, m.Examine, _pack_examine, _unpack_examine),
+    (_T.PING, m.Ping, _pack_nothing, _unpack_ping),
     (_T.OPENED, m.Opened, _pack_boot, _boot_decoder(m.Opened)),
     (_T.APPENDED, m.Appended, _pack_boot, _boot_decoder(m.Appended)),
     (_T.SYNCED, m.Synced, _pack_boot, _boot_decoder(m.Synced)),
@@ -378,6 +465,10 @@ _TABLE: tuple[tuple[MessageType, type, Callable[..., Packed], _Decoder], ...] = 
     (_T.LISTED, m.Listed, _pack_listed, _unpack_listed),
     (_T.SPACE_IS, m.SpaceIs, _pack_space_is, _unpack_space_is),
     (_T.STATUS_IS, m.StatusIs, _pack_status_is, _unpack_status_is),
+    (_T.REOPENED, m.Reopened, _pack_reopened, _unpack_reopened),
+    (_T.INSTALLED, m.Installed, _pack_boot, _boot_decoder(m.Installed)),
+    (_T.EXAMINED, m.Examined, _pack_examined, _unpack_examined),
+    (_T.PONG, m.Pong, _pack_boot, _boot_decoder(m.Pong)),
 )
 ENCODERS = {made: (kind, pack) for kind, made, pack, _ in _TABLE}
 DECODERS = {int(kind): (kind.name, unpack) for kind, _, _, unpack in _TABLE}

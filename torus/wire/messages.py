@@ -29,6 +29,10 @@ class MessageType(IntEnum):
     LIST = 23
     SPACE = 24
     STATUS = 25
+    REOPEN = 26
+    INSTALL = 27
+    EXAMINE = 28
+    PING = 29
     OPENED = 144
     APPENDED = 145
     SYNCED = 146
@@ -39,6 +43,10 @@ class MessageType(IntEnum):
     LISTED = 151
     SPACE_IS = 152
     STATUS_IS = 153
+    REOPENED = 154
+    INSTALLED = 155
+    EXAMINED = 156
+    PONG = 157
 
 
 ANSWER = 128  # added to a request's type
@@ -148,6 +156,37 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
+class Reopen:
+    """Find where a chunk's valid records end, so that it can be appended to again."""
+
+    chunk: ChunkId
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    """Have a copy of a chunk whose records end at ``end``, durably."""
+
+    chunk: ChunkId
+    epoch: int
+    end: int
+    content: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Examine:
+    """Say of each chunk whether it is there and what it holds; ``afresh``: read it again."""
+
+    chunks: Sequence[ChunkId]
+    afresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Answer at once."""
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """The chunk has a slot."""
 
@@ -225,7 +264,54 @@ class StatusIs:
     failure: str
 
 
-Request = Open | Append | Sync | Read | Fence | Scan | Delete | List | Space | Status
+@dataclass(frozen=True, slots=True)
+class Reopened:
+    """Where appending goes on; ``found`` False: the chunk is positively not there."""
+
+    boot_id: int
+    found: bool
+    next_index: int
+    end: int
+    lsn: int
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """The copy is there and durable."""
+
+    boot_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """For each chunk (state, end, records, CRC-32C), the state as in `Presence` of the store."""
+
+    copies: Sequence[tuple[int, int, int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The node is alive."""
+
+    boot_id: int
+
+
+Request = (
+    Open
+    | Append
+    | Sync
+    | Read
+    | Fence
+    | Scan
+    | Delete
+    | List
+    | Space
+    | Status
+    | Reopen
+    | Install
+    | Examine
+    | Ping
+)
 Answer = (
     Opened
     | Appended
@@ -237,6 +323,10 @@ Answer = (
     | Listed
     | SpaceIs
     | StatusIs
+    | Reopened
+    | Installed
+    | Examined
+    | Pong
     | Error
 )
 Message = Hello | Request | Answer
@@ -254,6 +344,10 @@ def in_flight_bytes(request: Request, slot_bytes: int) -> int:
             return 256 + sum(64 + size for _, _, size in request.reads)
         case Scan():
             return 256 + slot_bytes
+        case Install():
+            return 256 + len(request.content)
+        case Examine():
+            return 256 + 128 * len(request.chunks) + slot_bytes
         case Sync() | Delete():
             return 256 + 64 * len(request.chunks)
         case List():
