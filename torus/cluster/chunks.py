@@ -1,21 +1,44 @@
 """What a volume's log needs from where its chunks lie: one interface, near and far.
 
-`LocalChunks` (torus.cluster.local) calls the store of this process, `PeerChunks`
-(torus.cluster.peer) asks a node through the peer protocol.  The rules are those of design
-section 4; both are held to them by the same contract test.
+`LocalChunks` (torus.cluster.local) calls a store of this process, `PeerChunks`
+(torus.cluster.peer) asks a disk of a node through the peer protocol; both are one disk.  The
+rules are those of design section 4; both are held to them by the same contract test.
+`VolumeChunks` (torus.cluster.replicated) keeps the copies of one volume's chunks on many disks.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from torus._fast.blockio import BlockIo
 from torus._fast.record import RecordBuilder
 from torus.ids import ChunkId
+from torus.metadata.schema import Span, VolumeSpec
+from torus.store.content import Examined, Presence, Reopened
+
+__all__ = [
+    "Check",
+    "ChunkWriter",
+    "Chunks",
+    "ChunksOf",
+    "DiskChunks",
+    "DiskWriter",
+    "Examined",
+    "OneDisk",
+    "Presence",
+    "Reopened",
+]
+
+Check = Callable[[int, bytes], bool]
+"""Tells whether the bytes that came for the n-th piece of a read are right."""
 
 
 class ChunkWriter(Protocol):
     """Appends records to one open chunk."""
+
+    @property
+    def immediate(self) -> bool:
+        """Tell whether `append_now` appends: nothing here waits."""
 
     def append_now(self, index: int, offset: int, record: RecordBuilder) -> bool:
         """Append without waiting; False when this place can only be reached by waiting.
@@ -28,6 +51,20 @@ class ChunkWriter(Protocol):
 
         Raises: Fenced, PoolFull, DiskFailed, Unavailable, LocalProtocolError; Corruption when its
         node restarted since the chunk was opened.
+        """
+
+
+class DiskWriter(ChunkWriter, Protocol):
+    """Appends records to one open chunk of one disk."""
+
+    @property
+    def boot_id(self) -> int:
+        """Return under which boot id of the disk the chunk was opened."""
+
+    async def append_bytes(self, index: int, offset: int, record: bytes) -> None:
+        """Append a finished record's bytes; the same object may go to many disks.
+
+        Raises: as `append`.
         """
 
 
@@ -75,6 +112,16 @@ class Chunks(Protocol):
         Raises: Corruption when a chunk is not there or cannot be read, Unavailable.
         """
 
+    async def read_checked(
+        self, reads: Sequence[tuple[ChunkId, int, int]], check: Check
+    ) -> list[bytes]:
+        """Return the bytes of each (chunk, offset, size); where ``check(n, bytes)`` is false for
+        one copy another is tried, and the first that came is returned when none is right: the
+        caller checks again and says what is wrong with it.
+
+        Raises: as `read`.
+        """
+
     async def fence(self, volume: int, epoch: int) -> None:
         """Refuse older epochs of ``volume`` from now on, durably.
 
@@ -86,6 +133,13 @@ class Chunks(Protocol):
 
         Returns: None when the chunk was never there: a positive answer, never a guess.
         Raises: Fenced, DiskFailed, Unavailable.
+        """
+
+    async def settle(self, ends: Mapping[ChunkId, int]) -> None:
+        """Make scanned chunks durable up to these offsets wherever they should be and can be:
+        who scans later finds no less.
+
+        Raises: Fenced, DiskFailed, Unavailable when not one disk has a chunk durably.
         """
 
     async def delete(self, volume: int, epoch: int, chunks: Iterable[ChunkId]) -> int:
@@ -100,9 +154,163 @@ class Chunks(Protocol):
         Raises: DiskFailed, Unavailable.
         """
 
+    async def survey(self, volume: int) -> tuple[Sequence[ChunkId], bool]:
+        """Return the chunks of ``volume`` that are known to exist, and whether that is all: a
+        disk that cannot be asked may have others.
+
+        Raises: DiskFailed, Unavailable.
+        """
+
     def space(self) -> tuple[int, int] | None:
         """Return (slots that ordinary writes may still take, slots in all) of the disk that new
         chunks go to; None when that takes asking."""
 
     async def wait_for_space(self) -> None:
         """Return when slots may have become free, or after about a second."""
+
+    # --- copies -------------------------------------------------------------------------
+
+    @property
+    def replicated(self) -> bool:
+        """Tell whether disks may be lost without the log: if not, nothing below has a meaning."""
+
+    @property
+    def lost(self) -> bool:
+        """Tell whether a disk failed that the open span needs: nothing may be answered before
+        `secure` has returned."""
+
+    async def secure(self) -> bool:
+        """Make all that was appended durable on enough disks of each chunk, waiting for them if
+        need be; return whether another span is needed: until that is published, nothing may be
+        answered.  Nobody may append meanwhile.
+
+        Raises: Fenced; Unavailable after `stop`.
+        """
+
+    def new_span(self) -> tuple[int, tuple[str, ...]]:
+        """Return the ring version that a new span is to be written under, and the disks that it
+        leaves out; (0, ()) where there is no ring."""
+
+    def begin_span(self) -> None:
+        """Learn that the span was closed where the log is and another one published."""
+
+    def learn(self, volume: int, spans: Iterable[Span]) -> None:
+        """Learn where the chunks of a log were written."""
+
+    async def better_span(self) -> None:
+        """Return when a new span would be better than the open one: the ring changed, or a disk
+        that is left out is back.  Never, where there is one disk."""
+
+    async def stop(self) -> None:
+        """End what works for the volume in the background and what waits; idempotent."""
+
+
+class DiskChunks(Chunks, Protocol):
+    """The chunks of one disk, near or far."""
+
+    @property
+    def disk_id(self) -> str:
+        """Return which disk this is."""
+
+    @property
+    def boot_id(self) -> int:
+        """Return the newest boot id of the disk that is known."""
+
+    async def open(self, chunk: ChunkId, *, from_reserve: bool) -> DiskWriter:
+        """Open a new chunk for appending; again is no error while it has no record.
+
+        Raises: Fenced, PoolFull, DiskFailed, Unavailable.
+        """
+
+    async def ping(self) -> None:
+        """Return when the disk's node answers.
+
+        Raises: Unavailable.
+        """
+
+    async def reopen(self, chunk: ChunkId, epoch: int) -> Reopened | None:
+        """Find where a chunk's valid records end, so that appending goes on there, also with the
+        writer of before, which has the present boot id then; idempotent.
+
+        Returns: None when the chunk is positively not here.
+        Raises: Fenced, DiskFailed, Unavailable; Corruption when it may lie in a slot that cannot
+            be read, or has lost what was answered.
+        """
+
+    async def install(self, chunk: ChunkId, epoch: int, end: int, content: bytes) -> None:
+        """Have a copy of ``chunk`` with the records ``content`` (bytes from the first record to
+        ``end``), durable on return.
+
+        Raises: Fenced, Corruption when ``content`` is not that, PoolFull, DiskFailed, Unavailable.
+        """
+
+    async def examine(self, chunks: Sequence[ChunkId]) -> Sequence[Examined]:
+        """Say of each chunk whether it is here and what it holds.
+
+        Raises: DiskFailed, Unavailable.
+        """
+
+
+class OneDisk:
+    """What copies mean where there is one disk: base of `LocalChunks` and `PeerChunks`."""
+
+    @property
+    def replicated(self) -> bool:
+        """Return False."""
+        return False
+
+    @property
+    def lost(self) -> bool:
+        """Return False: what fails here fails for good, and says so itself."""
+        return False
+
+    async def read(self, reads: Sequence[tuple[ChunkId, int, int]]) -> list[bytes]:
+        """See `Chunks.read`."""
+        raise NotImplementedError
+
+    async def read_checked(
+        self, reads: Sequence[tuple[ChunkId, int, int]], check: Check
+    ) -> list[bytes]:
+        """Read; there is no other copy."""
+        return await self.read(reads)
+
+    async def sync(self, chunks: Iterable[ChunkId]) -> None:
+        """See `Chunks.sync`."""
+        raise NotImplementedError
+
+    async def list(self, volume: int) -> Sequence[ChunkId]:
+        """See `Chunks.list`."""
+        raise NotImplementedError
+
+    async def settle(self, ends: Mapping[ChunkId, int]) -> None:
+        """Sync the chunks."""
+        await self.sync(ends)
+
+    async def survey(self, volume: int) -> tuple[Sequence[ChunkId], bool]:
+        """List the chunks: they are all."""
+        return await self.list(volume), True
+
+    async def secure(self) -> bool:
+        """Return False: nothing is lost."""
+        return False
+
+    def new_span(self) -> tuple[int, tuple[str, ...]]:
+        """Return (0, ()): there is no ring."""
+        return 0, ()
+
+    def begin_span(self) -> None:
+        """Do nothing."""
+
+    def learn(self, volume: int, spans: Iterable[Span]) -> None:
+        """Do nothing: all chunks are here."""
+
+    async def better_span(self) -> None:
+        """Never return."""
+        await asyncio.get_running_loop().create_future()
+
+    async def stop(self) -> None:
+        """Do nothing: nothing works in the background."""
+
+
+ChunksOf = Callable[[VolumeSpec], Chunks]
+"""Returns the chunks of a volume, for one writer or reader of it, who calls `Chunks.stop`."""

@@ -116,9 +116,6 @@ class LocalChunks(OneDisk):
     async def ping(self) -> None:
         return
 
-    def writer(self, chunk: ChunkId, boot_id: int) -> LocalWriter:
-        return LocalWriter(self._store.appender(chunk), boot_id)
-
     async def reopen(self, chunk: ChunkId, epoch: int) -> Reopened | None:
         return await self._store.copies.reopen(chunk, epoch)
 

@@ -1,0 +1,95 @@
+"""On which disks a chunk lies: where it was written, and where it may have moved since.
+
+Decides from rings and spans alone; who of them can be reached is `torus.cluster.pool`'s, what is
+right when they disagree is the reader's.  Implements docs/replication.md, "Where a chunk lies".
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torus.cluster.membership import ClusterView
+from torus.errors import NotFound, TorusError, Unavailable
+from torus.ids import ChunkId
+from torus.log import get_logger
+from torus.metadata.schema import Span
+
+log = get_logger("torus.placement")
+
+
+def slot_of(chunk: ChunkId) -> int:
+    """Return the slot of the ring that a chunk belongs to."""
+    from torus.ring import table
+
+    return table.slot_of(chunk)
+
+
+class Written(NamedTuple):
+    """Under what a span was written."""
+
+    ring: int
+    excluded: frozenset[str]
+    open: bool
+
+
+class Placement:
+    """The disks of the chunks of one volume and its ancestors."""
+
+    def __init__(self, view: ClusterView, copies: int) -> None:
+        """``copies``: of each chunk that is written from now on."""
+        self._view = view
+        self._copies = copies
+        self._spans: dict[tuple[int, int, int], Written] = {}
+
+    @property
+    def copies(self) -> int:
+        """Return how many copies a chunk is to have."""
+        return self._copies
+
+    def learn(self, volume: int, spans: Iterable[Span]) -> None:
+        """Learn where the chunks of a log were written."""
+        for span in spans:
+            written = Written(span.ring, frozenset(span.excluded), span.last is None)
+            self._spans[volume, span.epoch, span.tag] = written
+
+    async def know_rings(self, volume: int, spans: Iterable[Span]) -> None:
+        """Learn the rings that a log names, too.
+
+        Raises: Unavailable, Corruption.
+        """
+        self.learn(volume, spans)
+        for version in {span.ring for span in spans}:
+            try:
+                await self._view.fetch_ring(version)
+            except NotFound:
+                log.warning("placement.ring_unknown", volume=volume, ring=version)
+
+    def is_open(self, chunk: ChunkId) -> bool:
+        """Tell whether the chunk's span is open: then every one of its disks had to have every
+        record that was answered."""
+        written = self._spans.get(chunk[:3])
+        return written is not None and written.open
+
+    def written_to(self, chunk: ChunkId) -> list[str]:
+        """Return the disks that a chunk's span places it on, the first ones first.
+
+        Raises: Unavailable when that cannot be told.
+        """
+        written = self._spans.get(chunk[:3])
+        if written is None:
+            raise Unavailable(f"where chunk {chunk} was written is not known here")
+        ring = self._view.ring_at(written.ring)
+        owners = ring.order(slot_of(chunk), self._copies, written.excluded)
+        return [member.disk_id for member in owners]
+
+    def owners(self, chunk: ChunkId) -> list[str]:
+        """Return the disks that must have a chunk, or had to: those of the present ring, then
+        those of its span."""
+        owners: list[str] = []
+        try:
+            if not self.is_open(chunk):  # open chunks never move
+                present = self._view.ring.order(slot_of(chunk), self._copies, frozenset())
+                owners += [member.disk_id for member in present]
+            owners += self.written_to(chunk)
+        except TorusError as exc:
+            log.debug("placement.unknown", chunk=str(chunk), error=str(exc))
+        return list(dict.fromkeys(owners))
