@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torus.errors import ConfigError
-from torus.limits import GC_RATE_BYTES_DEFAULT, TRASH_GRACE_S
+from torus.limits import AUTO_OUT_S, GC_RATE_BYTES_DEFAULT, TRASH_GRACE_S
 
 SYSTEM_HOME = "/var/lib/torus"
 SYSTEM_FILE = "/etc/torus/torus.toml"
@@ -27,7 +27,7 @@ class CommonConfig:
     """What every command that touches data needs."""
 
     home: Path  # TORUS_HOME: state of this machine, sockets included
-    meta_url: str  # "sqlite:PATH"
+    meta_url: str  # "sqlite:PATH" or "etcd://HOST:PORT,.../PREFIX?ca=...", no password in it
     data_dir: Path
     log_level: str = "info"  # debug, info, warning, error
     log_format: Literal["auto", "human", "json"] = "auto"  # auto, human, json
@@ -35,6 +35,9 @@ class CommonConfig:
     on_full: str = "pause"  # or "error": what a write does when no slot is free
     checkpoint_interval_s: float = 60.0
     gc_rate_bytes: int = GC_RATE_BYTES_DEFAULT  # per second, in the background; 0: none
+    tls_cert: Path | None = None  # of this host, for peers over TCP; all three or none
+    tls_key: Path | None = None
+    tls_ca: Path | None = None  # who signs the certificates of peers
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,12 @@ class NodeConfig:
     http_address: str | None  # None: no /metrics and /healthz
     punch: bool = True  # give freed slots back to the host's file system
     trash_grace_s: float = TRASH_GRACE_S  # how long a deleted chunk can be taken back
+    data_dirs: tuple[Path, ...] = ()  # each a disk of its own; the first is common.data_dir
+    peer_address: str = "auto"  # HOST:PORT for peers of other hosts, "auto" or "none"
+    zone: str | None = None  # None: as it was, "" for a new disk
+    weight: int | None = None  # None: as it was, the size in GiB for a new disk
+    join: bool = True  # new disks get data at once
+    auto_out_s: float = AUTO_OUT_S  # a disk that is gone so long is put out of the ring
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +88,18 @@ class Option:
 
 OPTIONS: tuple[Option, ...] = (
     Option("home", "", "folder of this machine's state; default /var/lib/torus for root"),
-    Option("meta", "", "metadata store, sqlite:PATH; default sqlite:HOME/meta.sqlite"),
-    Option("data-dir", "", "folder of the node's segments; default HOME/data"),
+    Option(
+        "meta",
+        "",
+        "metadata store, sqlite:PATH or etcd://HOST:PORT,.../PREFIX; "
+        "default sqlite:HOME/meta.sqlite",
+    ),
+    Option("meta-ca", "", "file with the CA that etcd's certificates are from; makes it TLS"),
+    Option("meta-cert", "", "file with the certificate that etcd is shown"),
+    Option("meta-key", "", "file with the key of that certificate"),
+    Option("meta-user", "", "user that etcd knows"),
+    Option("meta-password-file", "", "file whose first line is that user's password"),
+    Option("data-dir", "", "folders of the node's segments; default HOME/data", many=True),
     Option("output", "table", "table or json"),
     Option("log-level", "info", "debug, info, warning or error"),
     Option("log-format", "auto", "auto (human on a terminal, else json), human or json"),
@@ -88,7 +107,15 @@ OPTIONS: tuple[Option, ...] = (
     Option("on-full", "pause", "what a write does on a full pool: pause or error"),
     Option("checkpoint-interval", "60s", "longest time between two checkpoints of a volume"),
     Option("gc-rate", "64MiB", "what background collection may move in a second, or none"),
-    Option("node.size", "", "limit of the data directory; required when it is made"),
+    Option("tls-cert", "", "certificate of this host for the peer protocol over TCP"),
+    Option("tls-key", "", "its private key"),
+    Option("tls-ca", "", "certificates of those who sign for peers"),
+    Option("node.size", "", "limit of each data directory; required when it is made"),
+    Option("node.peer", "auto", "HOST:PORT where nodes of other hosts reach this one, or none"),
+    Option("node.zone", "", "where the node's disks stand: copies go to distinct zones"),
+    Option("node.weight", "", "share of the data of each disk; default its size in GiB"),
+    Option("node.join", "true", "new disks get data at once", switch=True),
+    Option("node.auto-out", "10m", "a disk that is gone so long is put out of the ring, or none"),
     Option("node.nbd", DEFAULT_NBD_ADDRESS, "where the node answers NBD, or none", many=True),
     Option("node.http", DEFAULT_HTTP_ADDRESS, "where /metrics and /healthz answer, or none"),
     Option("node.punch", "true", "give freed space back to the file system", switch=True),

@@ -169,6 +169,17 @@ STANDBY_LOOKS_MAX = 16  # reads through the owner before an export that stands b
 STANDBY_LOOK_BYTES_MAX = 64 * KIB  # of one of them
 MOVE_CHECKPOINTS_MAX = 4  # while clients go on, so that the last one is small
 MOVE_LOG_BYTES = 16 * MIB  # since the last checkpoint: no reason for one more of them
+ATTACH_CONNECTIONS_MAX = 16  # of one device of the kernel
+ATTACH_DEAD_TIMEOUT_S = 3600  # how long the kernel waits for a gateway that is gone, by default
+ATTACH_RESEND_MS = (
+    5000  # after which the kernel asks a new gateway what the old one left unanswered
+)
+ATTACH_REQUEST_KIB = 4096  # largest request of a device; the kernel's own default is 128
+ATTACH_READ_AHEAD_KIB = 1024
+ATTACH_SOCKET_BYTES = 1 << 20  # buffers between the kernel and its gateway
+ATTACH_SIZE_LOOK_S = 1.0  # how often a device is told the size of its volume, if it is another one
+ATTACH_BACKOFF_S_MAX = 5.0  # between two starts of a gateway that does not last
+ATTACH_LOG_BYTES_MAX = 16 * MIB  # of a log of a gateway in the background, at its start
 
 assert BLOCK_BYTES % SECTOR_BYTES == 0
 assert VOLUME_BYTES_MIN >= BLOCK_BYTES

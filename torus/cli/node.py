@@ -8,11 +8,15 @@ Implements docs/cli.md, "torus node".
 
 import argparse
 
-from torus.cli.parser import Verbs, add_command, add_data_dir
+from torus.cli.disk_options import weight_number, zone_name
+from torus.cli.node_verbs import declare_verbs
+from torus.cli.parser import Verbs, add_command
 from torus.cli.session import Session
 from torus.cli.sizes import format_size, parse_seconds
 from torus.config import NodeConfig
+from torus.errors import UsageError
 from torus.limits import STORE_BYTES_MIN
+from torus.net.address import TcpAddress, parse_address
 
 
 def declare(verbs: Verbs, noun: str, summary: str) -> None:
@@ -34,8 +38,9 @@ def declare(verbs: Verbs, noun: str, summary: str) -> None:
         ),
     )
     add = parser.add_argument
-    add_data_dir(parser)
-    add("--size", metavar="SIZE", help="limit of the data directory; kept once it is made")
+    add("--data-dir", metavar="DIR", action="append", help="the node's segments (default "
+        "TORUS_HOME/data); in a cluster it may be repeated: each is a disk of its own")  # fmt: skip
+    add("--size", metavar="SIZE", help="limit of each data directory; kept once it is made")
     add(
         "--nbd",
         metavar="ADDRESS",
@@ -51,7 +56,42 @@ def declare(verbs: Verbs, noun: str, summary: str) -> None:
         help="keep freed slots allocated in the host's file system",
     )
     add("--trash-grace", metavar="TIME", help="keep deleted chunks so long (default 30s), or none")
+    _add_cluster_options(parser)
     add_engine_options(parser)
+    declare_verbs(parser)
+
+
+def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("in a cluster").add_argument
+    add(
+        "--peer",
+        metavar="ADDRESS",
+        help="HOST:PORT where nodes of other hosts reach this one, or none; by default the address "
+        "of this host on the way to the metadata store, and a free port",
+    )
+    add("--zone", metavar="ZONE", help="where the disks stand: copies go to distinct zones")
+    add("--weight", metavar="N", help="share of the data of each disk (default its size in GiB)")
+    add(
+        "--no-join",
+        dest="join",
+        action="store_false",
+        default=None,
+        help="new disks get no data before 'torus node join'",
+    )
+    add(
+        "--auto-out",
+        metavar="TIME",
+        help="put a disk out of the ring when it is gone so long (default 10m), or none",
+    )
+    add_tls_options(parser)
+
+
+def add_tls_options(parser: argparse.ArgumentParser) -> None:
+    """Add what every process that talks to peers of other hosts can be told."""
+    add = parser.add_argument_group("TLS between hosts").add_argument
+    add("--tls-cert", metavar="FILE", help="certificate of this host, for the peer protocol")
+    add("--tls-key", metavar="FILE", help="its private key")
+    add("--tls-ca", metavar="FILE", help="certificates of those who sign for peers")
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +118,22 @@ def _grace_s(text: str, what: str) -> float:
     return 0.0 if text.strip().lower() in ("none", "0") else parse_seconds(text, what)
 
 
+def _out_s(text: str, what: str) -> float:
+    return 0.0 if text.strip().lower() == "none" else parse_seconds(text, what)
+
+
+def _peer(text: str, what: str) -> str:
+    if text in ("auto", "none"):
+        return text
+    address = parse_address(text)
+    if not isinstance(address, TcpAddress):
+        raise UsageError(
+            f"{what} {text!r} is not HOST:PORT",
+            hint="the unix socket for peers of this host is always there, in TORUS_HOME",
+        )
+    return str(address)
+
+
 def node_config(session: Session) -> NodeConfig:
     """Return what the arguments, the environment and the file say together.
 
@@ -90,11 +146,18 @@ def node_config(session: Session) -> NodeConfig:
             f"{session.setting('node.size').origin} {format_size(size_bytes)} is too small for a "
             f"store; the least is {format_size(STORE_BYTES_MIN)}",
         )
+    common = session.common()
     return NodeConfig(
-        common=session.common(),
+        common=common,
         size_bytes=size_bytes,
         nbd_addresses=session.addresses("node.nbd"),
         http_address=(*session.addresses("node.http"), None)[0],
         punch=session.switch("node.punch"),
         trash_grace_s=session.value("node.trash-grace", _grace_s) or 0.0,
+        data_dirs=session.paths("data-dir") or (common.data_dir,),
+        peer_address=session.value("node.peer", _peer) or "none",
+        zone=session.value("node.zone", zone_name),
+        weight=session.value("node.weight", weight_number),
+        join=session.switch("node.join"),
+        auto_out_s=session.value("node.auto-out", _out_s) or 0.0,
     )

@@ -19,14 +19,18 @@ def reference() -> str:
 
 
 def _leaves(parser: Parser) -> Iterator[Parser]:
-    if not parser.verbs:
+    if not parser.verbs or parser.get_default("run") is not None:
         yield parser
     for verb in parser.verbs.values():
         yield from _leaves(verb)
 
 
 def _section(parser: Parser) -> Iterator[str]:
-    actions = [action for action in parser._actions if action.dest not in _COMMON]
+    actions = [
+        action
+        for action in parser._actions
+        if action.dest not in _COMMON and not isinstance(action, argparse._SubParsersAction)
+    ]
     words = [_shown(action) for action in actions if not action.option_strings]
     options = "[OPTION...]" if any(action.option_strings for action in actions) else ""
     yield f"### {parser.prog}"

@@ -17,6 +17,8 @@ from torus.cli.sizes import parse_seconds, parse_size
 from torus.config import CommonConfig, Setting, Settings, default_home, load_settings
 from torus.errors import ConfigError, NotFound, UsageError
 from torus.metadata.base import MetadataStore
+from torus.metadata.etcd_url import OPTIONS as ETCD_OPTIONS
+from torus.metadata.etcd_url import is_etcd, with_options
 from torus.net.address import parse_address
 
 Value = TypeVar("Value")
@@ -96,6 +98,11 @@ class Session:
         """Return an option that is a path; a leading ~ is the user's folder."""
         return self.value(key, lambda text, what: Path(text).expanduser().absolute())
 
+    def paths(self, key: str) -> tuple[Path, ...]:
+        """Return an option that lists paths."""
+        texts = self.setting(key).text
+        return tuple(Path(text).expanduser().absolute() for text in texts)
+
     def addresses(self, key: str, prefix: str = "") -> tuple[str, ...]:
         """Return an option that lists addresses; the word `none` stands for none at all.
 
@@ -121,13 +128,16 @@ class Session:
         return CommonConfig(
             home=home,
             meta_url=self._meta_url(home),
-            data_dir=self.path("data-dir") or home / "data",
+            data_dir=(*self.paths("data-dir"), home / "data")[0],
             log_level=self.choice("log-level", ("info", "debug", "warning", "error")),
             log_format=self.choice("log-format", ("auto", "human", "json")),
             map_cache_bytes=self.size("map-cache") or 0,
             on_full=self.choice("on-full", ("pause", "error")),
             gc_rate_bytes=self.value("gc-rate", _rate) or 0,
             checkpoint_interval_s=self.value("checkpoint-interval", parse_seconds) or 0.0,
+            tls_cert=self.path("tls-cert"),
+            tls_key=self.path("tls-key"),
+            tls_ca=self.path("tls-ca"),
         )
 
     @contextmanager
@@ -158,7 +168,14 @@ class Session:
         setting = self.setting("meta")
         if not setting.text:
             return f"sqlite:{home / 'meta.sqlite'}"
-        return setting.text[-1]
+        return self.etcd_url(setting.text[-1])
+
+    def etcd_url(self, url: str) -> str:
+        """Return an etcd URL with how to reach it as the settings say; others as they are."""
+        if not is_etcd(url):
+            return url
+        options = {name: self.setting(f"meta-{name}").text for name in ETCD_OPTIONS}
+        return with_options(url, {name: text[-1] for name, text in options.items() if text})
 
 
 def _rate(text: str, what: str) -> int:

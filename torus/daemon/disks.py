@@ -46,6 +46,8 @@ def read_identity(data_dir: Path) -> DiskIdentity | None:
         raise PermissionDenied(f"{path} may not be read", hint="run as the owner") from exc
     except NotADirectoryError as exc:
         raise UsageError(f"data directory {data_dir} is not a folder") from exc
+    except OSError as exc:
+        raise _refusal(data_dir, exc) from exc
 
 
 def open_store(
@@ -57,11 +59,13 @@ def open_store(
     punch_delay_s: float | None = limits.PUNCH_DELAY_S,
     trash_grace_s: float = 0.0,
     make: bool = True,
+    node_id: str = "",
 ) -> Store:
     """Open a data directory as a store, made first when it is empty and ``make`` is set.
 
     ``size_bytes``: the operator's limit; None keeps the one it has.  A process that ends soon
-    keeps no trash: what it deletes would be there again.
+    keeps no trash: what it deletes would be there again.  A directory that is made is made for the
+    node ``node_id``; empty: for one of its own.
 
     Raises: Busy when another process has it, ForeignData when it is another cluster's,
         UsageError when a new one needs a size, Corruption, UnknownVersion, PermissionDenied,
@@ -75,7 +79,7 @@ def open_store(
     disk = None
     try:
         disk = PosixDisk(data_dir, make=make)
-        identity = _identify(disk, data_dir, cluster_id, clock, size_bytes)
+        identity = _identify(disk, data_dir, cluster_id, clock, size_bytes, node_id)
         disk.use_geometry(identity.geometry)
         store = Store(
             disk, identity, ThreadPool(limits.POOL_THREADS, "disk"), clock,
@@ -95,11 +99,12 @@ def open_store(
 
 
 def _identify(
-    disk: PosixDisk, data_dir: Path, cluster_id: str, clock: Clock, size_bytes: int | None
-) -> DiskIdentity:
+    disk: PosixDisk, data_dir: Path, cluster_id: str, clock: Clock, size_bytes: int | None,
+    node_id: str,
+) -> DiskIdentity:  # fmt: skip
     data = disk.read_file(IDENTITY_FILE)
     if data is None:
-        return _make(disk, data_dir, cluster_id, clock, size_bytes)
+        return _make(disk, data_dir, cluster_id, clock, size_bytes, node_id)
     identity = DiskIdentity.from_bytes(data, str(data_dir / IDENTITY_FILE))
     if identity.cluster_id != cluster_id:
         raise ForeignData(
@@ -116,8 +121,9 @@ def _identify(
 
 
 def _make(
-    disk: PosixDisk, data_dir: Path, cluster_id: str, clock: Clock, size_bytes: int | None
-) -> DiskIdentity:
+    disk: PosixDisk, data_dir: Path, cluster_id: str, clock: Clock, size_bytes: int | None,
+    node_id: str,
+) -> DiskIdentity:  # fmt: skip
     strangers = [name for name in disk.names() if name not in _HARMLESS]
     if any(parse_segment_name(name) is not None for name in strangers):
         raise Corruption(
@@ -136,7 +142,7 @@ def _make(
         )
     identity = DiskIdentity(
         secrets.token_hex(16), cluster_id, limits.SLOT_BYTES, limits.SEGMENT_SLOTS,
-        clock.wall_ns(), size_bytes,
+        clock.wall_ns(), size_bytes, node_id,
     )  # fmt: skip
     disk.replace_file(IDENTITY_FILE, identity.to_bytes())
     space = os.statvfs(data_dir)

@@ -63,7 +63,17 @@ METRICS: tuple[Metric, ...] = (
     Metric("torus_store_sync_requests_total", "counter", "Waits for a segment to be durable."),
     Metric("torus_store_syncs_total", "counter", "fdatasync calls that answered them."),
     Metric("torus_store_sync_seconds", "histogram", "Time of one fdatasync."),
-    Metric("torus_disk_failed", "gauge", "1 when the disk has failed and takes no more data."),
+    Metric("torus_cluster_nodes", "gauge", "Nodes that have disks in the cluster."),
+    Metric("torus_cluster_nodes_up", "gauge", "Nodes that are registered now."),
+    Metric("torus_cluster_disks", "gauge", "Disks of the cluster.", ("state",)),
+    Metric("torus_cluster_disks_up", "gauge", "Those that can be reached.", ("state",)),
+    Metric("torus_ring_version", "gauge", "Version of the ring; 0: there is none."),
+    Metric("torus_ring_frozen", "gauge", "1 while too much is gone to change the ring."),
+    Metric("torus_ring_paused", "gauge", "1 while an operator lets no data move."),
+    Metric("torus_coordinator", "gauge", "1 on the node that changes the ring."),
+    Metric("torus_node_registered", "gauge", "1 while the node holds its registration."),
+    Metric("torus_metadata_away_seconds", "gauge", "Since when it cannot be reached; 0: it can."),
+    Metric("torus_disk_failed", "gauge", "Disks of the node that failed and take no data."),
 )
 # powers of two from 4 microseconds to 34 seconds: edges that the compiled histogram has, too
 EDGES_NS = tuple(1 << power for power in range(12, 36))

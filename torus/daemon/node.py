@@ -1,39 +1,46 @@
 """What a node process consists of, and the order in which it comes up and goes down.
 
-Up: metadata, cluster, disk, unfinished deletions, peer service, volumes, control, NBD, HTTP,
-registration.  Down: the other way round, so that nothing is promised that is no longer kept.
+Up: metadata, cluster, disks, unfinished deletions, peer service, membership, volumes, control,
+NBD, HTTP, registration.  Down: the other way round, so that nothing is promised that is no
+longer kept.
 """
 
 import asyncio
 import os
+import uuid
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 
+from torus import __version__
 from torus._fast.stats import Histogram
 from torus.clock import Clock, SystemClock
+from torus.cluster.chunks import Chunks
 from torus.cluster.local import LocalChunks
 from torus.config import NodeConfig
-from torus.daemon.disks import open_store, read_identity
+from torus.daemon.advertise import advertised, listen_address
+from torus.daemon.cluster_parts import ClusterParts, is_shared
+from torus.daemon.disks import read_identity
 from torus.daemon.handover import Mover
+from torus.daemon.metrics import Source
+from torus.daemon.node_disks import NodeDisks, disk_status, open_disks
 from torus.daemon.orphans import OrphanRounds
 from torus.daemon.owner_control import OwnerControl, attached_now
 from torus.daemon.reach import Reach, free_volume, live_node, volume_options
 from torus.daemon.reports import NodeStatus
 from torus.daemon.sources import NbdSource, ProcessSource, StoreSource, VolumesSource
 from torus.daemon.status import StatusServer
-from torus.errors import Busy, NotFound, TorusError
+from torus.daemon.systemd import notify
+from torus.errors import Busy, NotFound, TorusError, UsageError
 from torus.gateway.server import NbdServer
-from torus.limits import PUNCH_DELAY_S
 from torus.log import get_logger
 from torus.metadata.base import Delete, Expect, Put
 from torus.metadata.keys import node_key
 from torus.metadata.loop import AsyncMetadata
 from torus.metadata.open import open_metadata
-from torus.metadata.schema import Node
-from torus.net.address import UnixAddress, parse_address
+from torus.metadata.schema import Cluster, Node
+from torus.net.address import TcpAddress, UnixAddress, parse_address
 from torus.node.control import control_path_beside
 from torus.node.service import PeerService, listen_for_peers
-from torus.store.store import Store
 from torus.volume.attached import AttachedVolumes
 from torus.volume.catalog_ask import DELETING
 from torus.volume.catalog_async import AsyncCatalog
@@ -54,23 +61,32 @@ async def serve_node(config: NodeConfig, stack: AsyncExitStack, stop: asyncio.Ev
         data_dir=str(config.common.data_dir),
         nbd=[str(address) for address in node.nbd.addresses],
         http=node.http.address if node.http else "none",
+        node=node.disks.node_id,
     )
+    notify(ready="1", status="serving")
     await stop.wait()
+    notify(stopping="1", status="finishing what is in flight")
 
 
 class RunningNode:
     """The parts of a node, once `start` has made them."""
 
     metadata: AsyncMetadata
-    store: Store
+    disks: NodeDisks
     volumes: AttachedVolumes
     nbd: NbdServer
+    _serves = False  # NBD is up
 
     def __init__(self, config: NodeConfig, clock: Clock) -> None:
         self._config = config
         self._clock = clock
         self._began_ns = clock.monotonic_ns()
+        self._instance_id = uuid.uuid4().hex
+        self._me = this_process("node", "", clock)
+        self._peer = UnixAddress(str(config.common.home / "peer.sock"))
+        self._peer_tcp = ""
         self.http: StatusServer | None = None
+        self.cluster: ClusterParts | None = None  # None: a single machine
         self.sync_times = Histogram()
         self.checkpoint_times = Histogram()
 
@@ -78,57 +94,57 @@ class RunningNode:
         """Bring everything up in order; what is up goes onto ``stack``."""
         config, common = self._config, self._config.common
         common.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        shared = is_shared(common.meta_url)
+        if not shared and len(config.data_dirs) > 1:
+            raise UsageError(
+                f"{len(config.data_dirs)} data directories need the metadata store of a cluster",
+                hint="--meta etcd://HOST:2379; on one machine, join the disks below one folder",
+            )
         self.metadata = AsyncMetadata(open_metadata(common.meta_url, self._clock))
         stack.push_async_callback(self.metadata.close)
         catalog = AsyncCatalog(self.metadata, self._clock)
-        cluster_id = await self._join(catalog)
-        await self._be_alone()
-        self.store = open_store(
-            common.data_dir, cluster_id, self._clock,
-            size_bytes=config.size_bytes, punch_delay_s=PUNCH_DELAY_S if config.punch else None,
-            trash_grace_s=config.trash_grace_s,
-        )  # fmt: skip
-        stack.push_async_callback(self.store.close)
-        self.store.commits.observe = self.sync_times.observe
-        chunks = LocalChunks(self.store)
-        self._orphans = OrphanRounds(self.store, self.metadata, self._clock)
-        stack.push_async_callback(self._orphans.close)
-        await self._finish_deletions(Reach(self.metadata, catalog, chunks, self._clock))
-        peer = await self._serve_peers(stack)
-        options = volume_options(common, self.checkpoint_times.observe)
-        addresses = ",".join(config.nbd_addresses)
-        owner = this_process("node", addresses, self._clock, control=control_path_beside(peer))
-        self.volumes = AttachedVolumes(self.metadata, catalog, chunks, owner, self._clock, options)
-        stack.push_async_callback(self.volumes.stop)
-        await self.volumes.start()
-        self.nbd = NbdServer(self.volumes, clock=self._clock)
-        self.volumes.on_lost = self.nbd.cut_off
-        mover = Mover(self.volumes, catalog, self._clock, owner, self.nbd.hand_over)
-        control = OwnerControl(
-            self.volumes, catalog, self._clock, lambda: asdict(self.status()), mover=mover
-        )
-        await control.serve(owner.control, stack)
-        stack.push_async_callback(self.nbd.close)
-        stack.callback(self.volumes.stop_waiting)
-        await self.nbd.start([parse_address(text) for text in config.nbd_addresses])
+        cluster = await self._join(catalog)
+        if not shared:
+            await self._be_alone()
+        self.disks = open_disks(config, cluster.cluster_id, self._clock)
+        stack.push_async_callback(self.disks.close)
+        self._keep_disks(stack)
+        if not shared:
+            chunks = LocalChunks(self.disks.first)
+            await self._finish_deletions(Reach(self.metadata, catalog, chunks, self._clock))
+        await self._serve_peers(stack)
+        if shared:
+            await self._join_cluster(stack)
+        await self._serve_volumes(stack, catalog)
         await self._serve_http(stack)
-        await self._register(stack, peer)
-        self._orphans.start()
+        await self._register(stack)
+        for rounds in self._orphans:
+            rounds.start()
 
-    async def _join(self, catalog: AsyncCatalog) -> str:
-        """Return the cluster's id; a disk that belongs to one is not given to a new one."""
-        data_dir = self._config.common.data_dir
-        identity = read_identity(data_dir)
+    async def _join(self, catalog: AsyncCatalog) -> Cluster:
+        """Return the cluster; a disk that belongs to one is not given to a new one."""
         try:
-            return (await catalog.get_cluster()).cluster_id
+            return await catalog.get_cluster()
         except NotFound as exc:
-            if identity is not None:
+            for data_dir in self._config.data_dirs:
+                identity = read_identity(data_dir)
+                if identity is None:
+                    continue
                 raise NotFound(
                     f"the metadata store {self._config.common.meta_url} is new, but data directory "
                     f"{data_dir} belongs to cluster {identity.cluster_id}",
-                    hint="name the right --meta; if the metadata was lost, run 'torus recover'",
+                    hint="name the right --meta; if the metadata was lost, run 'torus recover'; "
+                    "to take a single machine's volumes along, 'torus meta migrate'",
                 ) from exc
-        return (await catalog.init_cluster()).cluster_id
+        return await catalog.init_cluster()
+
+    def _keep_disks(self, stack: AsyncExitStack) -> None:
+        self._orphans: list[OrphanRounds] = []
+        for store in self.disks.stores.values():
+            store.commits.observe = self.sync_times.observe
+            rounds = OrphanRounds(store, self.metadata, self._clock)
+            self._orphans.append(rounds)
+            stack.push_async_callback(rounds.close)
 
     async def _finish_deletions(self, reached: Reach) -> None:
         """Go on with deletions that a crash interrupted."""
@@ -144,48 +160,102 @@ class RunningNode:
             raise Busy(
                 f"another node serves this metadata store: pid {other.pid} on {other.host} with "
                 f"{', '.join(other.data_dirs)}",
-                hint="one node for each metadata store in this release",
+                hint="several nodes need the metadata store of a cluster: --meta etcd://HOST:2379",
             )
 
-    async def _serve_peers(self, stack: AsyncExitStack) -> str:
-        """Open the peer socket; return its address."""
-        folder = self._config.common.home
-        peer = UnixAddress(str(folder / "peer.sock"))
-        service = PeerService(self.store, name=self.store.identity.disk_id)
+    async def _serve_peers(self, stack: AsyncExitStack) -> None:
+        """Open the peer sockets."""
+        service = PeerService(self.disks.first, name=self.disks.node_id)
         stack.push_async_callback(service.close)
-        listener = await listen_for_peers(peer, service)
+        listener = await listen_for_peers(self._peer, service)
         stack.callback(listener.close)
-        return str(peer)
+        config = self._config
+        if not is_shared(config.common.meta_url):
+            return
+        wanted = await asyncio.to_thread(
+            listen_address, config.peer_address, config.common.meta_url
+        )
+        if wanted is None:
+            return
+        tcp = await listen_for_peers(wanted, service)
+        stack.callback(tcp.close)
+        assert isinstance(tcp.address, TcpAddress), "it was asked for one"
+        self._peer_tcp = await asyncio.to_thread(advertised, tcp.address, config.common.meta_url)
+
+    async def _join_cluster(self, stack: AsyncExitStack) -> None:
+        """Become one of the cluster's nodes."""
+        self.cluster = ClusterParts(self.metadata, self._clock, self._config)
+        await self.cluster.start(stack, self.disks, self.registration)
+
+    async def _serve_volumes(self, stack: AsyncExitStack, catalog: AsyncCatalog) -> None:
+        """Offer the volumes over NBD, and answer questions about them."""
+        config = self._config
+        chunks: Chunks = LocalChunks(self.disks.first)
+        options = volume_options(config.common, self.checkpoint_times.observe)
+        owner = this_process(
+            "node", ",".join(config.nbd_addresses), self._clock,
+            control=control_path_beside(str(self._peer)),
+        )  # fmt: skip
+        self.volumes = AttachedVolumes(self.metadata, catalog, chunks, owner, self._clock, options)
+        stack.push_async_callback(self.volumes.stop)
+        await self.volumes.start()
+        self.nbd = NbdServer(self.volumes, clock=self._clock)
+        self.volumes.on_lost = self.nbd.cut_off
+        mover = Mover(self.volumes, catalog, self._clock, owner, self.nbd.hand_over)
+        control = OwnerControl(
+            self.volumes, catalog, self._clock, lambda: asdict(self.status()), mover=mover
+        )
+        await control.serve(owner.control, stack)
+        stack.push_async_callback(self.nbd.close)
+        stack.callback(self.volumes.stop_waiting)
+        await self.nbd.start([parse_address(text) for text in config.nbd_addresses])
+        self._serves = True
 
     async def _serve_http(self, stack: AsyncExitStack) -> None:
         if self._config.http_address is None:
             return
-        sources = (
+        sources: list[Source] = [
             ProcessSource(self._clock),
             NbdSource(self.nbd.stats),
-            StoreSource(self.store, self.sync_times),
+            StoreSource(
+                tuple(self.disks.stores.values()),
+                self.sync_times,
+                unreadable=len(self.disks.all) - len(self.disks.stores),
+            ),
             VolumesSource(self.volumes, self.checkpoint_times),
-        )
+            *(self.cluster.sources() if self.cluster else ()),
+        ]
         self.http = StatusServer(self._config.http_address, sources, self.problems)
         stack.push_async_callback(self.http.close)
         await self.http.start()
 
-    async def _register(self, stack: AsyncExitStack, peer: str) -> None:
-        config, identity = self._config, self.store.identity
-        me = this_process("node", "", self._clock)
-        node = Node(
-            node_id=identity.disk_id,
-            host=me.host,
-            machine_boot_id=me.machine_boot_id,
-            pid=me.pid,
-            pid_start=me.pid_start,
-            data_dirs=(str(config.common.data_dir),),
-            peer_address=peer,
-            nbd_addresses=tuple(str(address) for address in self.nbd.addresses),
+    # --- registration -------------------------------------------------------------------
+
+    def registration(self) -> Node:
+        """Return this node's registration as it should read now."""
+        return Node(
+            node_id=self.disks.node_id,
+            host=self._me.host,
+            machine_boot_id=self._me.machine_boot_id,
+            pid=self._me.pid,
+            pid_start=self._me.pid_start,
+            data_dirs=tuple(str(disk.data_dir) for disk in self.disks.all),
+            peer_address=str(self._peer),
+            nbd_addresses=tuple(str(one) for one in self.nbd.addresses) if self._serves else (),
             http_address=self.http.address if self.http else "",
-            size_bytes=identity.size_bytes,
-            since_ns=me.since_ns,
+            size_bytes=self.disks.size_bytes,
+            since_ns=self._me.since_ns,
+            disks=self.disks.working(),
+            peer_tcp=self._peer_tcp,
+            instance_id=self._instance_id,
+            version=__version__,
         )
+
+    async def _register(self, stack: AsyncExitStack) -> None:
+        if self.cluster is not None:
+            await self.cluster.refresh()
+            return
+        node = self.registration()
         key = node_key(node.node_id)
         revision = await self.metadata.commit((), (Put(key, node.to_bytes()),))
         assert revision is not None, "a change without expectations is not refused"
@@ -201,32 +271,27 @@ class RunningNode:
 
     def problems(self) -> list[str]:
         """Return a sentence for each thing that is not well."""
-        found = []
-        if self.store.failure is not None:
-            found.append(self.store.failure.message)
-        if self.store.damaged:
-            found.append(f"{len(self.store.damaged)} damaged slots: run 'torus check'")
-        if self.store.usage.available == 0:
-            found.append("the pool is full: new data waits or is refused")
-        return found + self.volumes.problems()
+        cluster = [] if self.cluster is None else self.cluster.problems()
+        return self.disks.problems() + self.volumes.problems() + cluster
 
     def status(self) -> NodeStatus:
         """Return the state for `torus status`."""
-        usage = self.store.usage
-        slot = usage.slot_bytes
+        disks = tuple(disk_status(disk) for disk in self.disks.all)
         return NodeStatus(
-            node_id=self.store.identity.disk_id,
+            node_id=self.disks.node_id,
             pid=os.getpid(),
             uptime_s=(self._clock.monotonic_ns() - self._began_ns) / 1e9,
             problems=tuple(self.problems()),
-            disk_failed=self.store.failure is not None,
-            metadata_ok=True,
-            pool_bytes=usage.limit * slot,
-            used_bytes=usage.used * slot,
-            trash_bytes=usage.trash * slot,
-            free_bytes=usage.free * slot,
-            reserve_bytes=usage.reserve * slot,
-            quarantined_bytes=usage.quarantined * slot,
+            disk_failed=any(disk.failed for disk in disks),
+            metadata_ok=self.cluster is None or self.cluster.away_since_s() is None,
+            pool_bytes=sum(disk.pool_bytes for disk in disks),
+            used_bytes=sum(disk.used_bytes for disk in disks),
+            trash_bytes=sum(disk.trash_bytes for disk in disks),
+            free_bytes=sum(disk.free_bytes for disk in disks),
+            reserve_bytes=sum(disk.reserve_bytes for disk in disks),
+            quarantined_bytes=sum(disk.quarantined_bytes for disk in disks),
             connections=self.nbd.stats.connections_open,
             volumes=attached_now(self.volumes),
+            disks=disks,
+            cluster=None if self.cluster is None else self.cluster.status(),
         )

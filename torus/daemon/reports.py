@@ -128,6 +128,38 @@ class AttachedVolume:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskStatus:
+    """What a running node says of one of its disks."""
+
+    disk_id: str  # empty: it could not be read
+    data_dir: str
+    problem: str  # why it takes no data; empty: it does
+    failed: bool
+    damaged_slots: int = 0
+    pool_bytes: int = 0
+    used_bytes: int = 0
+    trash_bytes: int = 0
+    free_bytes: int = 0
+    reserve_bytes: int = 0
+    quarantined_bytes: int = 0
+    chunks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """What a running node says of its cluster."""
+
+    coordinator: bool  # this node changes the ring by itself
+    disks_up: int
+    disks: int
+    ring_version: int | None
+    ring_frozen: str
+    ring_paused: bool
+    metadata_away_s: float | None  # None: it is not
+    registered: bool
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStatus:
     """What a running node says of itself; `dataclasses.asdict` of it is the control answer."""
 
@@ -145,3 +177,5 @@ class NodeStatus:
     quarantined_bytes: int
     connections: int
     volumes: tuple[AttachedVolume, ...]
+    disks: tuple[DiskStatus, ...] = ()
+    cluster: ClusterStatus | None = None  # None: a single machine

@@ -1,6 +1,6 @@
 """Where the metrics' numbers come from: the parts of a process, read when someone asks."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from torus import __version__
 from torus._fast.stats import Histogram
@@ -44,29 +44,31 @@ class NbdSource:
 
 
 class StoreSource:
-    """The disk: slots, syncs, health."""
+    """The disks of a node together: slots, syncs, health."""
 
-    def __init__(self, store: Store, sync_times: Histogram) -> None:
-        self._store = store
+    def __init__(
+        self, stores: Sequence[Store], sync_times: Histogram, *, unreadable: int = 0
+    ) -> None:
+        """``unreadable``: disks that could not be opened."""
+        self._stores = stores
         self._sync_times = sync_times
+        self._unreadable = unreadable
 
     def samples(self) -> Samples:
         """Return the present values."""
-        usage = self._store.usage
-        states = {
-            "used": usage.used,
-            "trash": usage.trash,
-            "free": usage.free,
-            "reserve": usage.reserve,
-            "quarantined": usage.quarantined,
-        }
-        for state, slots in states.items():
-            yield Sample("torus_store_slots", slots, (state,))
-            yield Sample("torus_store_bytes", slots * usage.slot_bytes, (state,))
-        yield Sample("torus_store_sync_requests_total", self._store.commits.requests)
-        yield Sample("torus_store_syncs_total", self._store.commits.syncs)
+        stores, usages = self._stores, [store.usage for store in self._stores]
+        for state in ("used", "trash", "free", "reserve", "quarantined"):
+            slots = [getattr(usage, state) for usage in usages]
+            sizes = [count * usage.slot_bytes for count, usage in zip(slots, usages, strict=True)]
+            yield Sample("torus_store_slots", sum(slots), (state,))
+            yield Sample("torus_store_bytes", sum(sizes), (state,))
+        yield Sample(
+            "torus_store_sync_requests_total", sum(one.commits.requests for one in stores)
+        )
+        yield Sample("torus_store_syncs_total", sum(one.commits.syncs for one in stores))
         yield histogram_sample("torus_store_sync_seconds", self._sync_times)
-        yield Sample("torus_disk_failed", int(self._store.failure is not None))
+        failed = sum(store.failure is not None for store in stores)
+        yield Sample("torus_disk_failed", self._unreadable + failed)
 
 
 class VolumesSource:

@@ -24,6 +24,12 @@ class DiskIdentity:
     segment_slots: int
     created_ns: int
     size_bytes: int = 0  # the operator's limit; the one field that may change
+    node_id: str = ""  # of the node that it was made for; empty: the disk's own id
+
+    @property
+    def node(self) -> str:
+        """Return the id of the node that this disk belongs to."""
+        return self.node_id or self.disk_id
 
     @property
     def geometry(self) -> Geometry:
@@ -33,6 +39,8 @@ class DiskIdentity:
     def to_bytes(self) -> bytes:
         """Return the file's content: JSON with a checksum of its other fields."""
         body = {"format": VERSION, **asdict(self)}
+        if not self.node_id:
+            del body["node_id"]
         body["checksum"] = f"{checksum(_canonical(body)):08x}"
         return json.dumps(body, indent=1, sort_keys=True).encode() + b"\n"
 

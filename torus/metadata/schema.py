@@ -275,6 +275,7 @@ class Node(Value):
     disks: tuple[str, ...] = ()  # ids of those that work, in the order of data_dirs
     peer_tcp: str = ""  # HOST:PORT of the peer protocol, for other hosts; empty: none
     instance_id: str = ""
+    version: str = ""  # of torus
 
     @classmethod
     def _from_fields(cls, body: dict[str, Any]) -> Self:
@@ -325,3 +326,49 @@ class Coordinator(Value):
     instance_id: str
     host: str
     since_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Moved(Value):
+    """The content of this store lies at ``target``, or goes there."""
+
+    target: str  # a URL
+    uid: str  # of the move, so that its steps know each other
+    state: str  # "moving" or "moved"
+    since_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Moving(Value):
+    """Not all of the content has arrived here from ``source``."""
+
+    source: str
+    uid: str
+    since_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """An etcd that the content came from, and the revision up to which it did."""
+
+    cluster: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Origins(Value):
+    """Where the content was before; newest last."""
+
+    places: tuple[Origin, ...]
+
+    @classmethod
+    def _from_fields(cls, body: dict[str, Any]) -> Self:
+        return cls(tuple(Origin(**fields) for fields in body["places"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Mark(Value):
+    """What the holder of a history token wrote, and what it wrote before."""
+
+    now: str
+    before: str

@@ -10,6 +10,8 @@ from torus.daemon.metrics import METRICS, collect, render
 pytest.importorskip("torus._fast.stats")
 
 from torus._fast.stats import Histogram
+from torus.daemon.cluster_source import ClusterSource
+from torus.daemon.reports import ClusterStatus
 from torus.daemon.sources import NbdSource, ProcessSource, StoreSource, VolumesSource
 from torus.gateway.counters import GatewayStats
 from torus.metadata.schema import RootRef, Snapshot, Span
@@ -52,11 +54,14 @@ def stand_ins() -> tuple[object, object]:
 def test_sources_feed_every_metric_of_the_table() -> None:
     """Nothing documented is missing; totals include what was detached."""
     store, volumes = stand_ins()
+    membership = SimpleNamespace(disks=dict, nodes=dict)
+    status = lambda: ClusterStatus(True, 2, 3, 7, "", False, None, True)  # noqa: E731
     samples = collect(
         [
             ProcessSource(SystemClock()),
             NbdSource(GatewayStats()),
-            StoreSource(store, Histogram()),
+            StoreSource([store], Histogram()),
+            ClusterSource(membership, status),
             VolumesSource(volumes, Histogram()),
         ]
     )
