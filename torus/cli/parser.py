@@ -102,7 +102,15 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", choices=("table", "json"), default=argparse.SUPPRESS,
         help="form of the result (default table)")  # fmt: skip
     add("--meta", metavar="URL", default=argparse.SUPPRESS,
-        help="metadata store, sqlite:PATH (default sqlite:TORUS_HOME/meta.sqlite)")  # fmt: skip
+        help="metadata store, sqlite:PATH or etcd://HOST:PORT,.../PREFIX "
+        "(default sqlite:TORUS_HOME/meta.sqlite)")  # fmt: skip
+    add("--meta-ca", metavar="FILE", default=argparse.SUPPRESS,
+        help="CA of etcd's certificates; --meta-cert and --meta-key are your own")  # fmt: skip
+    for name in ("--meta-cert", "--meta-key"):
+        add(name, metavar="FILE", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    add("--meta-user", metavar="NAME", default=argparse.SUPPRESS,
+        help="user of etcd, with --meta-password-file FILE")  # fmt: skip
+    add("--meta-password-file", metavar="FILE", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     add("--home", metavar="DIR", default=argparse.SUPPRESS,
         help="this machine's state (default /var/lib/torus for root, "
         "else ~/.local/state/torus)")  # fmt: skip

@@ -17,6 +17,10 @@ SNAPSHOTS = "snapshots/"  # by volume id and name
 READERS = "readers/"  # by volume id and snapshot number: who reads a snapshot now
 GATEWAYS = "gateways/"  # processes that serve volumes without a disk
 NEXT_VOLUME = "next-volume"
+MOVED = "moved"  # this store's content lies elsewhere now, or is on its way there
+MOVING = "moving"  # this store's content is not complete yet
+ORIGINS = "origins"  # where this store's content was before
+MARKS = "marks/"  # by the holder of a history token: what tells an older copy
 LOST = "lost/"  # by id: volumes with data on a disk that could not be recovered
 
 
@@ -88,3 +92,8 @@ def reader_key(volume: int, number: int, reader: str) -> str:
 def gateway_key(gateway: str) -> str:
     """Return the key of a gateway's registration."""
     return f"{GATEWAYS}{gateway}"
+
+
+def mark_key(holder: str) -> str:
+    """Return the key that only the holder of a history token writes."""
+    return f"{MARKS}{holder}"

@@ -1,7 +1,9 @@
 """The metadata store for an event loop: the same methods as coroutines.
 
-Decides which thread the blocking calls run on: one for all operations, in the order in which
-they were asked for, and one for each open watch.  It decides nothing about their meaning.
+Decides which thread the blocking calls run on: one for all operations of an embedded store, in
+the order in which they were asked for; several for a store behind a network, so that one that
+waits for it does not keep back a lease's renewal; and one for each open watch.  It decides
+nothing about their meaning.
 
 A cancelled caller stops waiting, but an operation that has begun happens all the same; its
 outcome is then as unknown as after `Unavailable`.
@@ -11,9 +13,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from torus.errors import ShuttingDown, TorusError
+from torus.errors import ForeignData, ShuttingDown, TorusError
+from torus.limits import METADATA_CLOSE_S
 from torus.metadata.base import (
     Delete,
     Entry,
@@ -35,7 +38,10 @@ class AsyncMetadata:
 
     def __init__(self, store: MetadataStore) -> None:
         self._store = store
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="metadata")
+        threads = getattr(store, "threads_max", 1)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="metadata")
+        self._remote = threads > 1
+        self._running: set[asyncio.Future[Any]] = set()
         self._watches: set[AsyncWatch] = set()
         self._closed = False
 
@@ -73,25 +79,57 @@ class AsyncMetadata:
         """End a lease now, with all its keys; idempotent."""
         await self._run(lambda: self._store.revoke(lease))
 
+    async def history_token(self, token: str = "") -> str:
+        """Return what tells an older copy of the store, to be kept durably; '' if none is needed.
+
+        ``token`` is the one that was kept so far.  See `torus.metadata.history`.
+        """
+        make = getattr(self._store, "history_token", None)
+        return "" if make is None else str(await self._run(lambda: make(token)))
+
+    async def check_not_older(self, token: str) -> None:
+        """Refuse a store that has lost what was in it when ``token`` was made.
+
+        Raises: Corruption for an older copy, ForeignData for another store.
+        """
+        check = getattr(self._store, "check_not_older", None)
+        if token and check is None:
+            raise ForeignData(
+                "the metadata of this disk's cluster is on etcd, but this store is not",
+                hint="give the cluster's --meta etcd://...",
+            )
+        if token and check is not None:
+            await self._run(lambda: check(token))
+
     async def close(self) -> None:
         """End every watch, let the operations before this one finish, close the store.
 
-        Idempotent.
+        A store behind a network gets `METADATA_CLOSE_S` for them; then they end with
+        `ShuttingDown`.  Idempotent.
         """
         if self._closed:
             return
         self._closed = True
-        for watch in tuple(self._watches):
-            await watch.close()
+        loop = asyncio.get_running_loop()
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._store.close)
+            if self._remote:
+                if self._running:
+                    await asyncio.wait(tuple(self._running), timeout=METADATA_CLOSE_S)
+                # before the watches: what they wait for may be the network, too
+                await loop.run_in_executor(None, self._store.close)
+            for watch in tuple(self._watches):
+                await watch.close()
+            await loop.run_in_executor(self._threads, self._store.close)
         finally:
-            self._thread.shutdown()  # idle by now: it ends at once
+            self._threads.shutdown()  # idle by now: it ends at once
 
     async def _run(self, operation: Callable[[], _T]) -> _T:
         if self._closed:
             raise closed("the metadata store")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, operation)
+        running = asyncio.get_running_loop().run_in_executor(self._threads, operation)
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        return await running
 
 
 class AsyncWatch:

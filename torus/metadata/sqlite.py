@@ -42,13 +42,23 @@ _NEVER_NS = 1 << 63
 class SqliteMetadata:
     """A `MetadataStore` in the SQLite file at ``path``; safe for many processes and threads."""
 
-    def __init__(self, path: str, clock: Clock | None = None, *, create: bool = True) -> None:
+    def __init__(
+        self,
+        path: str,
+        clock: Clock | None = None,
+        *,
+        create: bool = True,
+        unfinished: bool = False,
+    ) -> None:
         """Open the store, and make an empty one if there is none and ``create`` is set.
+
+        With ``unfinished``, it may be written although its content is on its way elsewhere.
 
         Raises: see `torus.metadata.sqlite_file.open_database`.
         """
         self.path = os.path.abspath(path)
         self._clock = clock or SystemClock()
+        self._unfinished = unfinished
         self._changed = threading.Condition()  # also guards the connection
         self._closed = False
         self._own_changes = 0
@@ -74,6 +84,15 @@ class SqliteMetadata:
                 "SELECT key, value, revision, crc FROM entries"
                 " WHERE key >= ? AND key < ? ORDER BY key",
                 (prefix, end),
+            )
+            return Listing(revision, tuple(self._entry(row) for row in rows))
+
+    def list_lasting(self) -> Listing:
+        """Return all entries of the store that are not under a lease, for moving them."""
+        with self._reading() as connection:
+            revision, _ = self._position()
+            rows = connection.execute(
+                "SELECT key, value, revision, crc FROM entries WHERE lease IS NULL ORDER BY key"
             )
             return Listing(revision, tuple(self._entry(row) for row in rows))
 
@@ -175,6 +194,8 @@ class SqliteMetadata:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 change = Change(connection, self.path, self._clock)
+                if not self._unfinished:
+                    change.refuse_moved()
                 change.end_due_leases()
                 yield change
                 change.finish()

@@ -14,6 +14,8 @@ from torus.clock import Clock
 from torus.limits import METADATA_HISTORY_BYTES_MAX, METADATA_HISTORY_CHANGES_MAX
 from torus.metadata import rules
 from torus.metadata.base import Delete, Expect, Put
+from torus.metadata.keys import MOVED
+from torus.metadata.moved import refuse_moved
 from torus.metadata.sqlite_file import read_state, row_crc, state_crc
 
 
@@ -23,6 +25,7 @@ class Change:
     def __init__(self, connection: sqlite3.Connection, path: str, clock: Clock) -> None:
         self._connection = connection
         self._clock = clock
+        self._path = path
         self._old = read_state(connection, path)
         self._revision, self._trimmed, self._sequence, self._history_bytes, self._lease = self._old
 
@@ -30,6 +33,16 @@ class Change:
     def changed(self) -> bool:
         """True when an entry was written or removed."""
         return self._revision != self._old[0]
+
+    def refuse_moved(self) -> None:
+        """Let nobody write to what lies elsewhere; opened before the move began or not.
+
+        Raises: ConfigError, Busy.
+        """
+        row = self._connection.execute(
+            "SELECT value FROM entries WHERE key = ?", (MOVED,)
+        ).fetchone()
+        refuse_moved(None if row is None else row[0], self._path)
 
     def holds(self, expectation: Expect) -> bool:
         """Tell whether the expected revision is the key's own; 0 means: absent."""
