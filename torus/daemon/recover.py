@@ -34,7 +34,7 @@ from torus.metadata.keys import (
     spec_key,
 )
 from torus.metadata.open import sqlite_path
-from torus.metadata.schema import Cluster, NameRef, NextVolume, VolumeSpec
+from torus.metadata.schema import NameRef, NextVolume, VolumeSpec
 
 log = get_logger("torus.recover")
 
@@ -191,7 +191,7 @@ class _Store:
         identity = self.disk.identity
         used = {0, *self.disk.fences, *self.bonds.specs, *(c.volume for c in self.disk.chunks)}
         next_id = max(self.known.next_volume, max(used) + 1)
-        cluster = self.known.cluster or Cluster(identity.cluster_id, clock.wall_ns())
+        cluster = self.known.cluster or new_cluster(clock, identity.cluster_id)
         values = {CLUSTER: cluster.to_bytes(), NEXT_VOLUME: NextVolume(next_id).to_bytes()}
         for volume, spec in self.bonds.specs.items():
             values[name_key(spec.name)] = NameRef(volume).to_bytes()

@@ -239,5 +239,5 @@ class Catalog:
 
 
 def new_cluster(clock: Clock, cluster_id: str | None = None) -> Cluster:
-    """Return a cluster that begins now; its id is 32 random hexadecimal digits."""
-    return Cluster(cluster_id or os.urandom(16).hex(), clock.wall_ns())
+    """Return a cluster that begins now, with a secret; its id is 32 random hexadecimal digits."""
+    return Cluster(cluster_id or os.urandom(16).hex(), clock.wall_ns(), os.urandom(32).hex())
