@@ -35,6 +35,7 @@ from torus.metadata.keys import (
 )
 from torus.metadata.open import sqlite_path
 from torus.metadata.schema import NameRef, NextVolume, VolumeSpec
+from torus.volume.catalog import new_cluster
 
 log = get_logger("torus.recover")
 
