@@ -1,0 +1,381 @@
+"""The upkeep of one disk: when it looks, what it does in which order, when it is done.
+
+Decides that a round is made after changes and now and then, that what is rarest comes first,
+that a change of the ring ends a round at its next step, and what counts as settled.  Implements
+docs/upkeep.md.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torus import limits
+from torus.clock import Clock
+from torus.cluster.local import LocalChunks
+from torus.cluster.membership import ClusterView
+from torus.errors import Corruption, DiskFailed, NotFound, PoolFull, TorusError
+from torus.ids import ChunkId
+from torus.log import get_logger
+from torus.store.store import Store
+from torus.upkeep.giveup import GiveUp
+from torus.upkeep.heads import Heads
+from torus.upkeep.pace import Pace
+from torus.upkeep.peers import DAMAGED, Confirmed, Copy, Peers
+from torus.upkeep.placement import FIRST_RING, Placement, Ring, Slots
+from torus.upkeep.plan import Log, Surplus, Want
+from torus.upkeep.progress import Progress, Rate, as_document
+from torus.upkeep.pull import Puller
+from torus.upkeep.survey import Found, Picture, Survey
+
+log = get_logger("torus.upkeep")
+_GONE = "removed"  # state of a disk that has nothing any more
+_DAMAGED_MAX = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """When a disk looks, in seconds."""
+
+    settle_s: float = limits.UPKEEP_SETTLE_S
+    retry_s: float = limits.UPKEEP_RETRY_S
+    round_s: float = limits.UPKEEP_ROUND_S
+
+
+class DiskUpkeep:
+    """Keeps one disk as the ring wants it, from `start` to `close`."""
+
+    def __init__(
+        self,
+        store: Store,
+        chunks: LocalChunks,
+        view: ClusterView,
+        peers: Peers,
+        heads: Heads,
+        clock: Clock,
+        pace: Pace,
+        slot_of: Slots,
+        times: Times | None = None,
+    ) -> None:
+        """``slot_of``: that of the ring, `torus.ring.table.slot_of`."""
+        self.disk_id = store.identity.disk_id
+        self._store = store
+        self._view = view
+        self._heads = heads
+        self._clock = clock
+        self._pace = pace
+        self._slot_of = slot_of
+        self._times = times or Times()
+        self._survey = Survey(store, peers)
+        self._puller = Puller(store, chunks, peers, pace)
+        self._giveup = GiveUp(store, chunks, peers, pace)
+        self._slot_bytes = chunks.slot_bytes
+        self._placement: Placement | None = None
+        self._up: frozenset[tuple[str, str]] = frozenset()
+        self._unsure: set[ChunkId] = set()  # verified while somebody was silent
+        self._damaged: set[ChunkId] = set()  # nobody has them whole
+        self._full_round_ns: int | None = None
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._rate = Rate()
+        self.progress = Progress(self.disk_id)
+
+    # --- life ---------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin: a first round soon, then whenever something changes."""
+        self._view.on_change.append(self.poke)
+        self._changed.set()
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """End it where it is; idempotent."""
+        if self.poke in self._view.on_change:
+            self._view.on_change.remove(self.poke)
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def poke(self) -> None:
+        """Look again soon: something changed."""
+        self._changed.set()
+
+    async def _run(self) -> None:
+        wait_s = self._times.round_s
+        while True:
+            try:
+                await asyncio.wait_for(self._changed.wait(), wait_s)
+                await asyncio.sleep(self._times.settle_s)
+            except TimeoutError:
+                pass
+            try:
+                done = await self.round()
+            except DiskFailed as exc:
+                self.progress.failed(exc.message)
+                self.progress.state, self.progress.settled = "failed", False
+                log.warning("upkeep.ended", disk=self.disk_id, reason=str(exc))
+                return
+            except TorusError as exc:
+                self.progress.failed(exc.message)
+                log.info("upkeep.round.given_up", disk=self.disk_id, reason=str(exc))
+                done = False
+            wait_s = self._times.round_s if done else self._times.retry_s
+
+    # --- what others want to know -------------------------------------------------------
+
+    def document(self) -> dict[str, object]:
+        """Return the progress as JSON."""
+        self.progress.share = round(self._pace.budget.share, 3)
+        return as_document(self.progress, self._rate.per_second(self._clock.monotonic_ns()))
+
+    def settled(self) -> bool:
+        """Say whether this disk has all that the newest ring wants it to have, as far as
+        anybody has it; what it has too much does not count."""
+        head = self._view.head
+        return (
+            head is not None
+            and self.progress.settled
+            and self.progress.ring == head.version
+            and not self._changed.is_set()
+        )
+
+    def needs(self) -> int:
+        """Return how many bytes of known volumes lie here: what removing the disk would take."""
+        return self._store.usage.used * self._slot_bytes
+
+    async def confirm(self, copies: Sequence[Copy]) -> list[Confirmed]:
+        """Answer another disk that wants to give copies up.  Raises: DiskFailed."""
+        answers = await self._giveup.confirm(copies)
+        for copy, answer in zip(copies, answers, strict=True):
+            if answer.state == DAMAGED:
+                self._survey.doubt(copy.chunk)
+                self._changed.set()
+        return answers
+
+    # --- a round ------------------------------------------------------------------------
+
+    async def round(self) -> bool:
+        """Look at all volumes and do what is to be done; True when nothing is left.
+
+        Raises: DiskFailed of the own disk, Unavailable.
+        """
+        self._changed.clear()
+        head = self._view.head
+        if head is None:
+            self.progress.state = "no ring"
+            return True
+        self.progress.state = "looking"
+        logs = await self._heads.read()
+        picture = await self._picture(logs)
+        self._forget_old(picture, logs)
+        wants: list[Want] = []
+        surplus: list[Surplus] = []
+        suspects = unknown = 0
+        more = False
+        for one in logs:
+            found = await self._survey.volume(picture, one)
+            wants += [want for want in found.wants if want.chunk not in self._damaged]
+            surplus += found.surplus
+            suspects += len(found.suspects)
+            unknown += found.unknown
+            if len(wants) > limits.UPKEEP_WORK_MAX:
+                more = True
+                break
+        progress = self.progress
+        progress.suspect_chunks, progress.unknown_chunks = suspects, unknown
+        progress.damaged_chunks = len(self._damaged)
+        progress.ring = picture.placement.version
+        self._count(wants, surplus)
+        progress.settled = not wants and not more
+        if head.paused:
+            progress.state = "paused"
+            return not wants and not surplus
+        progress.state = "working" if wants or surplus else "settled"
+        left = await self._work(picture, wants, surplus)
+        progress.rounds += 1
+        progress.last_round_ns = self._clock.wall_ns()
+        if not self._changed.is_set() and (more or (wants and not left)):
+            self._changed.set()  # what was done is looked at again
+        if left:
+            progress.state = "waiting"
+        return not left
+
+    async def look(self) -> list[Found]:
+        """Return what a round would do, volume by volume, and do nothing.
+
+        Raises: DiskFailed of the own disk, Unavailable.
+        """
+        logs = await self._heads.read()
+        picture = await self._picture(logs)
+        return [await Survey(self._store, self._survey.peers).volume(picture, one) for one in logs]
+
+    async def _picture(self, logs: Iterable[Log]) -> Picture:
+        """Return who is there and where chunks belong.
+
+        Raises: Unavailable, Corruption.
+        """
+        newest: Ring = self._view.ring
+        rings: dict[int, Ring] = {newest.version: newest}
+        oldest = min(
+            (span.ring or FIRST_RING for one in logs for span in one.spans),
+            default=newest.version,
+        )
+        known = {} if self._placement is None else self._placement.rings
+        for version in range(oldest, newest.version):
+            try:
+                rings[version] = known.get(version) or await self._view.fetch_ring(version)
+            except NotFound:
+                continue  # nobody's span names it: what follows from it is not known
+        places = self._view.disks()
+        return Picture(
+            Placement(rings, newest.version, self._slot_of),
+            frozenset(disk for disk, place in places.items() if place.address is not None),
+            frozenset(disk for disk, place in places.items() if place.state != _GONE),
+        )
+
+    def _forget_old(self, picture: Picture, logs: Sequence[Log]) -> None:
+        """Drop what was concluded under other circumstances."""
+        now_ns = self._clock.monotonic_ns()
+        up = frozenset(
+            (disk, place.instance_id)
+            for disk, place in self._view.disks().items()
+            if place.address is not None
+        )
+        due_ns = (self._full_round_ns or 0) + int(self._times.round_s * 1e9)
+        changed = (
+            self._placement is None
+            or self._placement.version != picture.placement.version
+            or bool(up - self._up)
+        )
+        if changed or self._full_round_ns is None or now_ns >= due_ns:
+            self._survey.forget()
+            self._survey.verified -= self._unsure
+            self._unsure.clear()
+            self._damaged.clear()
+            self._full_round_ns = now_ns
+            self._survey.suspicions.keep({one.volume for one in logs})
+        self._placement, self._up = picture.placement, up
+
+    def _count(self, wants: Sequence[Want], surplus: Sequence[Surplus]) -> None:
+        progress, slot = self.progress, self._slot_bytes
+        lacking: dict[int, int] = {}
+        progress.moving_bytes = progress.doubtful_bytes = 0
+        for want in wants:
+            if want.here:
+                progress.doubtful_bytes += slot
+            elif want.good >= want.copies:
+                progress.moving_bytes += slot
+            else:
+                lacking[want.good] = lacking.get(want.good, 0) + slot
+        progress.lacking_bytes = lacking
+        progress.surplus_bytes = slot * len(surplus)
+
+    # --- doing it -----------------------------------------------------------------------
+
+    def _still(self, picture: Picture) -> Callable[[], bool]:
+        """Return what says whether a round may go on."""
+
+        def still() -> bool:
+            head = self._view.head
+            return (
+                head is not None and head.version == picture.placement.version and not head.paused
+            )
+
+        return still
+
+    async def _work(
+        self, picture: Picture, wants: Sequence[Want], surplus: Sequence[Surplus]
+    ) -> bool:
+        """Pull, then give up; True when something is left that has to wait.
+
+        Raises: DiskFailed.
+        """
+        still = self._still(picture)
+        queue = iter(sorted(wants, key=lambda want: want.urgency))
+        left = [False]
+
+        async def pull_some() -> None:
+            for want in queue:
+                if not still():
+                    return
+                left[0] |= not await self._pull(want)
+
+        await _all(pull_some() for _ in range(min(limits.REPAIR_PARALLEL, len(wants))))
+        return await self._give_up(picture, surplus, still) or left[0]
+
+    async def _give_up(
+        self, picture: Picture, surplus: Sequence[Surplus], still: Callable[[], bool]
+    ) -> bool:
+        """Give up what all owners have; True when something is left.
+
+        Raises: DiskFailed.
+        """
+        placement = picture.placement
+        due = [one for one in surplus if set(placement.owners(one.chunk, one.copies)) <= picture.up]
+        left = len(due) < len(surplus)
+        for first in range(0, len(due), limits.UPKEEP_DROP_CHUNKS):
+            if not still():
+                return False
+            batch = due[first : first + limits.UPKEEP_DROP_CHUNKS]
+            dropped = await self._giveup.give_up(batch, placement, still)
+            self.progress.dropped_chunks += dropped
+            self.progress.surplus_bytes -= dropped * self._slot_bytes
+            left |= dropped < len(batch)
+        return left
+
+    async def _pull(self, want: Want) -> bool:
+        """Pull one copy; False when it has to be tried again.
+
+        Raises: DiskFailed of the own disk.
+        """
+        try:
+            pulled = await self._puller.pull(want)
+        except DiskFailed:
+            self._store.check_disk()  # the own one: this ends the upkeep
+            return False
+        except Corruption as exc:
+            if len(self._damaged) < _DAMAGED_MAX:
+                self._damaged.add(want.chunk)
+            self.progress.damaged_chunks = len(self._damaged)
+            self.progress.failed(exc.message)
+            log.error("upkeep.chunk.damaged", chunk=str(want.chunk), reason=exc.message)
+            return False
+        except PoolFull as exc:
+            self.progress.failed(exc.message)
+            return False
+        except TorusError as exc:
+            self.progress.failed(exc.message)
+            log.info("upkeep.pull.failed", chunk=str(want.chunk), reason=str(exc))
+            return False
+        if want.doubtful:
+            self._survey.verified.add(want.chunk)
+            self._survey.doubted.discard(want.chunk)
+            if not pulled.everybody:
+                self._unsure.add(want.chunk)
+        if pulled.installed:
+            self.progress.pulled_chunks += 1
+        self._done(want, pulled.bytes)
+        return True
+
+    def _done(self, want: Want, count: int) -> None:
+        progress, slot = self.progress, self._slot_bytes
+        progress.pulled_bytes += count
+        self._rate.add(self._clock.monotonic_ns(), count)
+        if want.here:
+            progress.doubtful_bytes -= slot
+        elif want.good >= want.copies:
+            progress.moving_bytes -= slot
+        else:
+            progress.lacking_bytes[want.good] -= slot
+
+
+async def _all(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run coroutines side by side; the first error ends them all."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)

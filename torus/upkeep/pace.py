@@ -1,0 +1,34 @@
+"""Waiting for the budget of a disk's upkeep, and finding out how its clients are."""
+
+import asyncio
+from collections.abc import Callable
+
+from torus.clock import Clock
+from torus.upkeep.budget import Budget
+
+
+def nobody_is_slow() -> bool:
+    """Say that clients are well."""
+    return False
+
+
+class Pace:
+    """Lets steps go on when the budget allows it."""
+
+    def __init__(
+        self, budget: Budget, clock: Clock, clients_slow: Callable[[], bool] = nobody_is_slow
+    ) -> None:
+        """``clients_slow``: cheap; asked at every step."""
+        self.budget = budget
+        self._clock = clock
+        self._clients_slow = clients_slow
+
+    async def turn(self, count: int, operations: int = 1) -> None:
+        """Return when a step of ``count`` bytes may begin."""
+        delay_ns = self.budget.delay_ns(self._clock.monotonic_ns())
+        self.budget.spent(count, operations, self._clock.monotonic_ns())
+        if delay_ns:
+            await asyncio.sleep(delay_ns / 1e9)
+        came_ns = self._clock.monotonic_ns()
+        await asyncio.sleep(0)  # clients first; how long that takes tells how they are
+        self.budget.waited(self._clock.monotonic_ns() - came_ns, slow=self._clients_slow())

@@ -1,0 +1,275 @@
+"""Finding out what a disk lacks: comparing volumes with what is here, and asking the others.
+
+Carries out `torus.upkeep.plan`: one volume at a time, a piece of a span between two turns of the
+event loop.  Others are asked only about what the disk itself cannot tell.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+
+from torus import limits
+from torus.errors import TorusError
+from torus.ids import ChunkId
+from torus.log import get_logger
+from torus.store.content import Presence
+from torus.store.store import Store
+from torus.upkeep.peers import Peers
+from torus.upkeep.placement import Placement
+from torus.upkeep.plan import (
+    Closed,
+    Log,
+    Look,
+    Surplus,
+    Verdict,
+    Want,
+    closed_spans,
+    judge,
+    look,
+    may_witness,
+)
+
+log = get_logger("torus.upkeep")
+_ASK_ALL_DISKS = 16  # in a small cluster everybody is asked for everything
+
+
+@dataclass(slots=True)
+class Found:
+    """What is to be done for one volume."""
+
+    wants: list[Want] = field(default_factory=list)
+    surplus: list[Surplus] = field(default_factory=list)
+    suspects: list[ChunkId] = field(default_factory=list)
+    unknown: int = 0  # chunks that somebody who is silent may have
+
+
+@dataclass(slots=True)
+class Picture:
+    """What a round goes by."""
+
+    placement: Placement
+    up: frozenset[str]  # disks that can be asked
+    members: frozenset[str]  # disks that may have something, up or not
+
+
+class Suspicions:
+    """Chunks that were deleted while somebody was away, and since which epoch that is known."""
+
+    def __init__(self) -> None:
+        self._since: dict[ChunkId, int] = {}
+
+    def cleared(self, chunk: ChunkId, epoch: int) -> bool:
+        """Say whether the volume was attached since: who did would have deleted the chunk."""
+        since = self._since.get(chunk)
+        return since is not None and epoch > since
+
+    def note(self, chunks: Iterable[ChunkId], epoch: int) -> None:
+        """Suspect chunks of a volume whose newest writer has ``epoch``."""
+        for chunk in chunks:
+            self._since.setdefault(chunk, epoch)
+
+    def keep(self, volumes: AbstractSet[int]) -> None:
+        """Forget those of other volumes."""
+        self._since = {
+            chunk: epoch for chunk, epoch in self._since.items() if chunk.volume in volumes
+        }
+
+
+class Survey:
+    """Looks at volumes for one disk."""
+
+    def __init__(self, store: Store, peers: Peers) -> None:
+        self._store = store
+        self.peers = peers
+        self._disk = store.identity.disk_id
+        self._settled: set[tuple[int, tuple[int, int, int, int | None]]] = set()
+        self.suspicions = Suspicions()
+        self.verified: set[ChunkId] = set()  # here, and as long as everybody's
+        self.doubted: set[ChunkId] = set()  # here, and found damaged
+
+    def forget(self) -> None:
+        """Look at everything again: the ring changed, or the time has come."""
+        self._settled.clear()
+
+    def doubt(self, chunk: ChunkId) -> None:
+        """Compare a copy that is here with the others at the next look."""
+        self.verified.discard(chunk)
+        self.doubted.add(chunk)
+        self._settled = {one for one in self._settled if one[0] != chunk.volume}
+
+    async def volume(self, picture: Picture, wanted: Log) -> Found:
+        """Compare one volume's closed chunks with what is here.
+
+        Raises: DiskFailed of the own disk.
+        """
+        self._store.check_disk()
+        here = set(self._store.chunks_of(wanted.volume))
+        found = Found()
+        for closed in closed_spans(wanted):
+            if (wanted.volume, closed.key) in self._settled:
+                continue
+            seen = await self._span(picture, wanted, closed, here)
+            part = await self._ask(picture, wanted, closed, seen)
+            if not (part.wants or part.surplus or part.suspects or part.unknown):
+                self._settled.add((wanted.volume, closed.key))
+            found.wants += part.wants
+            found.surplus += part.surplus
+            found.suspects += part.suspects
+            found.unknown += part.unknown
+        self.suspicions.note(found.suspects, wanted.epoch)
+        return found
+
+    async def _span(
+        self, picture: Picture, wanted: Log, closed: Closed, here: AbstractSet[ChunkId]
+    ) -> Look:
+        sound = not self._store.damaged
+        seen = Look()
+        for first in range(closed.span.first, closed.last + 1, limits.UPKEEP_LOOK_CHUNKS):
+            piece = range(first, min(first + limits.UPKEEP_LOOK_CHUNKS, closed.last + 1))
+            part = look(wanted, closed, piece, here, picture.placement, self._disk, sound=sound)
+            seen.lacking += part.lacking
+            seen.doubtful += [one for one in part.doubtful if one not in self.verified]
+            seen.surplus += part.surplus
+            if self.doubted:
+                ids = [closed.chunk(wanted.volume, sequence) for sequence in piece]
+                seen.doubtful += [
+                    one
+                    for one in ids
+                    if one in self.doubted
+                    and one in here
+                    and one not in part.doubtful
+                    and self._disk in picture.placement.owners(one, wanted.copies)
+                ]
+            await asyncio.sleep(0)
+        return seen
+
+    async def _ask(self, picture: Picture, wanted: Log, closed: Closed, seen: Look) -> Found:
+        """Turn what was seen into what is to be done."""
+        found = Found()
+        copies = wanted.copies
+        found.surplus = [
+            Surplus(chunk, closed.exact(chunk.sequence), copies) for chunk in seen.surplus
+        ]
+        if not seen.lacking and not seen.doubtful:
+            return found
+        ever = {
+            chunk: self._reasons(picture, closed, chunk, copies)
+            for chunk in (*seen.lacking, *seen.doubtful)
+        }
+        for chunk in seen.doubtful:
+            sources = tuple(sorted(ever[chunk] & picture.up))
+            found.wants.append(
+                Want(
+                    chunk, wanted.epoch, closed.exact(chunk.sequence), sources, True, 0, copies,
+                    doubtful=True,
+                )
+            )  # fmt: skip
+        if seen.lacking:
+            await self._lacking(picture, wanted, closed, seen.lacking, ever, found)
+        return found
+
+    def _reasons(
+        self, picture: Picture, closed: Closed, chunk: ChunkId, copies: int
+    ) -> AbstractSet[str]:
+        """Return the other disks that may have a chunk."""
+        ever = None
+        if len(picture.members) > _ASK_ALL_DISKS:
+            ever = picture.placement.ever(chunk, closed.span, copies)
+        return (picture.members if ever is None else ever & picture.members) - {self._disk}
+
+    async def _lacking(
+        self,
+        picture: Picture,
+        wanted: Log,
+        closed: Closed,
+        lacking: Sequence[ChunkId],
+        ever: Mapping[ChunkId, AbstractSet[str]],
+        found: Found,
+    ) -> None:
+        everybody = set().union(*(ever[chunk] for chunk in lacking))
+        lists = await self._lists(everybody & picture.up, wanted.volume)
+        holders = {
+            chunk: [disk for disk in ever[chunk] if chunk in lists.get(disk, ())]
+            for chunk in lacking
+        }
+        witnesses = await self._witnesses(picture, wanted, closed, holders, lists)
+        for chunk in lacking:
+            silent = [disk for disk in ever[chunk] if disk not in lists]
+            verdict = judge(
+                holders[chunk],
+                silent,
+                witnesses.get(chunk, ()),
+                cleared=self.suspicions.cleared(chunk, wanted.epoch),
+            )
+            if verdict is Verdict.PULL:
+                sources = tuple(sorted(holders[chunk]))
+                exact = closed.exact(chunk.sequence)
+                found.wants.append(
+                    Want(
+                        chunk, wanted.epoch, exact, sources, False, len(sources), wanted.copies,
+                        doubtful=closed.doubtful(chunk.sequence, self._disk),
+                    )
+                )  # fmt: skip
+            elif verdict is Verdict.SUSPECT:
+                found.suspects.append(chunk)
+            elif verdict is Verdict.UNKNOWN:
+                found.unknown += 1
+
+    async def _lists(self, disks: AbstractSet[str], volume: int) -> dict[str, AbstractSet[ChunkId]]:
+        """Return the chunks of a volume on each disk; one that gives no answer is left out."""
+        limit = asyncio.Semaphore(limits.UPKEEP_ASKED_AT_ONCE)
+
+        async def ask(disk: str) -> AbstractSet[ChunkId]:
+            async with limit:
+                peer = await self.peers.get(disk)
+                return set(await peer.list(volume))
+
+        asked = sorted(disks)
+        answers = await asyncio.gather(*map(ask, asked), return_exceptions=True)
+        lists: dict[str, AbstractSet[ChunkId]] = {}
+        for disk, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, TorusError):
+                log.debug("upkeep.disk.silent", disk=disk, reason=str(answer))
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                lists[disk] = answer
+        return lists
+
+    async def _witnesses(
+        self,
+        picture: Picture,
+        wanted: Log,
+        closed: Closed,
+        holders: Mapping[ChunkId, Sequence[str]],
+        lists: Mapping[str, AbstractSet[ChunkId]],
+    ) -> dict[ChunkId, list[str]]:
+        """Return who says with certainty that a chunk is not there, of those who had it.
+
+        Who does not answer is no witness.
+        """
+        placement = picture.placement
+        asked: dict[str, list[ChunkId]] = {}
+        for chunk, having in holders.items():
+            if not having:
+                continue
+            for disk in placement.owners(chunk, wanted.copies):
+                if disk == self._disk or disk not in lists or chunk in lists[disk]:
+                    continue
+                if may_witness(closed, chunk, placement, disk, wanted.copies):
+                    asked.setdefault(disk, []).append(chunk)
+        found: dict[ChunkId, list[str]] = {}
+        for disk, chunks in asked.items():
+            for first in range(0, len(chunks), limits.UPKEEP_EXAMINED_AT_ONCE):
+                part = chunks[first : first + limits.UPKEEP_EXAMINED_AT_ONCE]
+                try:
+                    peer = await self.peers.get(disk)
+                    answers = await peer.examine(part)
+                except TorusError as exc:
+                    log.debug("upkeep.disk.silent", disk=disk, reason=str(exc))
+                    break
+                for answer in answers:
+                    if answer.state is Presence.ABSENT:
+                        found.setdefault(answer.chunk, []).append(disk)
+        return found
