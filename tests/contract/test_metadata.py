@@ -2,12 +2,15 @@
 
 import random
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.contract.etcd_store import SettledEtcd, pass_time
+from tests.etcd_members import EtcdCluster, running
 from torus.clock import SystemClock
 from torus.errors import NotFound, ShuttingDown, Unavailable, UsageError
 from torus.limits import (
@@ -31,12 +34,14 @@ class WallClock(SystemClock):
 
     def __init__(self) -> None:
         self.now_ns = 1_700_000_000 * SECOND_NS
+        self.on_advance: Callable[[float], None] = lambda _seconds: None
 
     def wall_ns(self) -> int:
         return self.now_ns
 
     def advance(self, seconds: float) -> None:
         self.now_ns += round(seconds * 1e9)
+        self.on_advance(seconds)
 
 
 @pytest.fixture
@@ -44,24 +49,45 @@ def clock() -> WallClock:
     return WallClock()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(scope="module")
+def etcd() -> Iterator[EtcdCluster]:
+    with running(1) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["memory", "sqlite", pytest.param("etcd", marks=pytest.mark.interop)])
 def open_store(
     request: pytest.FixtureRequest, clock: WallClock, tmp_path: Path
 ) -> Iterator[Callable[[], MetadataStore]]:
     """Open the same store once more, as another process would, where the backend can."""
     opened: list[MetadataStore] = []
     memory = MemoryMetadata(clock)
+    leases: dict[int, float] = {}
+    prefix = uuid.uuid4().hex
 
     def open_one() -> MetadataStore:
         if request.param == "memory":
             opened.append(memory)
-        else:
+        elif request.param == "sqlite":
             opened.append(SqliteMetadata(str(tmp_path / "meta.sqlite"), clock))
+        else:
+            cluster = request.getfixturevalue("etcd")
+            clock.on_advance = lambda seconds: pass_time(cluster, leases, seconds)
+            opened.append(SettledEtcd(cluster, prefix, leases))
         return opened[-1]
 
     yield open_one
     for store in opened:
         store.close()
+    if leases:  # one that ended in a later test would raise the revision there
+        cleaner = request.getfixturevalue("etcd").open(prefix)
+        for lease in leases:
+            cleaner.revoke(lease)
+        cleaner.close()
+
+
+# Bounds and clocks of our own; etcd has others, tests/interop/test_etcd.py has their tests.
+embedded = pytest.mark.parametrize("open_store", ["memory", "sqlite"], indirect=True)
 
 
 @pytest.fixture
@@ -177,7 +203,9 @@ def test_list_is_ordered_and_complete_and_only_under_its_prefix(
 
 
 def test_list_of_nothing_is_empty_at_the_present_revision(store: MetadataStore) -> None:
-    assert store.list("names/") == Listing(0, ())
+    before = store.commit([], [])
+    assert before is not None
+    assert store.list("names/") == Listing(before, ())
     revision = store.commit([], [Put("other", b"")])
 
     assert store.list("names/") == Listing(revision or 0, ())
@@ -253,11 +281,12 @@ def test_a_key_of_the_greatest_size_is_kept(store: MetadataStore) -> None:
 def test_an_illegal_commit_is_refused_and_changes_nothing(
     store: MetadataStore, expect: list[Expect], changes: list[Put | Delete]
 ) -> None:
+    before = store.list("names/").revision
     with pytest.raises(UsageError):
         store.commit(expect, changes)
 
     assert store.get("a") is None
-    assert store.list("names/").revision == 0
+    assert store.list("names/").revision == before
 
 
 def test_a_commit_of_the_greatest_size_is_kept(store: MetadataStore) -> None:
@@ -342,6 +371,7 @@ def test_a_watch_loses_and_merges_nothing_under_load(
     assert seen == [b"%d" % number for number in range(count)]
 
 
+@embedded
 def test_a_watch_that_lags_too_far_says_so(store: MetadataStore) -> None:
     slow, ignored = store.watch("a/", 0), store.watch("a/", 0)
     rounds = METADATA_HISTORY_CHANGES_MAX // 100 + 1
@@ -353,6 +383,7 @@ def test_a_watch_that_lags_too_far_says_so(store: MetadataStore) -> None:
             watch.next(0)
 
 
+@embedded
 def test_the_history_is_bounded_in_bytes(store: MetadataStore) -> None:
     value = bytes(METADATA_VALUE_BYTES_MAX)
     rounds = METADATA_HISTORY_BYTES_MAX // METADATA_VALUE_BYTES_MAX + 1
@@ -364,6 +395,7 @@ def test_the_history_is_bounded_in_bytes(store: MetadataStore) -> None:
     assert [event.revision for event in kept] == revisions[5:]
 
 
+@embedded
 def test_the_history_is_trimmed_by_whole_revisions(store: MetadataStore) -> None:
     """A watch either gets all changes of a revision or is told that it missed some."""
     per_commit = METADATA_COMMIT_CHANGES_MAX - 3  # does not divide the bound
@@ -466,6 +498,7 @@ def test_revoking_ends_a_lease_at_once(store: MetadataStore) -> None:
 
 
 def test_a_put_under_an_ended_lease_changes_nothing(store: MetadataStore, clock: WallClock) -> None:
+    before = store.list("nodes/").revision
     lease = store.grant(1.0)
     clock.advance(2)
 
@@ -474,7 +507,7 @@ def test_a_put_under_an_ended_lease_changes_nothing(store: MetadataStore, clock:
     with pytest.raises(NotFound):
         store.commit([], [Put("nodes/a", b"", 999)])
     assert store.list("nodes/").entries == ()
-    assert store.list("nodes/").revision == 0
+    assert store.list("nodes/").revision == before
 
 
 def test_a_put_without_lease_takes_a_key_from_its_lease(store: MetadataStore) -> None:
@@ -497,6 +530,7 @@ def test_lease_ids_are_not_reused(store: MetadataStore, clock: WallClock) -> Non
     assert len({first, second, store.grant(1.0)}) == 3
 
 
+@embedded
 def test_a_clock_that_goes_back_does_not_keep_a_lease_for_ever(
     store: MetadataStore, clock: WallClock
 ) -> None:
@@ -522,6 +556,7 @@ def test_an_illegal_lease_is_refused(store: MetadataStore, ttl_s: float) -> None
 def test_threads_that_race_lose_no_update(open_store: Callable[[], MetadataStore]) -> None:
     """Eight threads on two handles count to 160 by compare-and-swap."""
     handles = [open_store(), open_store()]
+    before = handles[0].list("counters/").revision
     start = threading.Barrier(8)
 
     def count(number: int) -> int:
@@ -544,7 +579,7 @@ def test_threads_that_race_lose_no_update(open_store: Callable[[], MetadataStore
     entry = handles[0].get("counter")
     assert entry is not None
     assert entry.value == b"160"
-    assert entry.revision == 160, f"lost races must not make revisions ({lost} lost)"
+    assert entry.revision == before + 160, f"lost races must not make revisions ({lost} lost)"
 
 
 def test_a_reader_never_sees_half_a_commit(open_store: Callable[[], MetadataStore]) -> None:

@@ -60,7 +60,7 @@ class EtcdWatch:
                 if left_s <= 0:
                     return ()
                 self._changed.wait(left_s)
-            events = tuple(self._waiting)
+            events = list(self._waiting)
             self._waiting.clear()
             self._waiting_bytes = 0
             return events
