@@ -3,8 +3,8 @@
 import re
 
 from torus.errors import UsageError
+from torus.ring.member import WEIGHT_MAX
 
-WEIGHT_MAX = 1_000_000
 _ZONE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

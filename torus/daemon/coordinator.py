@@ -9,20 +9,32 @@ Implements docs/operations.md, "The coordinator".
 """
 
 import asyncio
+import base64
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torus import limits
 from torus.clock import Clock
 from torus.cluster.membership import Membership
-from torus.daemon.coordinator_plan import Decision, Patience, Seen, Share, decide, look
+from torus.daemon.coordinator_plan import Decision, Patience, Seen, Shares, decide, look
 from torus.daemon.leased_key import LeasedKey
 from torus.errors import Corruption, TorusError, UnknownVersion
 from torus.log import get_logger
-from torus.metadata.base import Delete, Expect, Put
-from torus.metadata.keys import COORDINATOR, MEMBERS, RING_HEAD, member_key
+from torus.metadata.base import Expect, Put
+from torus.metadata.keys import (
+    COORDINATOR,
+    MEMBERS,
+    NEXT_VOLUME,
+    RING_HEAD,
+    VOLUMES,
+    member_key,
+    ring_key,
+)
 from torus.metadata.loop import AsyncMetadata
-from torus.metadata.schema import Coordinator, Member, Node, RingHead
+from torus.metadata.schema import Coordinator, Member, Node, RingHead, RingVersion
+from torus.ring.builder import first_ring, next_ring, stages
+from torus.ring.codec import pack
+from torus.ring.table import Ring
 
 log = get_logger("torus.coordinator")
 
@@ -35,7 +47,7 @@ class Ground:
     revisions: dict[str, int]  # of the members, by disk
     head: RingHead | None
     head_revision: int
-    ring: tuple[Share, ...] | None
+    ring: Ring | None
 
 
 class Coordinating:
@@ -66,6 +78,7 @@ class Coordinating:
         )  # fmt: skip
         self._key.on_held = self._on_elected
         self._seen = Seen({}, {})
+        self._done: tuple[int, Shares] | None = None  # version, and what it is final for
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.decision = Decision()
@@ -119,23 +132,32 @@ class Coordinating:
         if self._membership.away_since_ns is not None:
             self._seen = Seen({}, {})  # nobody can be seen to be gone
             return False
-        head = self._membership.head
-        ring = None if head is None else shares_of(self._membership.ring)
-        followed = self._decide(dict(self._membership.members()), ring)
-        if not _acts(followed, head):
+        membership = self._membership
+        followed = self._decide(
+            dict(membership.members()), membership.ring if membership.has_ring else None
+        )
+        if not _acts(followed, membership.head):
             self.decision = followed
             return False
         ground = await self._read()
         self.decision = self._decide(ground.members, ground.ring)
         if not _acts(self.decision, ground.head):
             return False
-        return await self._carry_out(self.decision, ground)
+        if self.decision.members:
+            return await self._change_members(self.decision, ground)
+        return await self._change_ring(self.decision, ground)
 
-    def _decide(self, members: dict[str, Member], ring: tuple[Share, ...] | None) -> Decision:
+    def _decide(self, members: dict[str, Member], ring: Ring | None) -> Decision:
         now_ns = self._clock.monotonic_ns()
         up = {disk for disk, place in self._membership.disks().items() if place.up}
         self._seen = look(self._seen, members, up, now_ns)
-        return decide(members, ring, self._seen, now_ns, self._patience, settled=self.settled())
+        done = None
+        if ring is not None and self._done is not None and self._done[0] == ring.version:
+            done = self._done[1]
+        return decide(
+            members, None if ring is None else ring.members, self._seen, now_ns, self._patience,
+            settled=self.settled(), done=done,
+        )  # fmt: skip
 
     async def _read(self) -> Ground:
         members, revisions = {}, {}
@@ -147,57 +169,89 @@ class Coordinating:
             return Ground(members, revisions, None, 0, None)
         head = RingHead.from_bytes(entry_.value, entry_.key)
         ring = await self._membership.fetch_ring(head.version)
-        return Ground(members, revisions, head, entry_.revision, shares_of(ring))
+        return Ground(members, revisions, head, entry_.revision, ring)
 
-    async def _carry_out(self, decision: Decision, ground: Ground) -> bool:
-        """Make what was decided true in one commit; say whether it held.
+    async def _change_members(self, decision: Decision, ground: Ground) -> bool:
+        """Store the new states of members in one commit; say whether it held.
 
-        States of members go first: the ring that follows from them is the next step's.
+        The ring that follows from them is the next step's.
         """
-        expect = [Expect(COORDINATOR, self._key.revision), Expect(RING_HEAD, ground.head_revision)]
-        changes: list[Put | Delete] = []
-        now_ns = self._clock.wall_ns()
+        expect = self._expect(ground)
+        changes = []
         for member in decision.members[: limits.METADATA_COMMIT_CHANGES_MAX // 2]:
             key = member_key(member.disk_id)
             expect.append(Expect(key, ground.revisions[member.disk_id]))
-            changes.append(Put(key, replace(member, since_ns=now_ns).to_bytes()))
-        if decision.members:
-            done = await self._metadata.commit(expect, changes)
-            self._tell(decision, None, held=done is not None)
-            return done is not None
-        head = ground.head
-        version = None
-        if decision.ring is not None:
-            from torus.daemon.rings import next_version
-
-            version = await asyncio.to_thread(
-                next_version, None if head is None else self._membership.ring, decision.ring,
-                decision.reason, now_ns,
-            )  # fmt: skip
-            changes.append(version.put)
-            expect.append(Expect(version.put.key, 0))
-        paused = head is not None and head.paused
-        number = version.number if version is not None else (head.version if head else 0)
-        new_head = RingHead(number, paused, decision.frozen)
-        changes.append(Put(RING_HEAD, new_head.to_bytes()))
-        done = await self._metadata.commit(expect, changes)
-        self._tell(decision, number if version else None, held=done is not None)
-        return done is not None
-
-    def _tell(self, decision: Decision, version: int | None, *, held: bool) -> None:
-        """Log what was done: these are rare, and an operator wants to know each."""
-        if not held:
-            log.info("coordinator.overtaken")
-            return
+            changed = replace(member, since_ns=self._clock.wall_ns())
+            changes.append(Put(key, changed.to_bytes()))
+        if await self._metadata.commit(expect, changes) is None:
+            return False
         for member in decision.members:
             log.warning(
                 "coordinator.member.changed", disk=member.disk_id, node=member.node_id,
                 state=member.state, reason=member.reason,
             )  # fmt: skip
-        if version is not None:
-            log.info("coordinator.ring.changed", version=version, reason=decision.reason)
+        return True
+
+    async def _change_ring(self, decision: Decision, ground: Ground) -> bool:
+        """Publish the next version, or why there is none, in one commit; say whether it held."""
+        head = ground.head or RingHead(0)
+        following, unused = None, None
+        if decision.ring is not None:
+            unused = await self._unused()
+            following = await asyncio.to_thread(
+                _next, ground.ring, decision.ring, at_once=unused is not None
+            )
+        if following is None and decision.ring is not None:
+            self._done = (head.version, decision.ring)
+            if head.frozen == decision.frozen:
+                return False
+        expect = self._expect(ground) + ([] if unused is None else [unused])
+        changes = []
+        if following is not None:
+            value = RingVersion(
+                following.version, self._clock.wall_ns(), decision.reason,
+                base64.b64encode(pack(following)).decode(),
+            )  # fmt: skip
+            key = ring_key(following.version)
+            expect.append(Expect(key, 0))
+            changes.append(Put(key, value.to_bytes()))
+            head = replace(head, version=following.version)
+        changes.append(Put(RING_HEAD, replace(head, frozen=decision.frozen).to_bytes()))
+        if await self._metadata.commit(expect, changes) is None:
+            return False
+        if following is not None:
+            log.info("coordinator.ring.changed", version=following.version, reason=decision.reason)
         if decision.frozen:
             log.error("coordinator.frozen", reason=decision.frozen)
+        return True
+
+    async def _unused(self) -> Expect | None:
+        """Return what to expect so that there is no volume, None when there are some.
+
+        Without data a change needs no steps.  Who makes a volume changes the expected key.
+        """
+        entry = await self._metadata.get(NEXT_VOLUME)
+        if (await self._metadata.list(VOLUMES)).entries:
+            return None
+        return Expect(NEXT_VOLUME, 0 if entry is None else entry.revision)
+
+    def _expect(self, ground: Ground) -> list[Expect]:
+        """Return what a change by this coordinator expects: that it is one, and the same ring."""
+        return [
+            Expect(COORDINATOR, self._key.revision),
+            Expect(RING_HEAD, ground.head_revision),
+        ]
+
+
+def _next(current: Ring | None, members: Shares, *, at_once: bool) -> Ring | None:
+    """Return the version that follows; None: the present one is final."""
+    if current is None:
+        return first_ring(members)
+    if at_once:
+        steps = stages(current, members)
+        return replace(steps[-1], version=current.version + 1) if steps else None
+    following = next_ring(current, members)
+    return None if following is current else following
 
 
 def _acts(decision: Decision, head: RingHead | None) -> bool:
@@ -212,10 +266,3 @@ def _is_of(value: bytes, node: Node) -> bool:
         return Coordinator.from_bytes(value, COORDINATOR).instance_id == node.instance_id
     except (Corruption, UnknownVersion):
         return False
-
-
-def shares_of(ring: object) -> tuple[Share, ...]:
-    """Return the disks of a ring."""
-    return tuple(
-        sorted(Share(m.disk_id, m.node_id, m.zone, m.weight) for m in ring.members)  # type: ignore[attr-defined]
-    )

@@ -11,18 +11,12 @@ from dataclasses import dataclass, replace
 
 from torus import limits
 from torus.metadata.schema import Member
+from torus.ring.member import RingMember, checked_members
 
-IN, OUT = "in", "out"
+IN, DRAINING, OUT = "in", "draining", "out"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Share:
-    """A disk's place in a ring, as the metadata has it."""
-
-    disk_id: str
-    node_id: str
-    zone: str
-    weight: int
+Shares = tuple[RingMember, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +41,7 @@ class Decision:
     """What is to be done; nothing when all fields are as by default and frozen as before."""
 
     members: tuple[Member, ...] = ()  # with their new states
-    ring: tuple[Share, ...] | None = None  # the next version's disks
+    ring: Shares | None = None  # what the ring is to have; it may take several versions
     reason: str = ""  # of the ring's change
     frozen: str = ""  # why nothing changes by itself
     waiting: str = ""  # what would change, but must wait, and for what
@@ -64,17 +58,18 @@ def look(seen: Seen, members: Mapping[str, Member], up: Set[str], now_ns: int) -
 
 def decide(
     members: Mapping[str, Member],
-    ring: Sequence[Share] | None,
+    ring: Sequence[RingMember] | None,
     seen: Seen,
     now_ns: int,
     patience: Patience,
     *,
     settled: bool,
+    done: Shares | None = None,
 ) -> Decision:
     """Return what the coordinator does now.
 
     ``ring``: the disks of the version that holds, None before the first.  ``settled``: no data
-    moves because of it any more.
+    moves because of it any more.  ``done``: with these disks the version that holds is final.
     """
     if ring is None:
         return _first_ring(members, seen)
@@ -90,14 +85,15 @@ def decide(
         rest = {disk: share for disk, share in present.items() if disk not in dead}
         if wanted != rest:
             waiting = "the ring changes again when the data of its last change has moved"
+        if not dead:
+            return Decision(changed, waiting=waiting)
         wanted = rest
-    if not wanted:
+    if not any(share.weight for share in wanted.values()):
         return Decision(changed, waiting="no disk would be left in the ring")
-    if wanted == present:
+    target = checked_members(wanted.values())
+    if target == done:
         return Decision(changed, waiting=waiting)
-    return Decision(
-        changed, tuple(sorted(wanted.values())), _reason(present, wanted, now), waiting=waiting
-    )
+    return Decision(changed, target, _reason(present, target, now), waiting=waiting)
 
 
 def _first_ring(members: Mapping[str, Member], seen: Seen) -> Decision:
@@ -105,11 +101,11 @@ def _first_ring(members: Mapping[str, Member], seen: Seen) -> Decision:
     found = [_share(m) for m in members.values() if m.state == IN and m.disk_id not in seen.down_ns]
     if not found:
         return Decision(waiting="no disk is up that may join the ring")
-    return Decision(ring=tuple(sorted(found)), reason="the first disks")
+    return Decision(ring=checked_members(found), reason="the first disks")
 
 
 def _mass_failure(
-    members: Mapping[str, Member], ring: Sequence[Share], seen: Seen, patience: Patience
+    members: Mapping[str, Member], ring: Sequence[RingMember], seen: Seen, patience: Patience
 ) -> str:
     """Say so when more than a third of the ring's disks vanished together."""
     inside = [
@@ -139,26 +135,30 @@ def _states(
         down_ns = seen.down_ns.get(disk)
         if member.state == OUT and down_ns is None:
             changed.append(replace(member, state=IN, reason="it came back"))
-        elif member.state == IN and down_ns is not None and patience.auto_out_ns:
-            if now_ns - down_ns >= patience.auto_out_ns:
-                gone_s = patience.auto_out_ns / 1e9
-                changed.append(replace(member, state=OUT, reason=f"it was gone for {gone_s:.0f} s"))
+        elif member.state == IN and _is_gone(disk, seen, now_ns, patience):
+            gone_s = patience.auto_out_ns / 1e9
+            changed.append(replace(member, state=OUT, reason=f"it was gone for {gone_s:.0f} s"))
     return tuple(changed)
 
 
 def _wanted(
     members: Mapping[str, Member],
-    ring: Sequence[Share],
+    ring: Sequence[RingMember],
     seen: Seen,
     now_ns: int,
     patience: Patience,
-) -> tuple[dict[str, Share], str]:
+) -> tuple[dict[str, RingMember], str]:
     """Return the disks that the ring should have, and why some of them have to wait.
 
-    A disk that is not in the ring yet joins when it is up and no other came a moment ago.
+    A disk that is not in the ring yet joins when it is up and no other came a moment ago.  One
+    that is drained stays with weight 0: what it has moves away one copy at a time.
     """
     present = {share.disk_id for share in ring}
     inside = {disk: _share(m) for disk, m in members.items() if m.state == IN}
+    for disk, member in members.items():
+        if member.state == DRAINING and disk in present:
+            if not _is_gone(disk, seen, now_ns, patience):
+                inside[disk] = replace(_share(member), weight=0)
     new = [disk for disk in inside if disk not in present]
     fresh = [
         disk for disk in new if now_ns - seen.known_ns.get(disk, now_ns) < patience.join_wait_ns
@@ -170,28 +170,38 @@ def _wanted(
     return {disk: share for disk, share in inside.items() if disk not in late}, waiting
 
 
-def _share(member: Member) -> Share:
-    return Share(member.disk_id, member.node_id, member.zone, member.weight)
+def _is_gone(disk: str, seen: Seen, now_ns: int, patience: Patience) -> bool:
+    down_ns = seen.down_ns.get(disk)
+    if down_ns is None or not patience.auto_out_ns:
+        return False
+    return now_ns - down_ns >= patience.auto_out_ns
+
+
+def _share(member: Member) -> RingMember:
+    return RingMember(member.disk_id, member.node_id, member.zone, member.weight)
 
 
 def _reason(
-    present: Mapping[str, Share], wanted: Mapping[str, Share], members: Mapping[str, Member]
+    present: Mapping[str, RingMember], target: Shares, members: Mapping[str, Member]
 ) -> str:
     """Return what changed, for people."""
+    wanted = {share.disk_id: share for share in target}
     parts = []
     joined = [disk for disk in wanted if disk not in present]
     if joined:
         parts.append(f"{_disks(joined)} joined")
     gone: dict[str, list[str]] = {}
-    for disk in present:
-        if disk not in wanted:
+    moved = []
+    for disk, share in present.items():
+        if disk not in wanted or (share.weight and not wanted[disk].weight):
             member = members.get(disk)
             gone.setdefault("forgotten" if member is None else member.state, []).append(disk)
+        elif wanted[disk] != share:
+            moved.append(disk)
     parts += [f"{_disks(disks)} {state}" for state, disks in sorted(gone.items())]
-    moved = [disk for disk in wanted if disk in present and wanted[disk] != present[disk]]
     if moved:
         parts.append(f"zone or weight of {_disks(moved)} changed")
-    return "; ".join(parts)
+    return "; ".join(parts) or "the next step of the last change"
 
 
 def _disks(disks: Sequence[str]) -> str:

@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from torus.daemon.coordinator_plan import Decision, Patience, Seen, Share, decide, look
+from torus.daemon.coordinator_plan import Decision, Patience, Seen, decide, look
 from torus.metadata.schema import Member
+from torus.ring.member import RingMember
 
 S = 1_000_000_000
 PATIENCE = Patience(auto_out_ns=600 * S, join_wait_ns=1 * S, mass_ns=30 * S)
@@ -20,8 +21,11 @@ def members(count: int, **others: Member) -> dict[str, Member]:
     return {f"d{i}": member(f"d{i}") for i in range(count)} | others
 
 
-def shares(known: Iterable[Member]) -> tuple[Share, ...]:
-    return tuple(sorted(Share(m.disk_id, m.node_id, m.zone, m.weight) for m in known))
+def shares(known: Iterable[Member], **weights: int) -> tuple[RingMember, ...]:
+    ordered = sorted(known, key=lambda one: one.disk_id)
+    return tuple(
+        RingMember(m.disk_id, m.node_id, m.zone, weights.get(m.disk_id, m.weight)) for m in ordered
+    )
 
 
 def seen(known: dict[str, Member], **down_s: float) -> Seen:
@@ -41,8 +45,12 @@ def test_first_ring_is_made_at_once_of_the_disks_that_are_up() -> None:
 
 def test_nothing_is_done_while_all_is_as_it_should_be() -> None:
     known = members(4)
-    decision = decide(known, shares(known.values()), seen(known), NOW, PATIENCE, settled=True)
-    assert decision == Decision()
+    ring = shares(known.values())
+    first = decide(known, ring, seen(known), NOW, PATIENCE, settled=True)
+    assert first.ring == ring
+    assert first.reason == "the next step of the last change"
+    last = decide(known, ring, seen(known), NOW, PATIENCE, settled=True, done=ring)
+    assert last == Decision()
 
 
 def test_new_disks_join_together_after_a_moment() -> None:
@@ -50,7 +58,7 @@ def test_new_disks_join_together_after_a_moment() -> None:
     ring = shares([known["d0"]])
     fresh = Seen({}, {"d0": LONG_AGO, "d1": LONG_AGO, "d2": NOW - S // 2, "d3": NOW})
 
-    early = decide(known, ring, fresh, NOW, PATIENCE, settled=True)
+    early = decide(known, ring, fresh, NOW, PATIENCE, settled=True, done=ring)
     late = decide(known, ring, fresh, NOW + S, PATIENCE, settled=True)
 
     assert early.ring is None
@@ -63,7 +71,7 @@ def test_new_disks_join_together_after_a_moment() -> None:
 def test_new_disk_that_is_down_does_not_join() -> None:
     known = members(3)
     ring = shares([known["d0"], known["d1"]])
-    decision = decide(known, ring, seen(known, d2=5), NOW, PATIENCE, settled=True)
+    decision = decide(known, ring, seen(known, d2=5), NOW, PATIENCE, settled=True, done=ring)
     assert decision.ring is None
     assert "when they are up" in decision.waiting
 
@@ -76,7 +84,7 @@ def test_waiting_draining_and_removed_disks_are_not_in_the_ring() -> None:
     }
     ring = shares(members(3).values())
     decision = decide(known, ring, seen(known), NOW, PATIENCE, settled=True)
-    assert decision.ring == shares([known["d0"]])
+    assert decision.ring == shares([known["d0"], known["d1"]], d1=0)
     assert "d1 draining" in decision.reason
     assert "d2 removed" in decision.reason
 
@@ -85,7 +93,8 @@ def test_disk_is_put_out_after_its_time_and_taken_back_when_it_returns() -> None
     known = members(4)
     ring = shares(known.values())
 
-    assert decide(known, ring, seen(known, d3=599), NOW, PATIENCE, settled=True) == Decision()
+    early = decide(known, ring, seen(known, d3=599), NOW, PATIENCE, settled=True, done=ring)
+    assert early == Decision()
     out = decide(known, ring, seen(known, d3=600), NOW, PATIENCE, settled=True)
     assert [(m.disk_id, m.state) for m in out.members] == [("d3", "out")]
     assert out.ring == shares([known["d0"], known["d1"], known["d2"]])
@@ -98,9 +107,8 @@ def test_disk_is_put_out_after_its_time_and_taken_back_when_it_returns() -> None
 def test_no_disk_is_put_out_when_the_operator_wants_none() -> None:
     known = members(4)
     never = replace(PATIENCE, auto_out_ns=0)
-    decision = decide(
-        known, shares(known.values()), seen(known, d3=10**6), NOW, never, settled=True
-    )
+    ring = shares(known.values())
+    decision = decide(known, ring, seen(known, d3=10**6), NOW, never, settled=True, done=ring)
     assert decision == Decision()
 
 
@@ -145,7 +153,17 @@ def test_change_waits_for_the_one_before_but_dead_disks_go_at_once() -> None:
     again = decide(known, decision.ring, seen(known, d4=5), NOW, PATIENCE, settled=False)
     assert again.ring is None
     last = decide(known, decision.ring, seen(known, d4=5), NOW, PATIENCE, settled=True)
-    assert last.ring == shares(members(3).values())
+    assert last.ring == shares(members(4).values(), d3=0)
+
+
+def test_drained_disk_that_is_gone_leaves_the_ring() -> None:
+    known = members(4) | {"d3": member("d3", "draining")}
+    ring = shares(members(4).values(), d3=0)
+    early = decide(known, ring, seen(known, d3=599), NOW, PATIENCE, settled=True, done=ring)
+    late = decide(known, ring, seen(known, d3=600), NOW, PATIENCE, settled=True, done=ring)
+    assert early == Decision()
+    assert late.ring == shares(members(3).values())
+    assert late.members == ()
 
 
 def test_ring_is_never_emptied() -> None:
