@@ -135,6 +135,10 @@ class Chunks(Protocol):
         Raises: Fenced, DiskFailed, Unavailable.
         """
 
+    def is_certain(self, chunk: ChunkId) -> bool:
+        """Tell whether every disk that should have a scanned chunk answered: if not, what is
+        missing in it may be there."""
+
     async def settle(self, ends: Mapping[ChunkId, int]) -> None:
         """Make scanned chunks durable up to these offsets wherever they should be and can be:
         who scans later finds no less.
@@ -281,6 +285,10 @@ class OneDisk:
     async def list(self, volume: int) -> Sequence[ChunkId]:
         """See `Chunks.list`."""
         raise NotImplementedError
+
+    def is_certain(self, chunk: ChunkId) -> bool:
+        """Return True: the disk has answered."""
+        return True
 
     async def settle(self, ends: Mapping[ChunkId, int]) -> None:
         """Sync the chunks."""

@@ -63,6 +63,10 @@ class Placement:
             except NotFound:
                 log.warning("placement.ring_unknown", volume=volume, ring=version)
 
+    def knows(self, chunk: ChunkId) -> bool:
+        """Tell whether a chunk's span is known."""
+        return chunk[:3] in self._spans
+
     def is_open(self, chunk: ChunkId) -> bool:
         """Tell whether the chunk's span is open: then every one of its disks had to have every
         record that was answered."""

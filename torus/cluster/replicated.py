@@ -1,0 +1,382 @@
+"""The chunks of one volume, each with copies on several disks: a `Chunks` for its log.
+
+Joins the parts: what is being written (`replicated_writes`), reads (`replicated_reads`), takeover
+(`quorum`), deletions and repairs (`replicated_care`).  Decides which disks a new span leaves out
+and when another span is better.
+
+Implements docs/replication.md.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torus import limits
+from torus._fast.blockio import BlockIo
+from torus.cluster.answers import ask_all
+from torus.cluster.chunks import Check, ChunkWriter, DiskChunks
+from torus.cluster.placement import Placement
+from torus.cluster.quorum import Takeover
+from torus.cluster.replicated_care import Care
+from torus.cluster.replicated_reads import CopyReads
+from torus.cluster.replicated_writes import CopiesLost, OpenChunks
+from torus.errors import PoolFull, TorusError, Unavailable
+from torus.ids import ChunkId
+from torus.log import get_logger
+from torus.metadata.schema import Span
+
+if TYPE_CHECKING:
+    from torus.cluster.pool import DiskPool
+
+log = get_logger("torus.replicas")
+
+_PAUSE_FIRST_S = 0.05
+_PAUSE_MAX_S = 1.0
+_LOOK_S = 1.0  # between two looks for disks that are back
+
+
+class VolumeChunks:
+    """A `Chunks` for one writer or reader of a volume; `stop` it."""
+
+    replicated = True
+
+    def __init__(self, pool: "DiskPool", volume: int, *, copies: int, min_copies: int) -> None:
+        self._pool = pool
+        self._volume = volume
+        self._min_copies = min_copies
+        self._epoch = 0  # of the writer that this is; 0: a reader
+        self._placement = Placement(pool.view, copies)
+        self._open = OpenChunks(pool, min_copies)
+        self._reads = CopyReads(pool, self._placement, self._open)
+        self._takeover = Takeover(pool, self._placement)
+        self._care = Care(pool, self._placement)
+        self._reads.on_bad_copy = self._on_bad_copy
+        self._usable: set[str] = set()  # lost for the open span, but not for another
+        self._few = False  # the open span has too few disks
+        self._left_out: dict[str, tuple[float, float]] = {}  # disk: (until, how long)
+        self._span: tuple[int, frozenset[str]] = (0, frozenset())
+        self._changed = asyncio.Event()
+        pool.view.on_change.append(self._changed.set)
+        near = next(iter(pool.local.values()), None)
+        self._near = near
+        self.io: BlockIo | None = None if near is None else near.io
+        self.slot_bytes = pool.slot_bytes if near is None else near.slot_bytes
+
+    # --- writing ------------------------------------------------------------------------
+
+    def _alone(self, chunk: ChunkId) -> DiskChunks | None:
+        """Return the one disk of a chunk if that is in this process: it needs none of this."""
+        if self._placement.copies != 1:
+            return None
+        disks = self._placement.written_to(chunk)
+        return self._pool.near(disks[0]) if len(disks) == 1 else None
+
+    def open_now(self, chunk: ChunkId, *, from_reserve: bool) -> ChunkWriter | None:
+        """Open a new chunk without waiting; None when that takes waiting.
+
+        Raises: Fenced, PoolFull, DiskFailed.
+        """
+        alone = self._alone(chunk)
+        return None if alone is None else alone.open_now(chunk, from_reserve=from_reserve)
+
+    async def open(self, chunk: ChunkId, *, from_reserve: bool) -> ChunkWriter:
+        """Open a new chunk on all disks of its placement.
+
+        Raises: CopiesLost when another span is needed first: `secure`; PoolFull, Fenced.
+        """
+        alone = self._alone(chunk)
+        if alone is not None:
+            return await alone.open(chunk, from_reserve=from_reserve)
+        disks = self._placement.written_to(chunk)
+        if len(disks) < self._min_copies:
+            self._few = True
+            raise CopiesLost(f"chunk {chunk} has {len(disks)} disks, {self._min_copies} are needed")
+        return await self._open.open(chunk, disks, from_reserve=from_reserve)
+
+    async def sync(self, chunks: Iterable[ChunkId]) -> None:
+        """Make all that was answered durable, on every copy whose disk is not lost.
+
+        Raises: Fenced, DiskFailed.
+        """
+        wanted = list(chunks)
+        alone: dict[str, list[ChunkId]] = {}
+        for chunk in wanted:
+            if (disk := self._alone(chunk)) is not None:
+                alone.setdefault(disk.disk_id, []).append(chunk)
+        if alone:
+            waits = [self._pool.local[disk].sync(some) for disk, some in alone.items()]
+            await asyncio.gather(*waits)
+        await self._open.sync(wanted)
+
+    def sync_soon(self, chunks: Iterable[ChunkId]) -> asyncio.Future[None] | None:
+        """Return the future of `sync` where one disk of this process has all, else None."""
+        wanted = list(chunks)
+        disks = {None if (disk := self._alone(chunk)) is None else disk.disk_id for chunk in wanted}
+        [disk_id] = disks if len(disks) == 1 else [None]
+        return None if disk_id is None else self._pool.local[disk_id].sync_soon(wanted)
+
+    @property
+    def lost(self) -> bool:
+        """Tell whether the open span cannot go on as it is."""
+        return self._few or bool(self._open.lost)
+
+    @property
+    def waiting(self) -> str:
+        """Return why nothing is answered, for people; empty: it is."""
+        return self._open.waiting
+
+    @property
+    def lost_disks(self) -> Mapping[str, TorusError]:
+        """Return the disks that miss something of the open span, and why."""
+        return self._open.lost
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Return the disks that the open span leaves out."""
+        return self._span[1]
+
+    # --- spans --------------------------------------------------------------------------
+
+    async def secure(self) -> bool:
+        """Make all that was appended durable on enough disks, wait for disks for another span.
+
+        Returns: whether another span is needed.
+        Raises: Fenced; Unavailable after `stop`.
+        """
+        if not self.lost:
+            return False
+        await self._open.secure()
+        pause_s = _PAUSE_FIRST_S
+        while self._excluded() is None:
+            self._open.waiting = f"fewer than {self._min_copies} disks can take new chunks"
+            await self._open.retry(list(self._open.lost))
+            for disk, why in self._open.lost.items():
+                if not isinstance(why, PoolFull) and await self._answers(disk):
+                    self._usable.add(disk)
+            if self._excluded() is None:
+                await self._open.pause(pause_s)
+                pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+        self._open.waiting = ""
+        return self._few or bool(self._open.lost)
+
+    def new_span(self) -> tuple[int, tuple[str, ...]]:
+        """Return the ring version that a new span is written under, and whom it leaves out."""
+        excluded = self._excluded()
+        if excluded is None:
+            excluded = self._absent()
+        return self._pool.view.ring.version, tuple(sorted(excluded))
+
+    def _excluded(self) -> frozenset[str] | None:
+        """Return whom a new span leaves out; None when too few disks are left then."""
+        ring = self._pool.view.ring
+        absent = self._absent()
+        now_s = asyncio.get_running_loop().time()
+        resting = {disk for disk, (until_s, _) in self._left_out.items() if now_s < until_s}
+        members = {member.disk_id for member in ring.members}
+        for excluded in (frozenset((absent | resting) & members), absent):
+            if len(ring.order(0, self._placement.copies, excluded)) >= self._min_copies:
+                return excluded
+        return None
+
+    def _absent(self) -> frozenset[str]:
+        """Return the members of the ring that are lost, silent or not up."""
+        return frozenset(
+            disk
+            for member in self._pool.view.ring.members
+            if ((disk := member.disk_id) in self._open.lost and disk not in self._usable)
+            or disk in self._takeover.unreachable
+            or not self._pool.is_up(disk)
+        )
+
+    def learn(self, volume: int, spans: Iterable[Span]) -> None:
+        """Learn where the chunks of a log were written."""
+        known = list(spans)
+        self._placement.learn(volume, known)
+        if volume == self._volume and known and known[-1].last is None:
+            self._span = known[-1].ring, frozenset(known[-1].excluded)
+
+    def begin_span(self) -> None:
+        """Learn that the log goes on in another span."""
+        now_s = asyncio.get_running_loop().time()
+        excluded = self._span[1]
+        for disk in {*self._left_out}.difference(excluded):
+            if now_s > sum(self._left_out[disk]):  # back for longer than it was left out
+                del self._left_out[disk]
+        for disk in excluded:
+            until_s, rest_s = self._left_out.get(disk, (0.0, 0.0))
+            if until_s <= now_s:
+                rest_s = min(max(2 * rest_s, limits.REPLICA_RETURN_FIRST_S), _return_max_s())
+                self._left_out[disk] = now_s + rest_s, rest_s
+        self._open.clear()
+        self._usable.clear()
+        self._takeover.unreachable.clear()
+        self._few = False
+
+    async def better_span(self) -> None:
+        """Return when the ring changed, or a disk that the span leaves out is back."""
+        while True:
+            if self._pool.view.has_ring and self._pool.view.ring.version != max(self._span[0], 1):
+                return
+            now_s = asyncio.get_running_loop().time()
+            for disk in self._span[1]:
+                if self._left_out.get(disk, (0.0, 0.0))[0] <= now_s and await self._answers(disk):
+                    return
+            self._changed.clear()
+            try:
+                wait_s = _LOOK_S if self._span[1] else None
+                await asyncio.wait_for(self._changed.wait(), wait_s)
+            except TimeoutError:
+                continue
+
+    async def _answers(self, disk_id: str) -> bool:
+        """Tell whether a disk can take new chunks, as far as that can be told."""
+        if not self._pool.is_up(disk_id):
+            return False
+
+        async def ping() -> None:
+            disk = await self._pool.get(disk_id)
+            await disk.ping()
+            await disk.examine([ChunkId(self._volume, max(self._epoch, 1), 0, 0)])
+
+        found = await ask_all({disk_id: ping()}, limits.REPLICA_SILENCE_S)
+        return not isinstance(found[disk_id], TorusError)
+
+    # --- reading ------------------------------------------------------------------------
+
+    def place(self, chunk: ChunkId) -> int | None:
+        """Return the address of this process's own copy; what is read there is checked."""
+        if self._near is None or self._near.disk_id in self._open.lost:
+            return None
+        try:
+            return self._near.place(chunk)
+        except TorusError:
+            return None
+
+    async def read(self, reads: Sequence[tuple[ChunkId, int, int]]) -> list[bytes]:
+        """Return the bytes of each (chunk, offset, size) as one copy has them, unverified.
+
+        Raises: Corruption when no disk that must have a chunk has it; Unavailable.
+        """
+        return await self._reads.read(reads, None)
+
+    async def read_checked(
+        self, reads: Sequence[tuple[ChunkId, int, int]], check: Check
+    ) -> list[bytes]:
+        """Return the bytes of each (chunk, offset, size) from a copy that passes the check.
+
+        Raises: as `read`.
+        """
+        return await self._reads.read(reads, check)
+
+    def _on_bad_copy(self, chunk: ChunkId, bad: str, good: str) -> None:
+        if chunk.volume == self._volume and chunk not in self._open.chunks:
+            self._care.repair(chunk, bad, good, self._epoch)
+
+    # --- taking over --------------------------------------------------------------------
+
+    async def fence(self, volume: int, epoch: int) -> None:
+        """Refuse older epochs on every disk that can be reached.
+
+        Raises: Fenced, Unavailable when none can be.
+        """
+        if volume == self._volume:
+            self._epoch = max(self._epoch, epoch)
+        disks = self._everybody()
+        found = await ask_all(
+            {disk: self._fence_on(disk, volume, epoch) for disk in disks}, limits.REPLICA_SCAN_S
+        )
+        if all(isinstance(answer, TorusError) for answer in found.values()):
+            raise Unavailable(
+                f"volume id {volume} cannot be fenced: none of {len(disks)} disks answers",
+                hint="start their nodes: see torus node list",
+            )
+
+    async def _fence_on(self, disk_id: str, volume: int, epoch: int) -> None:
+        await (await self._pool.get(disk_id)).fence(volume, epoch)
+
+    def _everybody(self) -> list[str]:
+        known = {*self._pool.view.disks(), *self._pool.local}
+        return sorted(disk for disk in known if self._pool.is_up(disk))
+
+    async def scan(self, chunk: ChunkId, epoch: int, offset: int) -> bytes | None:
+        """Fence and read in one step; see `Takeover.scan`."""
+        return await self._takeover.scan(chunk, epoch, offset)
+
+    def is_certain(self, chunk: ChunkId) -> bool:
+        """Tell whether every disk that should have a scanned chunk answered."""
+        return self._takeover.is_certain(chunk)
+
+    async def settle(self, ends: Mapping[ChunkId, int]) -> None:
+        """Make what was scanned durable; see `Takeover.settle`."""
+        await self._takeover.settle(ends, self._epoch)
+
+    # --- deleting, listing --------------------------------------------------------------
+
+    async def delete(self, volume: int, epoch: int, chunks: Iterable[ChunkId]) -> int:
+        """Free chunks on every disk that may have them; those that cannot be reached are told
+        later, as long as this lives.
+
+        Raises: Fenced.
+        """
+        wanted = list(chunks)
+        self._reads.forget(wanted)
+        return await self._care.delete(volume, epoch, wanted)
+
+    async def list(self, volume: int) -> Sequence[ChunkId]:
+        """Return the chunks that are known to exist."""
+        return (await self.survey(volume))[0]
+
+    async def survey(self, volume: int) -> tuple[Sequence[ChunkId], bool]:
+        """Return the chunks on all disks that can be reached, and whether those are all disks."""
+        places = self._pool.view.disks()
+        disks = self._everybody()
+        found = await ask_all(
+            {disk: self._list_on(disk, volume) for disk in disks}, limits.PEER_REQUEST_TIMEOUT_S
+        )
+        chunks: set[ChunkId] = set()
+        whole = True
+        for answer in found.values():
+            if isinstance(answer, TorusError):
+                whole = False
+            else:
+                chunks.update(answer)
+        gone = [one for one in places if one not in found and places[one].state != "removed"]
+        if not any(not isinstance(answer, TorusError) for answer in found.values()):
+            raise Unavailable(f"chunks of volume id {volume} cannot be listed: no disk answers")
+        return sorted(chunks), whole and not gone
+
+    async def _list_on(self, disk_id: str, volume: int) -> Sequence[ChunkId]:
+        return await (await self._pool.get(disk_id)).list(volume)
+
+    # --- space, end ---------------------------------------------------------------------
+
+    def space(self) -> tuple[int, int] | None:
+        """Return the least of the disks' when all are in this process, else None."""
+        if not self._pool.view.has_ring:
+            return None
+        found = []
+        for member in self._pool.view.ring.members:
+            near = self._pool.near(member.disk_id)
+            usage = None if near is None else near.space()
+            if usage is None:
+                return None
+            found.append(usage)
+        return min(found, default=None)
+
+    async def wait_for_space(self) -> None:
+        """Return when slots may have become free, or after about a second."""
+        if self._near is not None:
+            await self._near.wait_for_space()
+        else:
+            await asyncio.sleep(_LOOK_S)
+
+    async def stop(self) -> None:
+        """End what works in the background and what waits; idempotent."""
+        self._open.stopping = self._takeover.stopping = True
+        if self._changed.set in self._pool.view.on_change:
+            self._pool.view.on_change.remove(self._changed.set)
+        await self._care.stop()
+
+
+def _return_max_s() -> float:
+    return limits.REPLICA_RETURN_MAX_S

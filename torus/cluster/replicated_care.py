@@ -1,0 +1,153 @@
+"""What is done for copies beside reading and writing: deletions, and repairs of bad copies.
+
+Decides what becomes of a deletion whose disk is away: it is told again while the volume is
+attached, and is an orphan afterwards (docs/operations.md, "Orphans").  Everything here may be
+lost without harm.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torus import limits
+from torus.cluster.answers import ask_all, cancel
+from torus.cluster.placement import Placement
+from torus.errors import Fenced, TorusError
+from torus.ids import ChunkId
+from torus.log import get_logger
+from torus.store.content import Presence
+
+if TYPE_CHECKING:
+    from torus.cluster.pool import DiskPool
+
+log = get_logger("torus.replicas")
+
+FIRST = limits.SLOT_HEADER_BYTES
+_DELETE_S = 10.0  # of one question
+_AGAIN_S = 5.0
+
+
+class Care:
+    """The deletions and repairs of one volume."""
+
+    def __init__(self, pool: "DiskPool", placement: Placement) -> None:
+        self._pool = pool
+        self._placement = placement
+        self._undeleted: dict[str, set[ChunkId]] = {}
+        self._epochs: dict[int, int] = {}
+        self._repairs: deque[tuple[ChunkId, str, str, int]] = deque()
+        self._wanted: set[tuple[ChunkId, str]] = set()
+        self._deleting: asyncio.Task[None] | None = None
+        self._repairing: asyncio.Task[None] | None = None
+        self._stopping = False
+        self.repaired = 0
+
+    @property
+    def undeleted(self) -> int:
+        """Return how many copies are still to be deleted on disks that are away."""
+        return sum(len(chunks) for chunks in self._undeleted.values())
+
+    # --- deleting -----------------------------------------------------------------------
+
+    async def delete(self, volume: int, epoch: int, chunks: Sequence[ChunkId]) -> int:
+        """Delete on every disk that may have a copy; return how many chunks were somewhere.
+
+        Raises: Fenced.
+        """
+        self._epochs[volume] = epoch
+        by_disk: dict[str, list[ChunkId]] = {}
+        for chunk in chunks:
+            for disk in self._placement.owners(chunk):
+                by_disk.setdefault(disk, []).append(chunk)
+            by_disk.setdefault("", []).append(chunk)
+        everywhere = by_disk.pop("", [])
+        if not by_disk:  # where they were written is not known: strays of another time
+            by_disk = dict.fromkeys(self._pool.view.disks(), everywhere)
+        found = await ask_all(
+            {disk: self._delete_on(disk, volume, epoch, some) for disk, some in by_disk.items()},
+            _DELETE_S,
+        )
+        count = 0
+        for disk, answer in found.items():
+            if isinstance(answer, TorusError):
+                self._later(disk, by_disk[disk], answer)
+            else:
+                count += answer
+        return min(-(-count // self._placement.copies), len(chunks))
+
+    async def _delete_on(
+        self, disk_id: str, volume: int, epoch: int, chunks: Sequence[ChunkId]
+    ) -> int:
+        disk = await self._pool.get(disk_id)
+        return await disk.delete(volume, epoch, chunks)
+
+    def _later(self, disk_id: str, chunks: Sequence[ChunkId], reason: TorusError) -> None:
+        room = limits.REPLICA_UNDELETED_MAX - self.undeleted
+        log.info("replicas.not_deleted", disk=disk_id, chunks=len(chunks), reason=str(reason))
+        self._undeleted.setdefault(disk_id, set()).update(chunks[:room])
+        if self._deleting is None and not self._stopping:
+            self._deleting = asyncio.ensure_future(self._delete_again())
+            self._deleting.add_done_callback(_report)
+
+    async def _delete_again(self) -> None:
+        while self._undeleted:
+            await asyncio.sleep(_AGAIN_S)
+            for disk_id in [disk for disk in self._undeleted if self._pool.is_up(disk)]:
+                chunks = self._undeleted.pop(disk_id)
+                try:
+                    for volume in {chunk.volume for chunk in chunks}:
+                        some = [chunk for chunk in chunks if chunk.volume == volume]
+                        await self._delete_on(disk_id, volume, self._epochs[volume], some)
+                except Fenced:
+                    return  # what is garbage is another owner's to say
+                except TorusError:
+                    self._undeleted.setdefault(disk_id, set()).update(chunks)
+        self._deleting = None
+
+    # --- repairing ----------------------------------------------------------------------
+
+    def repair(self, chunk: ChunkId, bad: str, good: str, epoch: int) -> None:
+        """Give the disk ``bad`` the copy that ``good`` has, in the background; as the holder of
+        ``epoch``, without which nothing is done."""
+        if epoch == 0 or self._stopping or (chunk, bad) in self._wanted:
+            return
+        if len(self._repairs) >= limits.REPLICA_REPAIRS_MAX:
+            return
+        if bad not in self._placement.written_to(chunk):
+            return  # it may be on its way there
+        self._wanted.add((chunk, bad))
+        self._repairs.append((chunk, bad, good, epoch))
+        if self._repairing is None:
+            self._repairing = asyncio.ensure_future(self._repair_all())
+            self._repairing.add_done_callback(_report)
+
+    async def _repair_all(self) -> None:
+        while self._repairs:
+            chunk, bad, good, epoch = self._repairs.popleft()
+            try:
+                await self._repair(chunk, bad, good, epoch)
+                self.repaired += 1
+                log.warning("replicas.copy.repaired", chunk=str(chunk), disk=bad, source=good)
+            except TorusError as exc:
+                log.warning("replicas.copy.bad", chunk=str(chunk), disk=bad, error=str(exc))
+            self._wanted.discard((chunk, bad))
+        self._repairing = None
+
+    async def _repair(self, chunk: ChunkId, bad: str, good: str, epoch: int) -> None:
+        source = await self._pool.get(good)
+        [found] = await source.examine([chunk])
+        if found.state != Presence.PRESENT or found.end <= FIRST:
+            return
+        [content] = await source.read([(chunk, FIRST, found.end - FIRST)])
+        await (await self._pool.get(bad)).install(chunk, epoch, found.end, content)
+
+    async def stop(self) -> None:
+        """End both; idempotent."""
+        self._stopping = True
+        await cancel(*[task for task in (self._deleting, self._repairing) if task is not None])
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("replicas.care.ended", error=repr(error))
