@@ -13,6 +13,8 @@ from typing import Any
 from torus.errors import ConfigError, PermissionDenied, PoolFull, TorusError, Unavailable
 
 _TOKEN_IS_OLD = ("invalid auth token", "revision in header is old", "user name is empty")
+# etcd looks for its leader before it looks at a request; gRPC for a connection before it sends one
+_NOT_LOOKED_AT = ("etcdserver: no leader", "failed to connect to all addresses")
 _OUTCOME = "whether a change was made is unknown"
 
 
@@ -36,8 +38,8 @@ def failure(exc: Any) -> Failure:
         return Failure.LEASE
     if code == "OUT_OF_RANGE" and "compacted" in details:
         return Failure.COMPACTED
-    if code == "UNAVAILABLE" and details == "etcdserver: no leader":
-        return Failure.REFUSED_EARLY  # said before the request is looked at
+    if code == "UNAVAILABLE" and details.startswith(_NOT_LOOKED_AT):
+        return Failure.REFUSED_EARLY
     final = ("PERMISSION_DENIED", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "UNIMPLEMENTED")
     if code in final or "space exceeded" in details:
         return Failure.FINAL
