@@ -156,7 +156,7 @@ class Coordinating:
             done = self._done[1]
         return decide(
             members, None if ring is None else ring.members, self._seen, now_ns, self._patience,
-            settled=self.settled(), done=done,
+            settled=self.settled(), done=done, wall_ns=self._clock.wall_ns(),
         )  # fmt: skip
 
     async def _read(self) -> Ground:
@@ -181,14 +181,15 @@ class Coordinating:
         for member in decision.members[: limits.METADATA_COMMIT_CHANGES_MAX // 2]:
             key = member_key(member.disk_id)
             expect.append(Expect(key, ground.revisions[member.disk_id]))
-            changed = replace(member, since_ns=self._clock.wall_ns())
-            changes.append(Put(key, changed.to_bytes()))
+            if member.state != ground.members[member.disk_id].state:
+                member = replace(member, since_ns=self._clock.wall_ns())
+            changes.append(Put(key, member.to_bytes()))
         if await self._metadata.commit(expect, changes) is None:
             return False
         for member in decision.members:
             log.warning(
                 "coordinator.member.changed", disk=member.disk_id, node=member.node_id,
-                state=member.state, reason=member.reason,
+                state=member.state, reason=member.reason, up=not member.down_ns,
             )  # fmt: skip
         return True
 

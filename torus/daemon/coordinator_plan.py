@@ -13,7 +13,7 @@ from torus import limits
 from torus.metadata.schema import Member
 from torus.ring.member import RingMember, checked_members
 
-IN, DRAINING, OUT = "in", "draining", "out"
+IN, DRAINING, OUT, REMOVED = "in", "draining", "out", "removed"
 
 
 Shares = tuple[RingMember, ...]
@@ -65,8 +65,9 @@ def decide(
     *,
     settled: bool,
     done: Shares | None = None,
+    wall_ns: int = 0,
 ) -> Decision:
-    """Return what the coordinator does now.
+    """Return what the coordinator does now, which is ``wall_ns`` for people.
 
     ``ring``: the disks of the version that holds, None before the first.  ``settled``: no data
     moves because of it any more.  ``done``: with these disks the version that holds is final.
@@ -74,9 +75,11 @@ def decide(
     if ring is None:
         return _first_ring(members, seen)
     frozen = _mass_failure(members, ring, seen, patience)
+    marked = _missed(members, seen, wall_ns - now_ns) if wall_ns else {}
     if frozen:
-        return Decision(frozen=frozen)
-    changed = _states(members, seen, now_ns, patience)
+        return Decision(tuple(marked.values()), frozen=frozen)
+    states = _states({**members, **marked}, seen, now_ns, patience)
+    changed = tuple({**marked, **{member.disk_id: member for member in states}}.values())
     now = {**members, **{member.disk_id: member for member in changed}}
     wanted, waiting = _wanted(now, ring, seen, now_ns, patience)
     present = {share.disk_id: share for share in ring}
@@ -124,6 +127,20 @@ def _mass_failure(
                 "moved before they are back or removed"
             )
     return ""
+
+
+def _missed(members: Mapping[str, Member], seen: Seen, wall_ns: int) -> dict[str, Member]:
+    """Return the members for which it is new that they are down, or that they are not.
+
+    ``wall_ns``: the time of day at 0 of the monotonic clock.
+    """
+    changed = {}
+    for disk, member in members.items():
+        down_ns = seen.down_ns.get(disk)
+        if member.state != REMOVED and bool(member.down_ns) != (down_ns is not None):
+            since_ns = 0 if down_ns is None else wall_ns + down_ns
+            changed[disk] = replace(member, down_ns=since_ns)
+    return changed
 
 
 def _states(

@@ -297,6 +297,7 @@ class Member(Value):
     state: str  # "in", "waiting" (not joined yet), "draining", "out" (gone too long), "removed"
     since_ns: int  # of that state
     reason: str = ""  # of that state, for people
+    down_ns: int = 0  # since when the coordinator misses it, for people; 0: it does not
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,3 +190,24 @@ def test_look_remembers_since_when() -> None:
     assert first == Seen({"d2": NOW}, {"d0": NOW, "d1": NOW})
     assert second == Seen({"d2": NOW, "d1": NOW + 1}, {"d0": NOW, "d1": NOW})
     assert third == Seen({}, {"d0": NOW, "d1": NOW})
+
+
+def test_members_that_are_missed_are_marked_with_the_time_of_day() -> None:
+    known = members(6) | {"d5": member("d5", "removed")}
+    known["d4"] = replace(known["d4"], down_ns=77)
+    ring = shares(members(5).values())
+    wall_ns = 10**18
+
+    marked = decide(
+        known, ring, seen(known, d3=5, d5=5), NOW, PATIENCE, settled=True, done=ring,
+        wall_ns=wall_ns,
+    )  # fmt: skip
+    frozen = decide(
+        known, ring, seen(known, d2=5, d3=5, d4=5), NOW, PATIENCE, settled=True, wall_ns=wall_ns
+    )
+
+    assert {m.disk_id: m.down_ns for m in marked.members} == {"d3": wall_ns - 5 * S, "d4": 0}
+    assert {m.disk_id: m.down_ns for m in frozen.members} == dict.fromkeys(
+        ("d2", "d3"), wall_ns - 5 * S
+    )
+    assert frozen.frozen
