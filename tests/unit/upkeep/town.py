@@ -18,7 +18,7 @@ from torus.format.identity import DiskIdentity
 from torus.ids import ChunkId
 from torus.metadata.base import Put
 from torus.metadata.keys import head_key, spec_key
-from torus.metadata.schema import Head, Span, VolumeSpec
+from torus.metadata.schema import Head, RingHead, Span, VolumeSpec
 from torus.store.content import FIRST, Examined, walk
 from torus.store.store import Store
 from torus.testing.clock import ManualClock
@@ -71,6 +71,30 @@ def ring_of(version: int, disks: Iterable[str]) -> ToyRing:
     return ToyRing(version, tuple(ToyMember(disk) for disk in sorted(disks)))
 
 
+class Lag:
+    """The membership as one disk sees it, maybe with an older ring."""
+
+    def __init__(self, view: StaticMembership) -> None:
+        self._view = view
+        self.version: int | None = None  # None: the newest
+        self.on_change: list[Callable[[], None]] = []
+
+    @property
+    def head(self) -> RingHead | None:
+        """Return which ring holds."""
+        head = self._view.head
+        return head if head is None or self.version is None else RingHead(self.version)
+
+    @property
+    def ring(self) -> Any:
+        """Return that ring."""
+        assert self.head is not None
+        return self._view.ring_at(self.head.version)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._view, name)
+
+
 class House:
     """One disk with its store and its upkeep; `down` takes it off the net."""
 
@@ -78,6 +102,7 @@ class House:
         self.town = town
         self.disk_id = disk_id
         self.disk = FaultyDisk.over(SimDisk(image=image))
+        self.view = Lag(town.view)
         self.open()
 
     def open(self) -> None:
@@ -91,15 +116,29 @@ class House:
         )  # fmt: skip
         self.store.open()
         self.chunks = LocalChunks(self.store)
+        self._watch_drops()
         pace = Pace(Budget(UNLIMITED, UNLIMITED), town.clock)
         self.upkeep = DiskUpkeep(
-            self.store, self.chunks, town.view, Street(town, self.disk_id), town.heads,
+            self.store, self.chunks, self.view, Street(town, self.disk_id), town.heads,
             town.clock, pace, slot_of,
         )  # fmt: skip
         self.node = NodeUpkeep([self.upkeep])
         town.view.set_place(
             Place(self.disk_id, self.disk_id, "h", "", "unix:x", "in", f"i{town.starts}")
         )
+
+    def _watch_drops(self) -> None:
+        """After each drop there are as many copies as there should be, or can be."""
+        drop = self.chunks.drop
+
+        async def watched(chunks: Iterable[ChunkId]) -> int:
+            dropped = list(chunks)
+            count = await drop(dropped)
+            for chunk in dropped:
+                self.town.check_enough(chunk)
+            return count
+
+        self.chunks.drop = watched  # type: ignore[method-assign]
 
     def restart(self, image: DiskImage | None = None) -> None:
         """End the process without a word, and start it anew on what lies on the disk."""
@@ -251,7 +290,7 @@ class Town:
         self.starts = 0
         self.clock = ManualClock()
         self.metadata = SimMetadata()
-        self.heads = Heads(self.metadata, self.clock, 0.0)  # type: ignore[arg-type]
+        self.heads = Heads(self.metadata, self.clock, -1.0)  # type: ignore[arg-type]
         self.view = StaticMembership()
         self.traffic = Traffic()
         self.slow_net = False
@@ -388,6 +427,13 @@ class Town:
         for volume in self.volumes.values():
             for chunk in volume.chunks:
                 assert self.holders(chunk), f"chunk {chunk} is lost"
+
+    def check_enough(self, chunk: ChunkId) -> None:
+        """A chunk that lives has its copies, on disks that are up or down."""
+        volume = self.volumes[chunk.volume]
+        if chunk in volume.chunks:
+            wanted = min(volume.copies, len(self.ring.members))
+            assert len(self.holders(chunk)) >= wanted, f"chunk {chunk}: {self.holders(chunk)}"
 
     def misplaced(self) -> list[ChunkId]:
         """Return the chunks that do not lie exactly where the ring wants them."""
