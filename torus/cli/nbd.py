@@ -1,7 +1,7 @@
 """`torus nbd`: serve volumes from a gateway process, move them, list what is served where.
 
 Decides the form of NBD addresses for people.  Serving is `torus.daemon.app`'s, moving
-`torus.daemon.move`'s.
+`torus.daemon.move`'s; disks of the kernel are `torus.cli.nbd_kernel`'s.
 
 Implements docs/cli.md, "torus nbd".
 """
@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import quote
 
+from torus.cli.nbd_kernel import declare_kernel_verbs, device_documents, render_devices
 from torus.cli.node import add_engine_options
 from torus.cli.nodes import NodeView, node_views
 from torus.cli.parser import Verbs, add_command, add_noun
@@ -56,11 +57,12 @@ def declare(verbs: Verbs, noun: str, summary: str) -> None:
     add("--standby", action="store_true", default=None, help=standby)
     add("--http", metavar="ADDRESS", help="/metrics and /healthz (default none)")
     add_engine_options(serve)
+    declare_kernel_verbs(below)
     _declare_move(below)
     add_command(
         below,
         "list",
-        "list what is served, and where",
+        "list what is served, and where, and the disks of this machine",
         run_list,
         examples=(("for a program", "torus nbd list -o json"),),
     )
@@ -166,13 +168,19 @@ def run_move(arguments: argparse.Namespace, session: Session) -> int:
 
 
 def run_list(arguments: argparse.Namespace, session: Session) -> int:
-    """List every (volume, address) pair that a living process serves."""
+    """List every (volume, address) pair that a living process serves, and this machine's disks."""
     with session.metadata() as store:
         volumes = Catalog(store, SystemClock()).list()
         nodes = node_views(store)
     exports = list_exports(volumes, nodes)
+    devices = device_documents(session)
 
     def render() -> None:
+        if devices:
+            render_devices(devices, session)
+            if not exports:
+                return
+            session.output.line("")
         if not exports:
             session.output.note("nothing is served; start 'torus node' or 'torus nbd serve NAME'")
             return
@@ -189,7 +197,7 @@ def run_list(arguments: argparse.Namespace, session: Session) -> int:
             ],
         )
 
-    session.output.show({"exports": exports}, render)
+    session.output.show({"exports": exports, "devices": devices}, render)
     return 0
 
 
@@ -199,6 +207,8 @@ def list_exports(volumes: Sequence[Volume], nodes: Sequence[NodeView]) -> list[d
     for volume in sorted(volumes, key=lambda one: one.spec.name):
         owner = volume.head.owner
         held = owner is not None and owner.role == "gateway" and is_alive(owner) is not False
+        if owner is not None and held and owner.address.startswith("/dev/"):
+            continue  # a disk of a kernel: nobody else can open it
         if owner is not None and held:
             servers = [("gateway", owner.host, owner.pid, owner.address.split(","))]
         else:
