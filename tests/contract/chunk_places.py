@@ -7,6 +7,7 @@ from pathlib import Path
 
 import uvloop
 
+from tests.contract.certificates import make_certificates
 from torus import limits
 from torus._fast.blockio import PythonIo
 from torus._fast.record import KIND_DATA, RecordBuilder
@@ -15,9 +16,11 @@ from torus.cluster.local import LocalChunks
 from torus.cluster.peer import PeerChunks
 from torus.format.identity import DiskIdentity
 from torus.ids import ChunkId
-from torus.net.address import UnixAddress
+from torus.net.address import Address, TcpAddress, UnixAddress
 from torus.net.listener import Listener
-from torus.node.service import PeerService, listen_for_peers
+from torus.net.tls import TlsFiles
+from torus.node.server import PeerServer, listen_for_peers
+from torus.node.service import PeerService
 from torus.store.disk import Bytes, PosixDisk
 from torus.store.pool import ThreadPool
 from torus.store.store import Store
@@ -73,12 +76,19 @@ class Place:
 
     def __init__(self, kind: str, loop: str, folder: Path, sockets: Path) -> None:
         self.kind = kind
-        self.address = UnixAddress(str(sockets / "peer"))
+        self.address: Address = UnixAddress(str(sockets / "peer"))
+        self.secret = ""
+        self.tls: TlsFiles | None = None
+        if kind in ("tcp", "tls"):
+            self.address, self.secret = TcpAddress("127.0.0.1", 0), "ab" * 32
+        if kind == "tls":
+            self.tls = make_certificates(sockets)["node"]
         self._loop = loop
         self._folder = folder
         self.boot_id = 1000
         self.cluster, self.disk_id = CLUSTER, DISK
         self.retry_s, self.timeout_s = 5.0, 20.0
+        self.silence_s: float | None = None
         self.make_service: Callable[[Store], PeerService] = PeerService
 
     def run(self, scenario: Callable[[], Awaitable[None]]) -> None:
@@ -109,15 +119,18 @@ class Place:
         )  # fmt: skip
         self.store.open()
         self.listener: Listener | None = None
-        if self.kind == "peer":
+        if self.kind != "local":
             self.service = self.make_service(self.store)
-            self.listener = await listen_for_peers(self.address, self.service)
+            self.server = PeerServer(self.cluster, [self.service], secret=self.secret, name="node")
+            self.service.server = self.server  # type: ignore[attr-defined]
+            self.listener = await listen_for_peers(self.address, self.server, tls=self.tls)
+            self.address = self.listener.address
 
     async def stop(self) -> None:
         """Close what `start` opened."""
         if self.listener is not None:
             self.listener.close()
-            await self.service.close()
+            await self.server.close()
         await self.store.close()
         self.pool.close()
 
@@ -134,8 +147,9 @@ class Place:
         if self.kind == "local":
             return LocalChunks(self.store)
         return await PeerChunks.connect(
-            self.address, CLUSTER, name="test", timeout_s=self.timeout_s, retry_s=self.retry_s
-        )
+            self.address, CLUSTER, name="test", timeout_s=self.timeout_s, retry_s=self.retry_s,
+            secret=self.secret, tls=self.tls, silence_s=self.silence_s,
+        )  # fmt: skip
 
 
 def record(chunk: ChunkId, index: int, offset: int, *, fill: int = 1, blocks: int = 1) -> bytes:

@@ -15,9 +15,13 @@ from torus.store.content import Examined, Presence, Reopened
 ONE = ChunkId(5, 2, 0, 1)
 TWO = ChunkId(5, 2, 0, 2)
 OTHER_VOLUME = ChunkId(6, 1, 0, 1)
+PLACES = [
+    "local-asyncio", "peer-asyncio", "peer-uvloop", "tcp-asyncio", "tcp-uvloop", "tls-asyncio",
+    "tls-uvloop",
+]  # fmt: skip
 
 
-@pytest.fixture(params=["local-asyncio", "peer-asyncio", "peer-uvloop"])
+@pytest.fixture(params=PLACES)
 def place(request: pytest.FixtureRequest, tmp_path: Path, socket_folder: Path) -> Place:
     """Give one store, reached each way on each loop."""
     kind, _, loop = request.param.partition("-")

@@ -7,37 +7,81 @@ request gets when the connection ends: `Unavailable`.  Whether to connect again 
 
 import asyncio
 import errno
+import math
 import os
+import ssl
 from collections import deque
-from typing import NamedTuple, cast
+from dataclasses import dataclass, replace
+from typing import cast
 
 from torus import limits
 from torus.errors import PermissionDenied, ShuttingDown, TimedOut, TorusError, Unavailable
 from torus.net.address import Address, UnixAddress
 from torus.net.framing import FramedProtocol
-from torus.wire import failures
+from torus.net.tls import TlsFiles, client_context, failure
+from torus.wire import failures, proof
 from torus.wire.connection import Connection
-from torus.wire.messages import Answer, Error, Hello, Message, Request, in_flight_bytes
+from torus.wire.messages import (
+    Answer,
+    Append,
+    Error,
+    Hello,
+    Message,
+    Open,
+    Ping,
+    Reopen,
+    Request,
+    Sync,
+    in_flight_bytes,
+)
 from torus.wire.states import Role
 
+_TICKS = 4  # looks at the deadlines in the time that a node may be silent
 
-class _Open(NamedTuple):
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long a node may take, in seconds."""
+
+    answer_s: float = limits.PEER_REQUEST_TIMEOUT_S
+    silence_s: float | None = None  # None: only answers have a deadline
+
+    def of(self, kind: type) -> float:
+        """Return how long an answer to a request of ``kind`` may take."""
+        if self.silence_s is None:
+            return self.answer_s
+        if kind in (Append, Open, Ping):
+            return min(self.silence_s, self.answer_s)
+        if kind in (Sync, Reopen):
+            return min(limits.REPLICA_SYNC_S, self.answer_s)
+        return self.answer_s
+
+
+class _Open:
     """A request without an answer."""
 
-    future: asyncio.Future[Answer]
-    cost: int
-    deadline_s: float  # of the loop's clock
-    name: str
+    __slots__ = ("cost", "deadline_s", "future", "name", "sent_s")
+
+    def __init__(
+        self, future: asyncio.Future[Answer], cost: int, sent_s: float, limit_s: float, name: str
+    ) -> None:
+        self.future = future
+        self.cost = cost
+        self.sent_s = sent_s  # of the loop's clock
+        self.deadline_s = sent_s + limit_s
+        self.name = name
 
 
 class PeerLink(FramedProtocol):
     """One connection: made by `connect`, used until ``failure`` is set."""
 
-    def __init__(self, address: Address, hello: Hello, timeout_s: float) -> None:
-        super().__init__(Connection(Role.CLIENT, hello))
+    def __init__(self, address: Address, hello: Hello, secret: bytes, deadlines: Deadlines) -> None:
+        super().__init__(Connection(Role.CLIENT, hello, secret))
         self.address = address
         self.failure: TorusError | None = None
-        self._timeout_s = timeout_s
+        self._deadlines = deadlines
+        self._heard_s = 0.0  # when the node last said something
+        self._deadline_s = 0.0  # the earliest of the open requests, or earlier
         self._loop = asyncio.get_running_loop()
         self._hello: asyncio.Future[Hello] = self._loop.create_future()
         self._open: dict[int, _Open] = {}
@@ -45,6 +89,7 @@ class PeerLink(FramedProtocol):
         self._in_flight_bytes = 0
         self._in_flight = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._pinged = False
 
     @property
     def peer(self) -> Hello:
@@ -73,9 +118,10 @@ class PeerLink(FramedProtocol):
             self._give_room(cost)
             raise
         future: asyncio.Future[Answer] = self._loop.create_future()
-        deadline_s = self._loop.time() + self._timeout_s
-        self._open[number] = _Open(future, cost, deadline_s, type(request).__name__.upper())
-        self._watch()
+        kind = type(request)
+        self._enter(number, _Open(
+            future, cost, self._loop.time(), self._deadlines.of(kind), kind.__name__.upper()
+        ))  # fmt: skip
         self.send(pieces)
         return await future
 
@@ -124,11 +170,14 @@ class PeerLink(FramedProtocol):
 
     def pump(self) -> None:
         """Hand every answer to its request."""
+        self._heard_s = self._loop.time()
         try:
             while (event := self.connection.next_event()) is not None:
                 message = event.message
                 if isinstance(message, Hello):
+                    self.send(self.connection.send_proof())
                     self._hello.set_result(message)
+                    self._keep_alive()
                 else:
                     self._answer(event.request, message)
         except TorusError as exc:
@@ -146,22 +195,67 @@ class PeerLink(FramedProtocol):
 
     # --- deadlines and the end ----------------------------------------------------------
 
-    def _watch(self) -> None:
-        """Have a timer for the oldest request; later ones have later deadlines."""
-        if self._timer is None and self._open:
-            oldest = next(iter(self._open.values()))
-            self._timer = self._loop.call_at(oldest.deadline_s, self._on_timer)
+    def _enter(self, number: int, request: _Open) -> None:
+        self._open[number] = request
+        if self._timer is None or request.deadline_s < self._deadline_s:
+            self._watch(request.deadline_s)
+
+    def _watch(self, deadline_s: float) -> None:
+        """Look at the deadlines at ``deadline_s``, and before that at the node's silence."""
+        self._deadline_s = deadline_s
+        if self._timer is not None:
+            self._timer.cancel()
+        silence_s = self._deadlines.silence_s
+        if silence_s is not None:
+            deadline_s = min(deadline_s, self._loop.time() + silence_s / _TICKS)
+        self._timer = self._loop.call_at(deadline_s, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
-        oldest = next(iter(self._open.values()), None)
-        if oldest is not None and oldest.deadline_s <= self._loop.time():
-            self.fail(
-                TimedOut(
-                    f"node at {self.address} did not answer {oldest.name} in {self._timeout_s:g} s"
-                )
-            )
-        self._watch()
+        now_s, earliest_s, oldest_s = self._loop.time(), math.inf, math.inf
+        for request in self._open.values():
+            if request.deadline_s <= now_s:
+                limit_s = request.deadline_s - request.sent_s
+                self.fail(self._late(f"did not answer {request.name} in {limit_s:g} s"))
+                return
+            earliest_s = min(earliest_s, request.deadline_s)
+            oldest_s = min(oldest_s, request.sent_s)
+        silence_s = self._deadlines.silence_s
+        if silence_s is not None:
+            quiet_s = now_s - max(self._heard_s, min(oldest_s, now_s))
+            if quiet_s >= silence_s:
+                self.fail(self._late(f"said nothing for {quiet_s:.1f} s"))
+                return
+            if now_s - self._heard_s >= silence_s / 2 and not self._pinged:
+                self._ping()
+                return
+        if self._open or silence_s is not None:
+            self._watch(min(earliest_s, now_s + limits.PEER_REQUEST_TIMEOUT_S))
+
+    def _late(self, what: str) -> TimedOut:
+        return TimedOut(f"node at {self.address} {what}")
+
+    def _keep_alive(self) -> None:
+        """Begin to look whether the node is there, also while nobody asks it anything."""
+        if self._deadlines.silence_s is not None and self._timer is None:
+            self._watch(math.inf)
+
+    def _ping(self) -> None:
+        """Ask for a sign of life; it waits for no room, and takes none."""
+        number, pieces = self.connection.send_request(Ping())
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        future.add_done_callback(self._on_pong)
+        self._pinged = True
+        self._in_flight += 1
+        self._enter(number, _Open(future, 0, self._loop.time(), self._deadlines.of(Ping), "PING"))
+        if self._timer is None:
+            self._watch(math.inf)
+        self.send(pieces)
+
+    def _on_pong(self, future: asyncio.Future[Answer]) -> None:
+        self._pinged = False
+        if not future.cancelled():
+            future.exception()  # the connection's failure: whoever asks next is told
 
     def fail(self, error: TorusError) -> None:
         """End the connection because of ``error``; the first call counts."""
@@ -195,6 +289,9 @@ class PeerLink(FramedProtocol):
 
     def lost(self, error: Exception | None) -> None:
         """The transport is gone."""
+        if isinstance(error, ssl.SSLError):
+            self.fail(_connect_error(self.address, error))
+            return
         reason = "the node closed the connection" if error is None else str(error)
         self.fail(Unavailable(f"connection to the node at {self.address} ended: {reason}"))
 
@@ -216,24 +313,32 @@ class PeerLink(FramedProtocol):
         return await asyncio.shield(self._hello)
 
 
-async def connect(address: Address, hello: Hello, timeout_s: float) -> PeerLink:
-    """Connect to a node and exchange hellos; requests then have ``timeout_s`` each.
+@dataclass(frozen=True, slots=True)
+class Dialing:
+    """How nodes are connected to: what this side says of itself and proves."""
 
-    Raises: Unavailable, PermissionDenied, ForeignData, UnknownVersion, RemoteProtocolError.
+    hello: Hello  # its nonce is drawn anew for each connection
+    secret: bytes = b""
+    tls: TlsFiles | None = None  # for TCP
+    deadlines: Deadlines = Deadlines()
+
+
+async def connect(address: Address, dialing: Dialing) -> PeerLink:
+    """Connect to a node, exchange hellos and proofs.
+
+    Raises: Unavailable, PermissionDenied, ForeignData, UnknownVersion, RemoteProtocolError,
+    NotFound when the node has not the disk that is wanted, Busy, ConfigError.
     """
-    loop = asyncio.get_running_loop()
-    link = PeerLink(address, hello, timeout_s)
+    hello = replace(dialing.hello, nonce=os.urandom(proof.NONCE_BYTES))
+    link = PeerLink(address, hello, dialing.secret, dialing.deadlines)
+    silence_s = dialing.deadlines.silence_s
+    limit_s = limits.PEER_CONNECT_TIMEOUT_S if silence_s is None else 2 * silence_s
     try:
-        async with asyncio.timeout(limits.PEER_CONNECT_TIMEOUT_S):
-            if isinstance(address, UnixAddress):
-                await loop.create_unix_connection(lambda: link, address.path)
-            else:
-                await loop.create_connection(lambda: link, address.host, address.port)
+        async with asyncio.timeout(limit_s):
+            await _dial(link, address, dialing)
             await link.hello()
     except TimeoutError as exc:
-        late = Unavailable(
-            f"node at {address} did not say hello in {limits.PEER_CONNECT_TIMEOUT_S:g} s"
-        )
+        late = Unavailable(f"node at {address} did not say hello in {limit_s:g} s")
         link.fail(late)
         raise late from exc
     except ShuttingDown as exc:
@@ -246,13 +351,35 @@ async def connect(address: Address, hello: Hello, timeout_s: float) -> PeerLink:
     return link
 
 
+async def _dial(link: PeerLink, address: Address, dialing: Dialing) -> None:
+    loop = asyncio.get_running_loop()
+    if isinstance(address, UnixAddress):
+        await loop.create_unix_connection(lambda: link, address.path)
+        return
+    if not dialing.secret:
+        raise PermissionDenied(
+            f"node at {address} cannot be asked through TCP: this cluster has no secret",
+            hint="use its unix socket; a cluster whose metadata is in etcd has a secret",
+        )
+    context = client_context(dialing.tls) if dialing.tls is not None else None
+    await loop.create_connection(
+        lambda: link, address.host, address.port, ssl=context,
+        server_hostname="" if context is not None else None,
+    )  # fmt: skip
+
+
 def _connect_error(address: Address, exc: OSError) -> TorusError:
+    if isinstance(exc, ssl.SSLError):
+        return PermissionDenied(
+            f"TLS with the node at {address} failed: {failure(exc)}",
+            hint="both certificates must be signed by the authority of --tls-ca",
+        )
     if exc.errno in (errno.EACCES, errno.EPERM):
         return PermissionDenied(
             f"node at {address} cannot be reached: {os.strerror(exc.errno)}",
             hint="run as the user that runs the node",
         )
-    reason = os.strerror(exc.errno) if exc.errno else str(exc)
+    reason = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else str(exc)
     return Unavailable(
         f"node at {address} cannot be reached: {reason}", hint="start it: torus node"
     )

@@ -67,6 +67,9 @@ class LocalChunks(OneDisk):
         appender.open(from_reserve=from_reserve)
         return LocalWriter(appender, self.boot_id)
 
+    def writer(self, chunk: ChunkId, boot_id: int) -> LocalWriter:
+        return LocalWriter(self._store.appender(chunk), boot_id)
+
     def place(self, chunk: ChunkId) -> int | None:
         slot = self._store.find(chunk)
         return None if slot is None else slot.address

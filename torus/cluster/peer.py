@@ -11,7 +11,8 @@ from weakref import WeakValueDictionary
 
 from torus import limits
 from torus._fast.record import RecordBuilder
-from torus.cluster.link import PeerLink, connect
+from torus.cluster.chunks import OneDisk
+from torus.cluster.link import Deadlines, Dialing, PeerLink, connect
 from torus.errors import (
     Corruption,
     ForeignData,
@@ -21,6 +22,7 @@ from torus.errors import (
 )
 from torus.ids import ChunkId
 from torus.net.address import Address
+from torus.net.tls import TlsFiles
 from torus.store.content import Bytes, Examined, Presence, Reopened
 from torus.wire import messages as m
 
@@ -44,6 +46,7 @@ class PeerWriter:
     """One open chunk on a node; an append always waits for the network."""
 
     __slots__ = ("__weakref__", "_chunk", "_peer", "boot_id")
+    immediate = False
 
     def __init__(self, peer: "PeerChunks", chunk: ChunkId, boot_id: int) -> None:
         self._peer = peer
@@ -65,21 +68,25 @@ class PeerWriter:
         """
         await self._peer.append(self._chunk, index, offset, record.tobytes(), self.boot_id)
 
+    async def append_bytes(self, index: int, offset: int, record: bytes) -> None:
+        """Append a finished record's bytes; the same object may go to many disks.
 
-class PeerChunks:
-    """A `Chunks` over one node; made by `PeerChunks.connect`, closed by its maker."""
+        Raises: as `append`.
+        """
+        await self._peer.append(self._chunk, index, offset, record, self.boot_id)
+
+
+class PeerChunks(OneDisk):
+    """A `Chunks` over one disk of a node; made by `PeerChunks.connect`, closed by its maker."""
 
     io = None
 
-    def __init__(
-        self, address: Address, link: PeerLink, hello: m.Hello, timeout_s: float, retry_s: float
-    ) -> None:
+    def __init__(self, address: Address, link: PeerLink, dialing: Dialing, retry_s: float) -> None:
         """For `connect`."""
         self._address = address
-        self._hello = hello
+        self._dialing = dialing
         self._link: PeerLink | None = link
         self._node = link.peer
-        self._timeout_s = timeout_s
         self._retry_s = retry_s
         self._connecting = asyncio.Lock()
         self._unflushed: dict[ChunkId, _Unflushed] = {}
@@ -94,22 +101,32 @@ class PeerChunks:
         address: Address,
         cluster_id: str,
         *,
+        disk_id: str = "",
+        secret: str = "",
+        tls: TlsFiles | None = None,
         name: str = "",
         timeout_s: float = limits.PEER_REQUEST_TIMEOUT_S,
         retry_s: float = limits.PEER_RETRY_S,
+        silence_s: float | None = None,
     ) -> "PeerChunks":
-        """Connect to the node at ``address``, which must be of cluster ``cluster_id``.
+        """Connect to disk ``disk_id`` (empty: the only one) of the node at ``address``, which must
+        be of cluster ``cluster_id`` and know its ``secret``; ``tls`` is for TCP.
 
         ``name`` is for the node's log.  A request has ``timeout_s`` for its answer; after a lost
-        connection it is tried again for ``retry_s``.
+        connection it is tried again for ``retry_s``, 0: never.  With ``silence_s`` the connection
+        ends when the node says nothing for so long, be it asked anything or not; so long an
+        append may take, and `limits.REPLICA_SYNC_S` a sync.
 
-        Raises: Unavailable, PermissionDenied, ForeignData, UnknownVersion, RemoteProtocolError.
+        Raises: Unavailable, PermissionDenied, ForeignData, UnknownVersion, RemoteProtocolError,
+        NotFound when the node has no such disk, Busy, ConfigError.
         """
         hello = m.Hello(
-            bytes.fromhex(cluster_id), _NO_ID, 0, 0, limits.PEER_FRAME_BYTES_MAX,
-            limits.PEER_IN_FLIGHT_BYTES_MAX, limits.PEER_IN_FLIGHT_REQUESTS_MAX, name,
+            bytes.fromhex(cluster_id), bytes.fromhex(disk_id) or _NO_ID, 0, 0,
+            limits.PEER_FRAME_BYTES_MAX, limits.PEER_IN_FLIGHT_BYTES_MAX,
+            limits.PEER_IN_FLIGHT_REQUESTS_MAX, name,
         )  # fmt: skip
-        return cls(address, await connect(address, hello, timeout_s), hello, timeout_s, retry_s)
+        dialing = Dialing(hello, secret.encode(), tls, Deadlines(timeout_s, silence_s))
+        return cls(address, await connect(address, dialing), dialing, retry_s)
 
     async def close(self) -> None:
         """Hang up; requests under way get Unavailable.  Idempotent."""
@@ -141,8 +158,14 @@ class PeerChunks:
     async def open(self, chunk: ChunkId, *, from_reserve: bool) -> PeerWriter:
         """Open a new chunk for appending."""
         answer = await self._ask(m.Open(chunk, from_reserve), m.Opened)
-        writer = PeerWriter(self, chunk, answer.boot_id)
-        self._writers[chunk] = writer
+        return self.writer(chunk, answer.boot_id)
+
+    def writer(self, chunk: ChunkId, boot_id: int) -> PeerWriter:
+        """Return the writer of a chunk that was opened, or reopened, under ``boot_id``."""
+        writer = self._writers.get(chunk)
+        if writer is None:
+            writer = self._writers[chunk] = PeerWriter(self, chunk, boot_id)
+        writer.boot_id = boot_id
         return writer
 
     def place(self, chunk: ChunkId) -> None:
@@ -310,6 +333,13 @@ class PeerChunks:
         except Unavailable:
             return  # the next request says so itself
 
+    async def ping(self) -> None:
+        """Return when the node answers.
+
+        Raises: Unavailable.
+        """
+        await self._ask(m.Ping(), m.Pong)
+
     async def status(self) -> m.StatusIs:
         """Return how the node's disk is.
 
@@ -363,7 +393,7 @@ class PeerChunks:
                 raise Unavailable(f"connection to the node at {self._address} was closed")
             if self._link is not None and self._link.failure is None:
                 return self._link
-            link = await connect(self._address, self._hello, self._timeout_s)
+            link = await connect(self._address, self._dialing)
             self._check_node(link)
             self._link, self._node = link, link.peer
             self.reconnects += 1

@@ -40,7 +40,8 @@ from torus.metadata.open import open_metadata
 from torus.metadata.schema import Cluster, Node
 from torus.net.address import TcpAddress, UnixAddress, parse_address
 from torus.node.control import control_path_beside
-from torus.node.service import PeerService, listen_for_peers
+from torus.node.server import PeerServer, listen_for_peers
+from torus.node.service import PeerService
 from torus.volume.attached import AttachedVolumes
 from torus.volume.catalog_ask import DELETING
 from torus.volume.catalog_async import AsyncCatalog
@@ -103,7 +104,7 @@ class RunningNode:
         self.metadata = AsyncMetadata(open_metadata(common.meta_url, self._clock))
         stack.push_async_callback(self.metadata.close)
         catalog = AsyncCatalog(self.metadata, self._clock)
-        cluster = await self._join(catalog)
+        cluster = self._cluster = await self._join(catalog)
         if not shared:
             await self._be_alone()
         self.disks = open_disks(config, cluster.cluster_id, self._clock)
@@ -165,9 +166,11 @@ class RunningNode:
 
     async def _serve_peers(self, stack: AsyncExitStack) -> None:
         """Open the peer sockets."""
-        service = PeerService(self.disks.first, name=self.disks.node_id)
-        stack.push_async_callback(service.close)
-        listener = await listen_for_peers(self._peer, service)
+        cluster, name = self._cluster, self.disks.node_id
+        services = [PeerService(store, name=name) for store in self.disks.stores.values()]
+        server = PeerServer(cluster.cluster_id, services, secret=cluster.secret, name=name)
+        stack.push_async_callback(server.close)
+        listener = await listen_for_peers(self._peer, server)
         stack.callback(listener.close)
         config = self._config
         if not is_shared(config.common.meta_url):
@@ -177,7 +180,7 @@ class RunningNode:
         )
         if wanted is None:
             return
-        tcp = await listen_for_peers(wanted, service)
+        tcp = await listen_for_peers(wanted, server)
         stack.callback(tcp.close)
         assert isinstance(tcp.address, TcpAddress), "it was asked for one"
         self._peer_tcp = await asyncio.to_thread(advertised, tcp.address, config.common.meta_url)

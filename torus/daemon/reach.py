@@ -78,7 +78,8 @@ async def reach(common: CommonConfig, *, node_only: bool = False) -> AsyncIterat
         cluster = await catalog.get_cluster()
         node = await live_node(metadata)
         if node is not None:
-            chunks = await PeerChunks.connect(parse_address(node.peer_address), cluster.cluster_id)
+            address = parse_address(node.peer_address)
+            chunks = await PeerChunks.connect(address, cluster.cluster_id, secret=cluster.secret)
             try:
                 yield Reach(metadata, catalog, chunks, clock)
             finally:

@@ -21,6 +21,7 @@ class FramedProtocol(asyncio.BufferedProtocol):
         self.connection = connection
         self.transport: asyncio.Transport | None = None
         self.reading = True
+        self._corked: list[Buffer] | None = None
         self.writable = True
 
     def pump(self) -> None:
@@ -33,12 +34,25 @@ class FramedProtocol(asyncio.BufferedProtocol):
 
     def send(self, pieces: Sequence[Buffer]) -> None:
         """Write a frame; dropped when the transport is gone or going."""
+        if self._corked is not None:
+            self._corked += pieces
+            return
         if self.transport is None or self.transport.is_closing() or not pieces:
             return
         if sum([len(piece) for piece in pieces]) <= _JOIN_BYTES:
             self.transport.write(b"".join(pieces))
         else:
             self.transport.writelines(pieces)
+
+    def cork(self) -> None:
+        """Keep what is sent from now on, until `uncork`."""
+        self._corked = []
+
+    def uncork(self) -> None:
+        """Write what was kept, in one go."""
+        pieces, self._corked = self._corked, None
+        if pieces:
+            self.send(pieces)
 
     def set_reading(self, wanted: bool) -> None:
         """Receive, or leave bytes with the kernel; repeated calls are harmless."""

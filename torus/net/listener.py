@@ -8,6 +8,7 @@ import asyncio
 import errno
 import os
 import socket
+import ssl
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 from torus.errors import Busy, PermissionDenied, TorusError, UsageError
 from torus.net.address import Address, TcpAddress, UnixAddress
 
-BACKLOG = 256
+BACKLOG = 1024
 
 
 class Listener:
@@ -37,8 +38,13 @@ class Listener:
         self._identity = None
 
 
-async def listen(address: Address, protocol: Callable[[], asyncio.BaseProtocol]) -> Listener:
-    """Accept connections at ``address``, one ``protocol()`` for each.
+async def listen(
+    address: Address,
+    protocol: Callable[[], asyncio.BaseProtocol],
+    *,
+    tls: ssl.SSLContext | None = None,
+) -> Listener:
+    """Accept connections at ``address``, one ``protocol()`` for each; ``tls`` is for TCP.
 
     The listener's own address holds the port that the system chose when 0 was asked for.
 
@@ -53,7 +59,7 @@ async def listen(address: Address, protocol: Callable[[], asyncio.BaseProtocol])
         return Listener(address, unix_server, identity)
     sock = await _bind_tcp(address)
     port = sock.getsockname()[1]
-    tcp_server = await loop.create_server(protocol, sock=sock, backlog=BACKLOG)
+    tcp_server = await loop.create_server(protocol, sock=sock, backlog=BACKLOG, ssl=tls)
     return Listener(TcpAddress(address.host, port), tcp_server, None)
 
 

@@ -6,38 +6,26 @@ here: the rules of appending, fencing and deleting are the store's.  Implements
 docs/protocol.md, "Messages".
 """
 
-import asyncio
-import os
 from collections.abc import Callable
 from typing import Any
 
 from torus import limits
 from torus._fast.record import RecordReader
 from torus.cluster.local import LocalChunks
-from torus.errors import Busy, Corruption, LocalProtocolError, ShuttingDown, TorusError
+from torus.errors import Corruption, LocalProtocolError
 from torus.ids import ChunkId
-from torus.log import get_logger
-from torus.net.address import Address, UnixAddress
-from torus.net.listener import Listener, listen
-from torus.node.session import Outcome, Session
+from torus.node.session import Outcome
 from torus.store.store import Store
 from torus.wire import messages as m
 
-log = get_logger("torus.node")
-_GOODBYE_TIMEOUT_S = 5.0
-
 
 class PeerService:
-    """Serves one store to any number of peers; made and used on one event loop."""
+    """Serves one disk to any number of peers; made and used on one event loop."""
 
     def __init__(self, store: Store, *, name: str = "") -> None:
         """``name`` is what peers see in their logs: the node's id."""
         self._store = store
         self._chunks = LocalChunks(store)
-        self._sessions: set[Session] = set()
-        self._closing = False
-        self._idle = asyncio.Event()
-        self._idle.set()
         self.hello = m.Hello(
             bytes.fromhex(store.identity.cluster_id), bytes.fromhex(store.identity.disk_id),
             store.boot_id, store.geometry.slot_bytes, limits.PEER_FRAME_BYTES_MAX,
@@ -60,42 +48,6 @@ class PeerService:
             m.Examine: self._examine,
             m.Ping: self._ping,
         }
-
-    @property
-    def connections(self) -> int:
-        """Peers that are connected."""
-        return len(self._sessions)
-
-    def protocol(self) -> Session:
-        """Return the protocol of a new connection, for `torus.net.listener.listen`."""
-        refusal: TorusError | None = None
-        if self._closing:
-            refusal = ShuttingDown("the node is shutting down", hint="try again in a moment")
-        elif len(self._sessions) >= limits.PEER_CONNECTIONS_MAX:
-            refusal = Busy(f"the node has {len(self._sessions)} peers, its most")
-        session = Session(self, self._on_ended, refusal)
-        self._sessions.add(session)
-        self._idle.clear()
-        return session
-
-    def _on_ended(self, session: Session) -> None:
-        self._sessions.discard(session)
-        if not self._sessions:
-            self._idle.set()
-
-    async def close(self) -> None:
-        """Answer what is under way, refuse what comes, hang up; idempotent.
-
-        The listener is closed before, the store after.
-        """
-        self._closing = True
-        await asyncio.gather(*[session.drain() for session in list(self._sessions)])
-        try:
-            await asyncio.wait_for(self._idle.wait(), _GOODBYE_TIMEOUT_S)
-        except TimeoutError:
-            for session in list(self._sessions):
-                session.abort()
-            await self._idle.wait()
 
     def serve(self, request: m.Request) -> Outcome:
         """Carry a request out: its answer, or a coroutine when that takes waiting.
@@ -210,15 +162,3 @@ class PeerService:
             raise LocalProtocolError(
                 f"{size} bytes at {offset} of chunk {chunk} end behind its slot of {slot_bytes}"
             )
-
-
-async def listen_for_peers(address: Address, service: PeerService) -> Listener:
-    """Accept peers at ``address``; a unix socket is for the node's own user only.
-
-    Raises: Busy, PermissionDenied, UsageError.
-    """
-    listener = await listen(address, service.protocol)
-    if isinstance(address, UnixAddress):
-        os.chmod(address.path, 0o600)
-    log.info("node.peer.listening", address=str(listener.address))
-    return listener

@@ -1,26 +1,28 @@
 """The answering end of one connection: requests in, answers out in the order they are done.
 
-Decides how much may be under way for one peer: beyond the cap nothing more is taken from the
-connection, and the peer's bytes stay in the kernel.  What a request does is decided in
+Decides how much may be under way for one peer and for all: beyond the caps nothing more is taken
+from the connection, and the peer's bytes stay in the kernel.  What a request does is decided in
 `torus.node.service`.  Implements docs/protocol.md, "Limits and deadlines".
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any, Protocol
 
 from torus import limits
 from torus.errors import ShuttingDown, TimedOut, TorusError
 from torus.log import get_logger
 from torus.net.framing import FramedProtocol
-from torus.wire import failures
+from torus.wire import failures, proof
 from torus.wire.connection import Connection
-from torus.wire.messages import Answer, Hello, Request, in_flight_bytes
+from torus.wire.messages import Answer, Hello, Proof, Request, in_flight_bytes
 from torus.wire.states import Role
 
 log = get_logger("torus.node")
 
-Outcome = Answer | Coroutine[Any, Any, Answer]
+Outcome = Answer | Coroutine[Any, Any, Answer] | asyncio.Future[Answer]
 
 
 class Service(Protocol):
@@ -29,26 +31,65 @@ class Service(Protocol):
     hello: Hello
 
     def serve(self, request: Request) -> Outcome:
-        """Carry a request out: its answer, or a coroutine when that takes waiting.
+        """Carry a request out: its answer, or what it will be when that takes waiting.
 
-        Raises: TorusError; so may the coroutine.
+        Raises: TorusError; so may what is awaited.
         """
+
+
+class Host(Protocol):
+    """What a session needs of the node."""
+
+    hello: Hello
+    secret: bytes
+    load: "Load"
+
+    def choose(self, hello: Hello) -> Service:
+        """Return who serves the disk that a client wants.
+
+        Raises: NotFound.
+        """
+
+
+class Load:
+    """What is under way for all sessions of a node, in bytes."""
+
+    def __init__(self, most: int) -> None:
+        self.bytes = 0
+        self._most = most
+        self._waiting: set[Session] = set()
+
+    def has_room(self, session: "Session") -> bool:
+        """Tell whether a session may take one more request; one always may be under way."""
+        if self.bytes < self._most or not session.in_flight_bytes:
+            return True
+        self._waiting.add(session)
+        return False
+
+    def less(self, cost: int) -> None:
+        """Count the end of a request; sessions that waited go on."""
+        self.bytes -= cost
+        if self._waiting and self.bytes < self._most:
+            waiting, self._waiting = self._waiting, set()
+            for session in waiting:
+                session.go_on()
 
 
 class Session(FramedProtocol):
     """One peer's connection; ``ended`` is called once when it is gone."""
 
     def __init__(
-        self, service: Service, ended: Callable[["Session"], None], refusal: TorusError | None
+        self, host: Host, ended: Callable[["Session"], None], refusal: TorusError | None
     ) -> None:
         """``refusal`` is what the peer is told at once, in place of being served."""
-        super().__init__(Connection(Role.SERVER, service.hello))
-        self._service = service
+        super().__init__(Connection(Role.SERVER, host.hello, host.secret))
+        self._host = host
+        self.service: Service | None = None  # chosen by the hello
         self._ended = ended
         self._refusal = refusal
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[Answer]] = set()
-        self._in_flight_bytes = 0
+        self._tasks: set[asyncio.Future[Answer]] = set()
+        self.in_flight_bytes = 0
         self._draining = False
         self._pumping = False
         self._hello_timer: asyncio.TimerHandle | None = None
@@ -84,6 +125,7 @@ class Session(FramedProtocol):
         if not isinstance(error, ShuttingDown):
             log.warning("node.peer.refused", code=error.code, reason=error.message)
         self.send(self.connection.send_refusal(error))
+        self.uncork()
         self.transport.close()
 
     def _stop_timer(self) -> None:
@@ -98,8 +140,9 @@ class Session(FramedProtocol):
         return (
             self.writable
             and not self._draining
-            and self._in_flight_bytes < limits.PEER_IN_FLIGHT_BYTES_MAX
+            and self.in_flight_bytes < limits.PEER_IN_FLIGHT_BYTES_MAX
             and len(self._tasks) < limits.PEER_IN_FLIGHT_REQUESTS_MAX
+            and self._host.load.has_room(self)
         )
 
     def pump(self) -> None:
@@ -107,53 +150,73 @@ class Session(FramedProtocol):
         if self._pumping:  # an answer that was sent at once called back
             return
         self._pumping = True
+        self.cork()
         try:
             while self._has_room and (event := self.connection.next_event()) is not None:
                 if isinstance(event.message, Hello):
                     self._greet(event.message)
+                elif isinstance(event.message, Proof):
+                    self._admit()
                 else:
                     self._start(event.request, event.message)  # type: ignore[arg-type]
         except TorusError as exc:
             self.refuse(exc)
         finally:
             self._pumping = False
+            self.uncork()
         self.set_reading(self._has_room)
 
+    def go_on(self) -> None:
+        """There is room again: take up what was left."""
+        self._loop.call_soon(self.pump)
+
     def _greet(self, hello: Hello) -> None:
+        self.service = self._host.choose(hello)
+        ours = replace(self.service.hello, nonce=os.urandom(proof.NONCE_BYTES))
+        self.send(self.connection.send_hello(ours))
+
+    def _admit(self) -> None:
         self._stop_timer()
-        self.send(self.connection.send_hello())
-        log.info("node.peer.joined", peer=hello.name)
+        assert self.connection.peer is not None
+        log.info("node.peer.joined", peer=self.connection.peer.name)
 
     def _start(self, number: int, request: Request) -> None:
+        assert self.service is not None
         self.requests += 1
         try:
-            outcome = self._service.serve(request)
+            outcome = self.service.serve(request)
         except TorusError as exc:
             self._fail(number, exc)
             return
-        if not asyncio.iscoroutine(outcome):
+        if asyncio.iscoroutine(outcome):
+            self._later(number, request, self._loop.create_task(outcome))
+        elif isinstance(outcome, asyncio.Future):
+            self._later(number, request, outcome)
+        else:
             self._finish(number, outcome)
-            return
-        cost = in_flight_bytes(request, self._service.hello.slot_bytes)
-        self._in_flight_bytes += cost
-        task = self._loop.create_task(outcome)
-        self._tasks.add(task)
 
-        def done(task: asyncio.Task[Answer]) -> None:
-            self._tasks.discard(task)
-            self._in_flight_bytes -= cost
-            self._on_done(number, task)
+    def _later(self, number: int, request: Request, outcome: asyncio.Future[Answer]) -> None:
+        cost = in_flight_bytes(request, self.connection.hello.slot_bytes)
+        self.in_flight_bytes += cost
+        self._host.load.bytes += cost
+        self._tasks.add(outcome)
+
+        def done(outcome: asyncio.Future[Answer]) -> None:
+            self._tasks.discard(outcome)
+            self.in_flight_bytes -= cost
+            self._on_done(number, outcome)
+            self._host.load.less(cost)
             self.pump()
 
-        task.add_done_callback(done)
+        outcome.add_done_callback(done)
 
-    def _on_done(self, number: int, task: asyncio.Task[Answer]) -> None:
-        if task.cancelled():
+    def _on_done(self, number: int, outcome: asyncio.Future[Answer]) -> None:
+        if outcome.cancelled():
             self._fail(number, ShuttingDown("the node stopped before the request was done"))
             return
-        error = task.exception()
+        error = outcome.exception()
         if error is None:
-            self._finish(number, task.result())
+            self._finish(number, outcome.result())
         elif isinstance(error, TorusError):
             self._fail(number, error)
         else:

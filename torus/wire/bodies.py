@@ -16,8 +16,9 @@ from torus.wire.frames import Header
 from torus.wire.messages import Buffer, Message, MessageType
 
 _CHUNK = struct.Struct("<QIHI")
-_HELLO = struct.Struct("<16s16sQIIIII")
+_HELLO = struct.Struct("<16s16sQIIIII16s32s")
 _ERROR = struct.Struct("<HHI")
+_PROOF = struct.Struct("<32s")
 _OPEN = struct.Struct("<QIHIBB")
 _APPEND = struct.Struct("<QIHIHIII")  # 32 bytes: the record behind it stays aligned
 _READ = struct.Struct("<QIHIII")
@@ -94,17 +95,31 @@ def _pack_hello(hello: m.Hello) -> Packed:
     fixed = _HELLO.pack(
         hello.cluster_id, hello.disk_id, hello.boot_id, hello.slot_bytes,
         hello.frame_bytes_max, hello.in_flight_bytes_max, hello.in_flight_requests_max, len(name),
+        hello.nonce, hello.proof,
     )  # fmt: skip
     return 0, 0, [fixed + name]
 
 
 def _unpack_hello(header: Header, body: memoryview) -> m.Hello:
     _no_token(header)
-    *fields, name_bytes = _HELLO.unpack_from(body)
+    *fields, name_bytes, nonce, proof = _HELLO.unpack_from(body)
     cluster, disk, boot_id, slot, frame, in_flight, requests = fields
     rest = body[_HELLO.size :]
     _check(len(rest) == name_bytes, "its name has another size")
-    return m.Hello(cluster, disk, boot_id, slot, frame, in_flight, requests, _read_text(rest))
+    name = _read_text(rest)
+    return m.Hello(
+        cluster, disk, boot_id, slot, frame, in_flight, requests, name, nonce, proof
+    )  # fmt: skip
+
+
+def _pack_proof(proof: m.Proof) -> Packed:
+    return 0, 0, [_PROOF.pack(proof.proof)]
+
+
+def _unpack_proof(header: Header, body: memoryview) -> m.Proof:
+    _no_token(header)
+    _check(len(body) == _PROOF.size, f"proof of {len(body)} bytes")
+    return m.Proof(bytes(body))
 
 
 def _pack_error(error: m.Error) -> Packed:
@@ -441,6 +456,7 @@ _Decoder = Callable[[Header, memoryview], Message]
 _TABLE: tuple[tuple[MessageType, type, Callable[..., Packed], _Decoder], ...] = (
     (_T.HELLO, m.Hello, _pack_hello, _unpack_hello),
     (_T.ERROR, m.Error, _pack_error, _unpack_error),
+    (_T.PROOF, m.Proof, _pack_proof, _unpack_proof),
     (_T.OPEN, m.Open, _pack_open, _unpack_open),
     (_T.APPEND, m.Append, _pack_append, _unpack_append),
     (_T.SYNC, m.Sync, _pack_sync, _unpack_sync),

@@ -5,6 +5,7 @@ Implements docs/protocol.md, "Frames".
 """
 
 import struct
+from collections.abc import Callable
 
 from torus._fast.crc import checksum
 from torus.errors import LocalProtocolError, RemoteProtocolError
@@ -13,8 +14,16 @@ from torus.wire.frames import BODY_BYTES_MAX, Header, pack_header
 from torus.wire.messages import Buffer, Message, MessageType
 
 
-def encode(message: Message, request: int) -> list[Buffer]:
+def _none(_volume: int, _epoch: int) -> int:
+    return 0
+
+
+def encode(
+    message: Message, request: int, capability: Callable[[int, int], int] = _none
+) -> list[Buffer]:
     """Return a frame as buffers to be sent one after the other.
+
+    ``capability(volume, epoch)`` is that of the message's fence token.
 
     Large payloads are not copied: the caller keeps them unchanged until they are sent.
 
@@ -29,7 +38,8 @@ def encode(message: Message, request: int) -> list[Buffer]:
             crc = checksum(piece, crc)
         if size > BODY_BYTES_MAX:
             raise LocalProtocolError(f"{kind.name} of {size} bytes, a frame takes {BODY_BYTES_MAX}")
-        header = pack_header(Header(kind, size, request, volume, epoch, crc))
+        allowed = capability(volume, epoch)
+        header = pack_header(Header(kind, size, request, volume, epoch, crc, allowed))
     except struct.error as exc:
         raise LocalProtocolError(f"{kind.name} has a field out of its range: {exc}") from exc
     return [header, *pieces]

@@ -5,6 +5,7 @@ cluster the other side is of.  The caller carries bytes and keeps time.  Impleme
 docs/protocol.md, "States".
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from torus import limits
@@ -14,14 +15,16 @@ from torus.errors import (
     RemoteProtocolError,
     TorusError,
 )
-from torus.wire import failures
+from torus.wire import failures, proof
 from torus.wire.codec import decode, encode, type_of
-from torus.wire.messages import ANSWER, Buffer, Error, Hello, Message, MessageType
+from torus.wire.frames import BODY_BYTES_MAX
+from torus.wire.messages import ANSWER, Buffer, Error, Hello, Message, MessageType, Proof
 from torus.wire.receiver import Receiver
 from torus.wire.states import Role, State, next_state
 
 _HELLO_REQUEST = 0  # the request id of hellos and of errors that concern the connection
 _IDS_MAX = (1 << 64) - 1
+_STRANGER_BYTES_MAX = 3 * limits.PEER_TEXT_BYTES_MAX  # of a body before the other side is known
 
 
 class Received(NamedTuple):
@@ -31,18 +34,25 @@ class Received(NamedTuple):
     message: Message
 
 
+def _none(_volume: int, _epoch: int) -> int:
+    return 0
+
+
 class Connection:
     """Both directions of a connection, seen from one side."""
 
-    def __init__(self, role: Role, hello: Hello) -> None:
-        """``hello`` is what this side says of itself."""
+    def __init__(self, role: Role, hello: Hello, secret: bytes = b"") -> None:
+        """``hello`` is what this side says of itself, ``secret`` the cluster's."""
         self.role = role
         self.hello = hello
+        self._secret = secret
+        self.capabilities: proof.Capabilities | None = None  # once both hellos are known
         self.peer: Hello | None = None  # known when `ready`
         self._peer_role = Role.SERVER if role is Role.CLIENT else Role.CLIENT
         self._our_state = State.NEW
         self._peer_state = State.NEW
-        self._receiver = Receiver()
+        self.receiver = Receiver()
+        self.receiver.body_bytes_max = _STRANGER_BYTES_MAX
         self._pending: dict[int, MessageType] = {}  # requests without an answer, either role
         self._last_request = _HELLO_REQUEST
 
@@ -50,11 +60,11 @@ class Connection:
 
     def buffer(self) -> memoryview:
         """Return where received bytes go; after `next_event` has returned None."""
-        return self._receiver.buffer()
+        return self.receiver.buffer()
 
     def received(self, count: int) -> None:
         """Take note that ``count`` bytes were written to `buffer`."""
-        self._receiver.received(count)
+        self.receiver.received(count)
 
     def next_event(self) -> Received | None:
         """Return the next message; None when more bytes are needed.
@@ -67,12 +77,14 @@ class Connection:
         if self._peer_state is State.CLOSED:
             return None
         try:
-            frame = self._receiver.next_frame()
+            frame = self.receiver.next_frame()
             if frame is None:
                 return None
             header, body = frame
             message = decode(header, body)
             self._judge(header.request, message)
+            if self.role is Role.SERVER and self.ready and header.request:
+                self.check_capability(header.volume, header.epoch, header.capability)
         except TorusError:
             self._peer_state = State.CLOSED  # a refusal may still be sent
             raise
@@ -80,7 +92,7 @@ class Connection:
 
     def end_of_input(self) -> bool:
         """Close; return True when the peer stopped in the middle of a frame."""
-        partial = self._receiver.partial
+        partial = self.receiver.partial
         self.close()
         return partial
 
@@ -93,6 +105,8 @@ class Connection:
             )
         if isinstance(message, Hello):
             self._meet(request, message)
+        elif isinstance(message, Proof):
+            self._check_client(request, message)
         elif self.role is Role.SERVER:
             self._judge_request(request, kind)
         else:
@@ -115,7 +129,28 @@ class Connection:
                 raise RemoteProtocolError(f"the server has slots of {hello.slot_bytes} bytes")
         if hello.in_flight_bytes_max < hello.frame_bytes_max or not hello.in_flight_requests_max:
             raise RemoteProtocolError("hello allows less than one frame in flight")
+        if self.role is Role.CLIENT:
+            expected = proof.server_proof(self._secret, self.hello, hello)
+            proof.check(hello.proof, expected, f"the server {hello.name!r}")
+            self.capabilities = proof.Capabilities(self._secret, self.hello, hello)
+            self.receiver.body_bytes_max = BODY_BYTES_MAX
         self.peer = hello
+
+    def _check_client(self, request: int, message: Proof) -> None:
+        if request != _HELLO_REQUEST or self.capabilities is None:
+            raise RemoteProtocolError(f"proof carries request {request}, or precedes our hello")
+        assert self.peer is not None
+        expected = proof.client_proof(self._secret, self.peer, self.hello)
+        proof.check(message.proof, expected, f"the client {self.peer.name!r}")
+        self.receiver.body_bytes_max = BODY_BYTES_MAX
+
+    def check_capability(self, volume: int, epoch: int, capability: int) -> None:
+        """Refuse a request that may not be asked.
+
+        Raises: PermissionDenied.
+        """
+        assert self.capabilities is not None
+        self.capabilities.check(volume, epoch, capability)
 
     def _judge_request(self, request: int, kind: MessageType) -> None:
         if request <= self._last_request:
@@ -151,12 +186,30 @@ class Connection:
         """Requests that have no answer yet."""
         return len(self._pending)
 
-    def send_hello(self) -> list[Buffer]:
-        """Return the bytes of this side's hello.
+    def send_hello(self, hello: Hello | None = None) -> list[Buffer]:
+        """Return the bytes of this side's hello, with a server's proof; ``hello`` takes the place
+        of the one from before: a server answers for the disk that was asked for.
 
-        Raises: LocalProtocolError when it was sent before.
+        Raises: LocalProtocolError when it was sent before, or a client's is not known yet.
         """
+        self.hello = self.hello if hello is None else hello
+        if self.role is Role.SERVER:
+            if self.peer is None:
+                raise LocalProtocolError("a server's hello before the client's")
+            made = proof.server_proof(self._secret, self.peer, self.hello)
+            self.hello = replace(self.hello, proof=made)
+            self.capabilities = proof.Capabilities(self._secret, self.peer, self.hello)
         return self._send(_HELLO_REQUEST, self.hello)
+
+    def send_proof(self) -> list[Buffer]:
+        """Return the bytes of a client's proof, which makes it ready.
+
+        Raises: LocalProtocolError before the server's hello.
+        """
+        if self.peer is None:
+            raise LocalProtocolError("a proof before the server's hello")
+        made = proof.client_proof(self._secret, self.hello, self.peer)
+        return self._send(_HELLO_REQUEST, Proof(made))
 
     def send_request(self, message: Message) -> tuple[int, list[Buffer]]:
         """Return a new request's id and bytes.
@@ -204,6 +257,7 @@ class Connection:
         state = next_state(self.role, self._our_state, kind)
         if state is None:
             raise LocalProtocolError(f"cannot send {kind.name} while {self._our_state.value}")
-        pieces = encode(message, request)
+        allowed = self.capabilities.of if self.role is Role.CLIENT and self.capabilities else _none
+        pieces = encode(message, request, allowed if request else _none)
         self._our_state = state
         return pieces

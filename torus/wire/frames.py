@@ -13,9 +13,9 @@ from torus.errors import RemoteProtocolError, UnknownVersion
 from torus.wire.messages import Buffer
 
 MAGIC = b"TPFR"
-VERSION = 1
-# magic, version, type, flags, body bytes, request, volume, epoch, body CRC, reserved, header CRC
-_HEADER = struct.Struct("<4sHHIIQQIIII")
+VERSION = 2
+# magic, version, type, body bytes, body CRC, request, volume, epoch, capability, header CRC
+_HEADER = struct.Struct("<4sHHIIQQIQI")
 _CRC = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size
 BODY_BYTES_MAX = limits.PEER_FRAME_BYTES_MAX - HEADER_BYTES
@@ -31,17 +31,18 @@ class Header(NamedTuple):
     volume: int
     epoch: int
     body_crc: int
+    capability: int = 0
 
 
-def parse_header(data: Buffer, offset: int = 0) -> Header:
-    """Read the 48 bytes at ``offset``.
+def parse_header(data: Buffer, offset: int = 0, most: int = BODY_BYTES_MAX) -> Header:
+    """Read the 48 bytes at ``offset``, of a frame whose body has at most ``most`` bytes.
 
     Magic, version and the header's checksum lie where they lie in every version, so that an
     unknown one is told from damage.
 
     Raises: RemoteProtocolError, UnknownVersion.
     """
-    magic, version, kind, flags, body_bytes, request, volume, epoch, body_crc, reserved, crc = (
+    magic, version, kind, body_bytes, body_crc, request, volume, epoch, capability, crc = (
         _HEADER.unpack_from(data, offset)
     )
     if magic != MAGIC:
@@ -56,11 +57,9 @@ def parse_header(data: Buffer, offset: int = 0) -> Header:
             f"the peer speaks version {version} of the protocol, this torus version {VERSION}",
             hint="update the older of the two",
         )
-    if flags or reserved:
-        raise RemoteProtocolError(f"frame has unknown flags {flags:#x} or {reserved:#x}")
-    if body_bytes > BODY_BYTES_MAX:
-        raise RemoteProtocolError(f"frame of {body_bytes} bytes, the most is {BODY_BYTES_MAX}")
-    return Header(kind, body_bytes, request, volume, epoch, body_crc)
+    if body_bytes > most:
+        raise RemoteProtocolError(f"frame of {body_bytes} bytes, the most is {most}")
+    return Header(kind, body_bytes, request, volume, epoch, body_crc, capability)
 
 
 def pack_header(header: Header) -> bytes:
@@ -68,8 +67,8 @@ def pack_header(header: Header) -> bytes:
 
     Raises: struct.error when a field is out of its range.
     """
-    kind, body_bytes, request, volume, epoch, body_crc = header
+    kind, body_bytes, request, volume, epoch, body_crc, capability = header
     data = _HEADER.pack(
-        MAGIC, VERSION, kind, 0, body_bytes, request, volume, epoch, body_crc, 0, 0
+        MAGIC, VERSION, kind, body_bytes, body_crc, request, volume, epoch, capability, 0
     )[: -_CRC.size]
     return data + _CRC.pack(checksum(data))

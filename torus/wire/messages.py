@@ -19,6 +19,7 @@ class MessageType(IntEnum):
 
     HELLO = 1
     ERROR = 2
+    PROOF = 3
     OPEN = 16
     APPEND = 17
     SYNC = 18
@@ -56,7 +57,8 @@ ANSWER = 128  # added to a request's type
 class Hello:
     """Who speaks and what it accepts; the first message of either side.
 
-    A client has no disk: zeroes for its disk id, boot id and slot size.
+    A client says which disk it wants, zeroes for the only one there is, and has zeroes for boot
+    id, slot size and proof.
     """
 
     cluster_id: bytes  # 16 bytes
@@ -67,6 +69,15 @@ class Hello:
     in_flight_bytes_max: int
     in_flight_requests_max: int
     name: str  # for logs
+    nonce: bytes = bytes(16)  # drawn for this connection
+    proof: bytes = bytes(32)  # the server's, see torus.wire.proof
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A client's proof that it knows the cluster's secret; its second message."""
+
+    proof: bytes  # 32 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +340,7 @@ Answer = (
     | Pong
     | Error
 )
-Message = Hello | Request | Answer
+Message = Hello | Proof | Request | Answer
 
 
 def in_flight_bytes(request: Request, slot_bytes: int) -> int:

@@ -5,7 +5,7 @@ which is handed on with it.  Implements docs/protocol.md, "Frames".
 """
 
 from torus import limits
-from torus.wire.frames import HEADER_BYTES, Header, parse_header
+from torus.wire.frames import BODY_BYTES_MAX, HEADER_BYTES, Header, parse_header
 from torus.wire.messages import Buffer
 
 _BUFFER_BYTES = 64 * limits.KIB
@@ -22,6 +22,7 @@ class Receiver:
         self._header: Header | None = None
         self._body: bytearray | None = None  # of a large frame
         self._filled = 0
+        self.body_bytes_max = BODY_BYTES_MAX
 
     def buffer(self) -> memoryview:
         """Return where the next bytes go; never empty once `next_frame` has returned None."""
@@ -54,7 +55,7 @@ class Receiver:
         if header is None:
             if self._end - self._start < HEADER_BYTES:
                 return None
-            header = self._header = parse_header(self._shared, self._start)
+            header = self._header = parse_header(self._shared, self._start, self.body_bytes_max)
             self._start += HEADER_BYTES
         if self._body is None:
             if not self._take_from_shared(header):

@@ -22,19 +22,22 @@ class State(Enum):
     """What one side may say next."""
 
     NEW = "new"  # its hello is due
+    GREETED = "greeted"  # its proof is due
     READY = "ready"
     CLOSED = "closed"  # nothing more
 
 
-_REQUESTS = [kind for kind in MessageType if MessageType.ERROR < kind < ANSWER]
+_REQUESTS = [kind for kind in MessageType if MessageType.PROOF < kind < ANSWER]
 _ANSWERS = [kind for kind in MessageType if kind > ANSWER]
 
 # A server refuses a client with an ERROR in place of its hello.
 TRANSITIONS: Mapping[tuple[Role, State], Mapping[MessageType, State]] = {
-    (Role.CLIENT, State.NEW): {MessageType.HELLO: State.READY},
+    (Role.CLIENT, State.NEW): {MessageType.HELLO: State.GREETED},
+    (Role.CLIENT, State.GREETED): {MessageType.PROOF: State.READY},
     (Role.CLIENT, State.READY): dict.fromkeys(_REQUESTS, State.READY),
     (Role.CLIENT, State.CLOSED): {},
     (Role.SERVER, State.NEW): {MessageType.HELLO: State.READY, MessageType.ERROR: State.CLOSED},
+    (Role.SERVER, State.GREETED): {},
     (Role.SERVER, State.READY): dict.fromkeys([*_ANSWERS, MessageType.ERROR], State.READY),
     (Role.SERVER, State.CLOSED): {},
 }

@@ -12,7 +12,7 @@ import pytest
 from tests.contract.chunk_places import CLUSTER, FIRST, LOOPS, SLOT_BYTES, Place, build, record
 from torus import limits
 from torus.cluster import link as link_module
-from torus.cluster.link import connect
+from torus.cluster.link import Dialing, connect
 from torus.cluster.peer import PeerChunks
 from torus.errors import (
     Busy,
@@ -25,7 +25,8 @@ from torus.errors import (
 )
 from torus.ids import ChunkId
 from torus.net.address import TcpAddress, UnixAddress
-from torus.node.service import PeerService, listen_for_peers
+from torus.node.server import PeerServer, listen_for_peers
+from torus.node.service import PeerService
 from torus.node.session import Outcome
 from torus.store.store import Store
 from torus.wire import codec, frames
@@ -52,13 +53,14 @@ class AnswersGetLost(PeerService):
     kind: type = m.Append
     count = 1
     seen = 0
+    server: PeerServer  # which the place sets
 
     def serve(self, request: m.Request) -> Outcome:
         outcome = super().serve(request)
         if isinstance(request, self.kind):
             type(self).seen += 1
             if type(self).seen <= self.count:
-                for session in list(self._sessions):
+                for session in self.server.sessions:
                     session.abort()
         return outcome
 
@@ -129,8 +131,8 @@ def test_connect_with_another_version_says_so(
 
         monkeypatch.setattr(codec, "pack_header", next_version)
         hello = m.Hello(bytes.fromhex(CLUSTER), bytes(16), 0, 0, 1 << 23, 1 << 25, 9, "new")
-        with pytest.raises(UnknownVersion, match="version 2") as caught:
-            await connect(place.address, hello, 5.0)
+        with pytest.raises(UnknownVersion, match="version 3") as caught:
+            await connect(place.address, Dialing(hello))
         assert caught.value.hint == "update the older of the two"
         monkeypatch.undo()
 
@@ -148,7 +150,7 @@ def test_connect_beyond_the_most_peers_is_busy(
         with pytest.raises(Busy, match="2 peers"):
             await PeerChunks.connect(place.address, CLUSTER)
         await second.close()
-        await until(lambda: place.service.connections == 1)
+        await until(lambda: place.server.connections == 1)
         third = await PeerChunks.connect(place.address, CLUSTER)
         await third.close()
 
@@ -196,14 +198,16 @@ def test_tcp_works_like_a_unix_socket(place: Place) -> None:
     """The same protocol on the other kind of address."""
 
     async def scenario() -> None:
-        listener = await listen_for_peers(TcpAddress("127.0.0.1", 0), place.service)
-        chunks = await PeerChunks.connect(listener.address, CLUSTER)
+        server = PeerServer(CLUSTER, [place.service], secret="ab")
+        listener = await listen_for_peers(TcpAddress("127.0.0.1", 0), server)
+        chunks = await PeerChunks.connect(listener.address, CLUSTER, secret="ab")
         writer = await chunks.open(ONE, from_reserve=False)
         await writer.append(0, FIRST, build(ONE, 0, FIRST))
 
         assert await chunks.read([(ONE, FIRST, 512)]) == [record(ONE, 0, FIRST)[:512]]
         await chunks.close()
         listener.close()
+        await server.close()
 
     place.run(scenario)
 
@@ -294,7 +298,7 @@ def test_pending_requests_fail_when_closed(place: Place) -> None:
             await waiting
         with pytest.raises(Unavailable, match="was closed"):
             await place.chunks.list(5)
-        for session in list(place.service._sessions):
+        for session in place.server.sessions:
             for task in session._tasks:
                 task.cancel()
 
@@ -312,7 +316,7 @@ def test_request_without_an_answer_times_out(place: Place) -> None:
             await place.chunks.list(5)
         assert link.failure is not None
         assert peer(place).reconnects == 0
-        for session in list(place.service._sessions):
+        for session in place.server.sessions:
             for task in session._tasks:
                 task.cancel()
 
@@ -512,9 +516,9 @@ def test_close_answers_what_is_under_way(place: Place) -> None:
         writer = await place.chunks.open(ONE, from_reserve=False)
         await writer.append(0, FIRST, build(ONE, 0, FIRST))
         syncing = asyncio.ensure_future(place.chunks.sync([ONE]))
-        await until(lambda: any(session._tasks for session in place.service._sessions))
-        await place.service.close()
-        await place.service.close()
+        await until(lambda: any(session._tasks for session in place.server.sessions))
+        await place.server.close()
+        await place.server.close()
 
         await syncing
         with pytest.raises(Unavailable, match="shutting down"):
@@ -562,13 +566,13 @@ def test_server_pauses_a_peer_that_asks_for_too_much(
         link = peer(place)._link
         assert link is not None
         monkeypatch.setattr(type(link), "_has_room", lambda _link, _cost: True)
-        [session] = place.service._sessions
+        [session] = place.server.sessions
         most = 0
         reads = place.store.read
 
         async def counted(places: object) -> list[bytes]:
             nonlocal most
-            most = max(most, session._in_flight_bytes)
+            most = max(most, session.in_flight_bytes)
             return await reads(places)  # type: ignore[arg-type]
 
         monkeypatch.setattr(place.store, "read", counted)

@@ -10,8 +10,10 @@ NEXT = CHUNK._replace(sequence=0x0F101113)
 
 MESSAGES: tuple[m.Message, ...] = (
     m.Hello(
-        b"cluster-cluster-", b"disk-disk-disk-d", 2**64 - 1, 4 << 20, 8 << 20, 32 << 20, 1024, "né"
+        b"cluster-cluster-", b"disk-disk-disk-d", 2**64 - 1, 4 << 20, 8 << 20, 32 << 20, 1024, "né",
+        b"nonce-nonce-nonc", b"proof-proof-proof-proof-proof-pr",
     ),
+    m.Proof(b"proof-proof-proof-proof-proof-pr"),
     m.Error(9, "volume 5 has epoch 3 now", "stop"),
     m.Error(1, "", None),
     m.Open(CHUNK, True),
@@ -26,6 +28,11 @@ MESSAGES: tuple[m.Message, ...] = (
     m.List(CHUNK.volume, CHUNK, 1),
     m.Space(),
     m.Status(),
+    m.Reopen(CHUNK, 0x51525354),
+    m.Install(CHUNK, 0x51525354, 0x61626364, b"record bytes"),
+    m.Examine((CHUNK, NEXT), True),
+    m.Examine((), False),
+    m.Ping(),
     m.Opened(0x6162636465666768),
     m.Appended(0x6162636465666768),
     m.Synced(0x6162636465666768),
@@ -39,6 +46,11 @@ MESSAGES: tuple[m.Message, ...] = (
     m.Listed((), False),
     m.SpaceIs(100, 20, 4, 1, 4 << 20),
     m.StatusIs(7, m.SpaceIs(100, 20, 4, 1, 4 << 20), 2, "disk failed"),
+    m.Reopened(7, True, 0x11121314, 0x21222324, 0x3132333435363738),
+    m.Reopened(7, False, 0, 0, 0),
+    m.Installed(0x6162636465666768),
+    m.Examined(((1, 0x21222324, 9, 0x31323334), (0, 0, 0, 0), (2, 0, 0, 0))),
+    m.Pong(0x6162636465666768),
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The connection without I/O: who may say what when, however the bytes are cut."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -9,13 +10,14 @@ from torus.errors import (
     Fenced,
     ForeignData,
     LocalProtocolError,
+    PermissionDenied,
     RemoteProtocolError,
     ShuttingDown,
     TorusError,
     UnknownVersion,
 )
 from torus.ids import ChunkId
-from torus.wire import codec, failures, frames
+from torus.wire import codec, failures, frames, proof
 from torus.wire import messages as m
 from torus.wire.connection import Connection, Received
 from torus.wire.states import TRANSITIONS, Role, State, next_state
@@ -50,20 +52,25 @@ def pair() -> tuple[Connection, Connection]:
     client, server = Connection(Role.CLIENT, hello()), Connection(Role.SERVER, hello())
     feed(server, *client.send_hello())
     feed(client, *server.send_hello())
+    feed(server, *client.send_proof())
     return client, server
 
 
 def test_hellos_make_both_ready() -> None:
-    """Each side knows the other after one message each."""
+    """Each side knows the other after one message each, and the client's proof."""
     client, server = Connection(Role.CLIENT, hello()), Connection(Role.SERVER, hello())
     assert not client.ready
     [event] = feed(server, *client.send_hello())
     assert event == (0, hello())
     assert not server.ready
     feed(client, *server.send_hello())
+    assert (client.ready, server.ready) == (False, False)
+    [event] = feed(server, *client.send_proof())
 
+    assert isinstance(event.message, m.Proof)
     assert (client.ready, server.ready) == (True, True)
-    assert client.peer == server.peer == hello()
+    assert server.peer == hello()
+    assert client.peer == server.hello
 
 
 def test_answers_come_in_any_order() -> None:
@@ -116,9 +123,10 @@ def test_other_cluster_is_refused_on_both_sides() -> None:
         feed(client, *server.send_refusal(caught.value))
     assert (client.closed, server.closed) == (True, True)
 
-    client, server = Connection(Role.CLIENT, hello()), Connection(Role.SERVER, hello(b"x" * 16))
+    client, server = Connection(Role.CLIENT, hello()), Connection(Role.SERVER, hello())
+    feed(server, *client.send_hello())
     with pytest.raises(ForeignData):
-        feed(client, *server.send_hello())
+        feed(client, *server.send_hello(hello(b"x" * 16)))
 
 
 @pytest.mark.parametrize(
@@ -127,6 +135,7 @@ def test_other_cluster_is_refused_on_both_sides() -> None:
 def test_impossible_hello_is_refused(wrong: dict[str, int]) -> None:
     """A server that could not be used is refused before the first request."""
     client, server = Connection(Role.CLIENT, hello()), Connection(Role.SERVER, hello(**wrong))
+    feed(server, *client.send_hello())
     with pytest.raises(RemoteProtocolError):
         feed(client, *server.send_hello())
 
@@ -150,13 +159,13 @@ def test_version_refusal_can_be_sent() -> None:
     """A server that cannot read the hello still says why."""
     server = Connection(Role.SERVER, hello())
     data = bytearray(codec.encode(hello(), 0)[0])
-    data[4] = 2
+    data[4] = 9
     data[-4:] = codec.checksum(bytes(data[:-4])).to_bytes(4, "little")
     with pytest.raises(UnknownVersion) as caught:
         feed(server, data)
 
     client = Connection(Role.CLIENT, hello())
-    with pytest.raises(UnknownVersion, match="version 2"):
+    with pytest.raises(UnknownVersion, match="version 9"):
         feed(client, *server.send_refusal(caught.value))
 
 
@@ -181,12 +190,90 @@ def test_wrong_answers_are_refused() -> None:
         answers_to(m.Sync((CHUNK,)), hello(), 0)
 
 
+def allowed(server: Connection, message: m.Message, request: int) -> list[m.Buffer]:
+    """Return a request's bytes with the capability that ``server`` wants to see."""
+    assert server.capabilities is not None
+    return codec.encode(message, request, server.capabilities.of)
+
+
+SECRET = b"s" * 64
+
+
+def greeted(ours: bytes, theirs: bytes) -> tuple[Connection, Connection]:
+    """Return a client and a server that have seen each other's hello."""
+    nonces = (replace(hello(), nonce=b"1" * 16), replace(hello(), nonce=b"2" * 16))
+    client = Connection(Role.CLIENT, nonces[0], ours)
+    server = Connection(Role.SERVER, nonces[1], theirs)
+    feed(server, *client.send_hello())
+    feed(client, *server.send_hello())
+    return client, server
+
+
+def test_secret_is_proved_both_ways() -> None:
+    """The same secret opens, another one is noticed by the client first, and by the server."""
+    client, server = greeted(SECRET, SECRET)
+    feed(server, *client.send_proof())
+    assert server.ready
+    with pytest.raises(PermissionDenied, match="the server 'name' does not know"):
+        greeted(b"t" * 64, SECRET)
+    with pytest.raises(PermissionDenied):
+        greeted(b"", SECRET)
+    client, server = greeted(SECRET, SECRET)
+    assert client.peer is not None
+    for wrong in (
+        m.Proof(bytes(32)),
+        m.Proof(server.hello.proof),  # the server's own, sent back
+        m.Proof(proof.client_proof(b"t" * 64, client.hello, client.peer)),
+    ):
+        _, server = greeted(SECRET, SECRET)
+        with pytest.raises(PermissionDenied, match="the client 'name' does not know"):
+            feed(server, *codec.encode(wrong, 0))
+        assert server.closed
+
+
+def test_proof_of_another_connection_is_worth_nothing() -> None:
+    """Each connection has numbers of its own."""
+    client, _ = greeted(SECRET, SECRET)
+    server = Connection(Role.SERVER, replace(hello(), nonce=b"3" * 16), SECRET)
+    feed(server, *codec.encode(client.hello, 0))
+    server.send_hello()
+    with pytest.raises(PermissionDenied):
+        feed(server, *client.send_proof())
+
+
+def test_nothing_is_served_before_the_proof() -> None:
+    """Neither a request nor a large frame of a stranger is taken."""
+    client, server = greeted(SECRET, SECRET)
+    assert client.capabilities is not None
+    with pytest.raises(RemoteProtocolError, match="SPACE while greeted"):
+        feed(server, *codec.encode(m.Space(), 1, client.capabilities.of))
+    server = Connection(Role.SERVER, hello(), SECRET)
+    with pytest.raises(RemoteProtocolError, match="the most is"):
+        feed(server, *codec.encode(m.Append(CHUNK, 0, 0, bytes(1 << 20)), 1)[:1])
+
+
+def test_request_without_its_capability_is_refused() -> None:
+    """Each (volume, epoch) has one, made with the connection's own key."""
+    for volume, epoch in ((5, 2), (5, 3), (6, 2)):
+        client, server = greeted(SECRET, SECRET)
+        feed(server, *client.send_proof())
+        assert client.capabilities is not None
+        other = client.capabilities.of(volume, epoch)
+        pieces = codec.encode(m.Open(CHUNK, False), 1, lambda _v, _e, other=other: other)
+        if (volume, epoch) == CHUNK[:2]:
+            assert len(feed(server, *pieces)) == 1
+        else:
+            with pytest.raises(PermissionDenied, match="no capability for 5:2"):
+                feed(server, *pieces)
+            assert server.closed
+
+
 def test_wrong_requests_are_refused() -> None:
     """Numbers only grow, and the hello comes first and once."""
     for first, then in ((3, 3), (3, 2)):
         _, server = pair()
         with pytest.raises(RemoteProtocolError, match="ids only grow"):
-            feed(server, *codec.encode(m.Space(), first), *codec.encode(m.Space(), then))
+            feed(server, *allowed(server, m.Space(), first), *allowed(server, m.Space(), then))
     for message in (m.Space(), m.Error(1, "", None), m.Synced(1)):
         with pytest.raises(RemoteProtocolError, match="the client sent"):
             feed(Connection(Role.SERVER, hello()), *codec.encode(message, 1))
@@ -254,7 +341,7 @@ def test_no_room_is_taken_before_the_header_is_checked() -> None:
     data[14] ^= 0x10
     with pytest.raises(RemoteProtocolError, match="damaged"):
         feed(server, data)
-    assert server._receiver._body is None
+    assert server.receiver._body is None
 
 
 def test_every_state_has_a_row() -> None:
