@@ -19,6 +19,7 @@ from torus.cluster.local import LocalChunks
 from torus.config import NodeConfig
 from torus.daemon.advertise import advertised, listen_address
 from torus.daemon.cluster_parts import ClusterParts, is_shared
+from torus.daemon.dialing import tls_files
 from torus.daemon.disks import read_identity
 from torus.daemon.handover import Mover
 from torus.daemon.metrics import Source
@@ -180,7 +181,7 @@ class RunningNode:
         )
         if wanted is None:
             return
-        tcp = await listen_for_peers(wanted, server)
+        tcp = await listen_for_peers(wanted, server, tls=tls_files(config.common))
         stack.callback(tcp.close)
         assert isinstance(tcp.address, TcpAddress), "it was asked for one"
         self._peer_tcp = await asyncio.to_thread(advertised, tcp.address, config.common.meta_url)
