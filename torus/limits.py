@@ -35,6 +35,7 @@ CHECKPOINT_INTERVAL_S = 60.0
 
 # --- attached volumes -------------------------------------------------------------------
 SNAPSHOTS_OPEN_MAX = 256  # in one process, for clients and for comparing
+DETACH_WAIT_S = 5.0  # what waits for disks or metadata when a volume is closed is given up then
 DETACH_LINGER_S = 5.0  # a volume without clients stays attached that long
 TRASH_GRACE_S = 30.0  # a deleted chunk can be taken back so long, unless its slot is needed
 TRASH_FREE_PERCENT = 5  # free slots below which the oldest trash goes at once
@@ -142,6 +143,7 @@ PEER_FRAME_BYTES_MAX = 8 * MIB  # header and body
 PEER_READ_BYTES_MAX = 4 * MIB  # of all pieces that one READ asks for
 PEER_READS_MAX = 1024  # pieces of one READ
 PEER_CHUNKS_MAX = 16384  # chunk ids in one SYNC, DELETE or page of a LIST
+PEER_REPORT_BYTES_MAX = 1 * MIB  # of a REPORT, and of its answer
 PEER_EXAMINE_CHUNKS_MAX = 64  # of one EXAMINE: each may be read whole
 PEER_TEXT_BYTES_MAX = 4 * KIB  # an error's message or hint, a name
 PEER_IN_FLIGHT_BYTES_MAX = 32 * MIB  # per connection: requests and the answers they ask for

@@ -340,6 +340,13 @@ class PeerChunks(OneDisk):
         """
         await self._ask(m.Ping(), m.Pong)
 
+    async def report(self, question: bytes) -> bytes:
+        """Ask the background work of the disk's node; question and answer are JSON.
+
+        Raises: Unavailable, and what the other side answers.
+        """
+        return bytes((await self._ask(m.Report(question), m.Reported)).answer)
+
     async def status(self) -> m.StatusIs:
         """Return how the node's disk is.
 

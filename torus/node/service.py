@@ -6,13 +6,13 @@ here: the rules of appending, fencing and deleting are the store's.  Implements
 docs/protocol.md, "Messages".
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from torus import limits
 from torus._fast.record import RecordReader
 from torus.cluster.local import LocalChunks
-from torus.errors import Corruption, LocalProtocolError
+from torus.errors import Corruption, LocalProtocolError, Unavailable
 from torus.ids import ChunkId
 from torus.node.session import Outcome
 from torus.store.store import Store
@@ -32,6 +32,7 @@ class PeerService:
             limits.PEER_IN_FLIGHT_BYTES_MAX, limits.PEER_IN_FLIGHT_REQUESTS_MAX, name,
         )  # fmt: skip
         self.refused_records = 0
+        self.on_report: Callable[[bytes], Awaitable[bytes]] | None = None
         self._serve: dict[type, Callable[[Any], Outcome]] = {
             m.Open: self._open,
             m.Append: self._append,
@@ -47,6 +48,7 @@ class PeerService:
             m.Install: self._install,
             m.Examine: self._examine,
             m.Ping: self._ping,
+            m.Report: self._report,
         }
 
     def serve(self, request: m.Request) -> Outcome:
@@ -114,6 +116,14 @@ class PeerService:
         return m.SpaceIs(
             usage.limit, usage.used, usage.reserve, usage.quarantined, usage.slot_bytes
         )
+
+    def _report(self, request: m.Report) -> Outcome:
+        if self.on_report is None:
+            raise Unavailable("this node has no background work that could be asked")
+        return self._report_later(self.on_report(bytes(request.question)))
+
+    async def _report_later(self, answer: Awaitable[bytes]) -> m.Reported:
+        return m.Reported(await answer)
 
     # --- requests that wait -------------------------------------------------------------
 

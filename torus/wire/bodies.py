@@ -309,6 +309,28 @@ def _unpack_ping(header: Header, body: memoryview) -> m.Ping:
     return m.Ping()
 
 
+def _pack_json(body: Buffer) -> Packed:
+    if len(body) > limits.PEER_REPORT_BYTES_MAX:
+        raise LocalProtocolError(f"a report of {len(body)} bytes is too large")
+    return 0, 0, [_COUNT.pack(len(body)), body]
+
+
+def _read_json(header: Header, body: memoryview) -> bytes:
+    _no_token(header)
+    (size,) = _COUNT.unpack_from(body)
+    rest = body[_COUNT.size :]
+    _check(size == len(rest) <= limits.PEER_REPORT_BYTES_MAX, f"{len(rest)} bytes, not {size}")
+    return bytes(rest)
+
+
+def _pack_report(request: m.Report) -> Packed:
+    return _pack_json(request.question)
+
+
+def _unpack_report(header: Header, body: memoryview) -> m.Report:
+    return m.Report(_read_json(header, body))
+
+
 def _unpack_space(header: Header, body: memoryview) -> m.Space:
     _no_token(header)
     _check(not body, "it has a body")
@@ -451,6 +473,14 @@ def _unpack_examined(header: Header, body: memoryview) -> m.Examined:
     return m.Examined(copies)
 
 
+def _pack_reported(answer: m.Reported) -> Packed:
+    return _pack_json(answer.answer)
+
+
+def _unpack_reported(header: Header, body: memoryview) -> m.Reported:
+    return m.Reported(_read_json(header, body))
+
+
 _T = MessageType
 _Decoder = Callable[[Header, memoryview], Message]
 _TABLE: tuple[tuple[MessageType, type, Callable[..., Packed], _Decoder], ...] = (
@@ -471,6 +501,7 @@ _TABLE: tuple[tuple[MessageType, type, Callable[..., Packed], _Decoder], ...] = 
     (_T.INSTALL, m.Install, _pack_install, _unpack_install),
     (_T.EXAMINE, m.Examine, _pack_examine, _unpack_examine),
     (_T.PING, m.Ping, _pack_nothing, _unpack_ping),
+    (_T.REPORT, m.Report, _pack_report, _unpack_report),
     (_T.OPENED, m.Opened, _pack_boot, _boot_decoder(m.Opened)),
     (_T.APPENDED, m.Appended, _pack_boot, _boot_decoder(m.Appended)),
     (_T.SYNCED, m.Synced, _pack_boot, _boot_decoder(m.Synced)),
@@ -485,6 +516,7 @@ _TABLE: tuple[tuple[MessageType, type, Callable[..., Packed], _Decoder], ...] = 
     (_T.INSTALLED, m.Installed, _pack_boot, _boot_decoder(m.Installed)),
     (_T.EXAMINED, m.Examined, _pack_examined, _unpack_examined),
     (_T.PONG, m.Pong, _pack_boot, _boot_decoder(m.Pong)),
+    (_T.REPORTED, m.Reported, _pack_reported, _unpack_reported),
 )
 ENCODERS = {made: (kind, pack) for kind, made, pack, _ in _TABLE}
 DECODERS = {int(kind): (kind.name, unpack) for kind, _, _, unpack in _TABLE}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from torus import limits
 from torus.ids import ChunkId
 
 Buffer = bytes | bytearray | memoryview
@@ -34,6 +35,7 @@ class MessageType(IntEnum):
     INSTALL = 27
     EXAMINE = 28
     PING = 29
+    REPORT = 30
     OPENED = 144
     APPENDED = 145
     SYNCED = 146
@@ -48,6 +50,7 @@ class MessageType(IntEnum):
     INSTALLED = 155
     EXAMINED = 156
     PONG = 157
+    REPORTED = 158
 
 
 ANSWER = 128  # added to a request's type
@@ -198,6 +201,13 @@ class Ping:
 
 
 @dataclass(frozen=True, slots=True)
+class Report:
+    """A question of one node's background work to another's, in JSON."""
+
+    question: Buffer
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """The chunk has a slot."""
 
@@ -307,6 +317,13 @@ class Pong:
     boot_id: int
 
 
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """What background work answers, in JSON."""
+
+    answer: Buffer
+
+
 Request = (
     Open
     | Append
@@ -322,6 +339,7 @@ Request = (
     | Install
     | Examine
     | Ping
+    | Report
 )
 Answer = (
     Opened
@@ -338,6 +356,7 @@ Answer = (
     | Installed
     | Examined
     | Pong
+    | Reported
     | Error
 )
 Message = Hello | Proof | Request | Answer
@@ -363,5 +382,7 @@ def in_flight_bytes(request: Request, slot_bytes: int) -> int:
             return 256 + 64 * len(request.chunks)
         case List():
             return 256 + 64 * request.limit
+        case Report():
+            return 256 + len(request.question) + limits.PEER_REPORT_BYTES_MAX
         case _:
             return 256

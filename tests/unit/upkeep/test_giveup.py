@@ -136,6 +136,7 @@ def test_may_drop_only_for_equal_good_copies() -> None:
     assert not may_drop(own, [(1000, 8), (1000, 8)], wanted=2)
     assert not may_drop(own, [(900, 7), (900, 7)], wanted=2), "the owners are short"
     assert may_drop(own, [(1200, 9), (1200, 9)], wanted=2), "this one is short"
+    assert not may_drop(Inspected(1000, 7, 1500), [(1000, 7), (1000, 7)], wanted=2)
     assert not may_drop(Inspected(1000, 7, 1500), [(1200, 9), (1200, 9)], wanted=2)
     assert may_drop(Inspected(600, 7, 1100), [(1200, 9), (1200, 9)], wanted=2)
     assert not may_drop(own, [], wanted=0)

@@ -387,12 +387,31 @@ def test_owner_whose_copy_rotted_repairs_it_when_a_surplus_copy_asks() -> None:
         town = Town(18, DISKS[:3])
         volume = await town.volume(2)
         [chunk, *_] = await town.write(volume, 3, records=5)
+        await town.write(volume, 3)  # under the same epoch: nobody failed in the first span
         stranger = next(disk for disk in DISKS[:3] if disk not in town.holders(chunk))
         town.houses[stranger].write(chunk, volume.chunks[chunk])
         owner = town.owners(chunk, 2)[0]
         town.houses[owner].rot(chunk, FIRST + 100)
         await town.rounds(check=False)
         assert town.misplaced() == []
+
+    run(scenario)
+
+
+def test_copy_short_of_its_span_s_end_is_not_taken_for_the_chunk() -> None:
+    """Where nobody has all that the metadata says was written nothing is installed."""
+
+    async def scenario() -> None:
+        town = Town(20, DISKS[:3])
+        volume = await town.volume(1)
+        [chunk] = await town.write(volume, 1, missed=lambda *_: 2, records=3)
+        [owner] = town.owners(chunk, 1)
+        other = next(disk for disk in DISKS[:3] if disk != owner)
+        town.set_ring([other])
+        await town.rounds(check=False)
+        assert chunk not in town.houses[other].store.slots
+        assert chunk in town.houses[owner].store.slots
+        assert town.houses[other].upkeep.progress.damaged_chunks == 1
 
     run(scenario)
 

@@ -51,6 +51,8 @@ MESSAGES: tuple[m.Message, ...] = (
     m.Installed(0x6162636465666768),
     m.Examined(((1, 0x21222324, 9, 0x31323334), (0, 0, 0, 0), (2, 0, 0, 0))),
     m.Pong(0x6162636465666768),
+    m.Report(b'{"ask":"upkeep"}'),
+    m.Reported(b'{"disks":[]}'),
 )  # fmt: skip
 
 
