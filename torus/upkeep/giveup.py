@@ -120,7 +120,7 @@ class GiveUp:
             return False
         await self._pace.turn(self._chunks.slot_bytes)
         own = await self._inspect_own(one)
-        wanted = placement.wanted(disk, len(owners), one.copies)
+        wanted = placement.wanted(disk, one.chunk, one.copies)
         return own is not None and may_drop(own, good, wanted=wanted)
 
     async def _inspect_own(self, one: Surplus) -> Inspected | None:

@@ -22,6 +22,10 @@ class Disk(Protocol):
     def disk_id(self) -> str:
         """Its id."""
 
+    @property
+    def node_id(self) -> str:
+        """The node that it belongs to."""
+
 
 class Ring(Protocol):
     """What is needed of `torus.ring.table.Ring`."""
@@ -54,14 +58,18 @@ class Placement:
         """Return the disks that have to have a chunk, the first one first."""
         return self._at(self.version, self._slot_of(chunk), copies)
 
-    def wanted(self, disk: str, found: int, copies: int) -> int:
+    def wanted(self, disk: str, chunk: ChunkId, copies: int) -> int:
         """Return how many owners must have a chunk before ``disk``, which is none, gives it up.
 
-        ``found``: how many owners there are.  A disk of the ring is no owner where there are
-        too few nodes because its own node has a copy already.
+        All of them, and as many as there should be copies; fewer only where there are not
+        enough nodes and the disk's own node has a copy: another one there is worth nothing.
         """
-        in_ring = any(one.disk_id == disk for one in self.rings[self.version].members)
-        return found if in_ring else copies
+        ring = self.rings[self.version]
+        nodes = {one.node_id for one in ring.members if one.disk_id == disk}
+        owners = ring.order(self._slot_of(chunk), copies)
+        if any(one.node_id in nodes for one in owners):
+            return len(owners)
+        return max(copies, len(owners))
 
     def written(self, chunk: ChunkId, span: Span, copies: int) -> tuple[str, ...] | None:
         """Return the disks that a chunk was written to; None when that ring is not known."""

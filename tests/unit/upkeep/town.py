@@ -49,6 +49,11 @@ class ToyMember:
 
     disk_id: str
 
+    @property
+    def node_id(self) -> str:
+        """Its node."""
+        return self.disk_id
+
 
 @dataclass(frozen=True)
 class ToyRing:

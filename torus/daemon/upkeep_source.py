@@ -1,0 +1,37 @@
+"""The metrics of a node's upkeep."""
+
+from collections.abc import Iterable
+
+from torus.daemon.metrics import Sample
+from torus.daemon.upkeep import RunningUpkeep
+
+
+class UpkeepSource:
+    """What is to be pulled and given up, and what was."""
+
+    def __init__(self, upkeep: RunningUpkeep) -> None:
+        self._upkeep = upkeep
+
+    def samples(self) -> Iterable[Sample]:
+        """Return the present values, all disks together."""
+        disks = [disk.progress for disk in self._upkeep.node.disks.values()]
+        lacking: dict[int, int] = {}
+        for disk in disks:
+            for copies, count in disk.lacking_bytes.items():
+                lacking[copies] = lacking.get(copies, 0) + count
+        for copies in sorted({1, 2, *lacking}):
+            yield Sample("torus_upkeep_lacking_bytes", lacking.get(copies, 0), (str(copies),))
+        yield Sample("torus_upkeep_moving_bytes", sum(disk.moving_bytes for disk in disks))
+        yield Sample("torus_upkeep_surplus_bytes", sum(disk.surplus_bytes for disk in disks))
+        yield Sample("torus_upkeep_suspect_chunks", sum(disk.suspect_chunks for disk in disks))
+        yield Sample("torus_upkeep_damaged_chunks", sum(disk.damaged_chunks for disk in disks))
+        yield Sample("torus_upkeep_pulled_bytes_total", sum(disk.pulled_bytes for disk in disks))
+        yield Sample("torus_upkeep_pulled_chunks_total", sum(disk.pulled_chunks for disk in disks))
+        yield Sample(
+            "torus_upkeep_dropped_chunks_total", sum(disk.dropped_chunks for disk in disks)
+        )
+        yield Sample("torus_upkeep_errors_total", sum(disk.errors for disk in disks))
+        yield Sample(
+            "torus_upkeep_unsettled_disks",
+            sum(not one.settled() for one in self._upkeep.node.disks.values()),
+        )
