@@ -133,7 +133,7 @@ REPAIR_RATE_BYTES_DEFAULT = 128 * MIB  # per second and disk
 REPAIR_OPERATIONS = 400  # per second and disk
 REPAIR_PARALLEL = 4  # chunks that one disk pulls at once
 REPAIR_PIECE_BYTES = 1 * MIB  # read from a source at a time
-REPAIR_SLOW_US = 20_000  # a step that waits longer for its turn says that clients are slow
+REPAIR_SLOW_US = 5_000  # a step that waits longer for its turn says that clients are slow
 
 # --- snapshots and clones ---------------------------------------------------------------
 SNAPSHOTS_MAX = 1024  # of one volume: each checkpoint's root record carries the list of them

@@ -128,7 +128,7 @@ def test_nth_call_fails_keeps_snapshots_and_clones(
     operation: str, fault: tuple[str, int, int], seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every call of the operation fails once."""
-    monkeypatch.setattr("torus.volume.checkpoint._RETRY_S", 0.0)
+    monkeypatch.setattr("torus.volume.holder._PAUSE_FIRST_S", 0.0)
     for at in range(1, 300):
         try:
             came = asyncio.run(asyncio.wait_for(_run(f"{seed}", operation, fault, at), 60))

@@ -205,8 +205,15 @@ class Chunks(Protocol):
         """Return when a new span would be better than the open one: the ring changed, or a disk
         that is left out is back.  Never, where there is one disk."""
 
+    @property
+    def waiting(self) -> str:
+        """Return why nothing is answered at the moment, for people; empty: it is."""
+
+    def stop_waiting(self) -> None:
+        """Let what waits for disks end with Unavailable, now and later."""
+
     async def stop(self) -> None:
-        """End what works for the volume in the background and what waits; idempotent."""
+        """End what works for the volume in the background, and what waits; idempotent."""
 
 
 class DiskChunks(Chunks, Protocol):
@@ -315,6 +322,14 @@ class OneDisk:
     async def better_span(self) -> None:
         """Never return."""
         await asyncio.get_running_loop().create_future()
+
+    @property
+    def waiting(self) -> str:
+        """Return nothing."""
+        return ""
+
+    def stop_waiting(self) -> None:
+        """Do nothing: nothing waits."""
 
     async def stop(self) -> None:
         """Do nothing: nothing works in the background."""

@@ -8,19 +8,12 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from torus.cluster.membership import ClusterView
-from torus.errors import NotFound, TorusError, Unavailable
+from torus.errors import TorusError, Unavailable
 from torus.ids import ChunkId
 from torus.log import get_logger
 from torus.metadata.schema import Span
 
 log = get_logger("torus.placement")
-
-
-def slot_of(chunk: ChunkId) -> int:
-    """Return the slot of the ring that a chunk belongs to."""
-    from torus.ring import table
-
-    return table.slot_of(chunk)
 
 
 class Written(NamedTuple):
@@ -51,18 +44,6 @@ class Placement:
             written = Written(span.ring, frozenset(span.excluded), span.last is None)
             self._spans[volume, span.epoch, span.tag] = written
 
-    async def know_rings(self, volume: int, spans: Iterable[Span]) -> None:
-        """Learn the rings that a log names, too.
-
-        Raises: Unavailable, Corruption.
-        """
-        self.learn(volume, spans)
-        for version in {span.ring for span in spans}:
-            try:
-                await self._view.fetch_ring(version)
-            except NotFound:
-                log.warning("placement.ring_unknown", volume=volume, ring=version)
-
     def knows(self, chunk: ChunkId) -> bool:
         """Tell whether a chunk's span is known."""
         return chunk[:3] in self._spans
@@ -82,7 +63,7 @@ class Placement:
         if written is None:
             raise Unavailable(f"where chunk {chunk} was written is not known here")
         ring = self._view.ring_at(written.ring)
-        owners = ring.order(slot_of(chunk), self._copies, written.excluded)
+        owners = ring.owners(chunk, self._copies, written.excluded)
         return [member.disk_id for member in owners]
 
     def owners(self, chunk: ChunkId) -> list[str]:
@@ -91,7 +72,7 @@ class Placement:
         owners: list[str] = []
         try:
             if not self.is_open(chunk):  # open chunks never move
-                present = self._view.ring.order(slot_of(chunk), self._copies, frozenset())
+                present = self._view.ring.owners(chunk, self._copies)
                 owners += [member.disk_id for member in present]
             owners += self.written_to(chunk)
         except TorusError as exc:

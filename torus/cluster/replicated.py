@@ -370,9 +370,13 @@ class VolumeChunks:
         else:
             await asyncio.sleep(_LOOK_S)
 
+    def stop_waiting(self) -> None:
+        """Let what waits for disks end with Unavailable, now and later."""
+        self._open.stopping = self._takeover.stopping = True
+
     async def stop(self) -> None:
         """End what works in the background and what waits; idempotent."""
-        self._open.stopping = self._takeover.stopping = True
+        self.stop_waiting()
         if self._changed.set in self._pool.view.on_change:
             self._pool.view.on_change.remove(self._changed.set)
         await self._care.stop()

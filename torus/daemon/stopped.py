@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from torus import limits
-from torus.cluster.chunks import ChunkWriter
+from torus.cluster.chunks import ChunkWriter, OneDisk
 from torus.daemon.findings import Findings
 from torus.errors import (
     Corruption,
@@ -218,7 +218,7 @@ class StoppedDisk:
         )
 
 
-class StoppedChunks:
+class StoppedChunks(OneDisk):
     """The `Chunks` of a stopped disk: reads, and nothing else."""
 
     def __init__(self, disk: StoppedDisk) -> None:

@@ -29,6 +29,7 @@ from torus.volume.origin import Origin, find_origin
 from torus.volume.pins import Pins
 from torus.volume.reads import Reads
 from torus.volume.recovery import Recovered, Recovery
+from torus.volume.reseal import Resealer
 from torus.volume.spans import Spans
 from torus.volume.volume import Volume
 from torus.volume.writes import WriteQueue
@@ -115,7 +116,7 @@ async def take(
     """
     held = await catalog.acquire(found.spec.volume, owner, takeover=takeover)
     spec, epoch = held.spec, held.head.epoch
-    holder = Holder(catalog, spec.volume, held.head_revision)
+    holder = Holder(catalog, spec.volume, held.head, held.head_revision)
     # Only now: an earlier owner can make no more.
     reading = asyncio.ensure_future(_read_pins(catalog, held))
     reading.add_done_callback(_consume)
@@ -124,10 +125,12 @@ async def take(
         origin = await find_origin(catalog, held.head.base)
         recovery = Recovery(chunks, shrunk(spec), held.head, epoch, options.map_cache_bytes, origin)
         recovered = await recovery.run()
-        await chunks.sync(recovered.unsettled)
-        spans = recovered.spans.open(epoch, recovered.spans.last_sequence + 1)
-        head = replace(held.head, spans=spans.to_tuple())
-        await holder.publish(head)
+        await chunks.settle(recovered.unsettled)
+        first = recovered.spans.last_sequence + 1
+        spans = recovered.spans.open(epoch, first, place=chunks.new_span())
+        head = await holder.swap(lambda head: replace(head, spans=spans.to_tuple()), patient=False)
+        chunks.learn(spec.volume, spans)
+        chunks.begin_span()
         pins = await reading
         await _count_chunks(chunks, spans, recovered.blocks, pins, spec.volume, epoch)
     except TorusError:
@@ -170,36 +173,33 @@ def assemble(
         core.checkpoint_lsn = -1  # what was replayed wants a checkpoint of its own
     reads = Reads(core)
     early_flush = EarlyFlush(core)
-    checkpointers: list[Checkpointer] = []
-    collectors: list[Collector] = []
 
     def progress() -> None:
         early_flush.consider()
-        checkpointers[0].consider()
-        collectors[0].consider()
+        checkpointer.consider()
+        collector.consider()
 
     def full() -> None:
-        checkpointers[0].request()
-        collectors[0].request()
+        checkpointer.request()
+        collector.request()
+
+    def first_payload() -> bytes:
+        return head_payload(
+            taken.held.spec.to_bytes(), taken.holder.head.to_bytes(), core.pins.payload()
+        )
 
     queue = WriteQueue(
         core, reads.blocks, pause_when_full=options.pause_when_full,
         on_progress=progress, on_full=full,
     )  # fmt: skip
     checkpointer = Checkpointer(
-        core, queue, head, taken.holder.publish, clock,
+        core, queue, taken.holder, clock,
         options.checkpoint_interval_s, options.observe_checkpoint, options.delete_delay_s,
     )  # fmt: skip
     collector = Collector(core, queue, checkpointer, clock, rate_bytes=options.gc_rate_bytes)
-    journal.head_payload = lambda: head_payload(
-        taken.held.spec.to_bytes(),
-        # A snapshot may have been made before the first record.
-        replace(head, newest_snapshot=checkpointer.head.newest_snapshot).to_bytes(),
-        core.pins.payload(),
-    )
-    checkpointers.append(checkpointer)
-    collectors.append(collector)
-    return Volume(core, reads, queue, checkpointer, early_flush, collector)
+    journal.head_payload = first_payload
+    resealer = Resealer(core, taken.holder, first_payload)
+    return Volume(core, reads, queue, checkpointer, early_flush, collector, resealer)
 
 
 def shrunk(spec: VolumeSpec) -> VolumeSpec:
@@ -246,8 +246,9 @@ async def _count_chunks(
     names every chunk of the log, and older epochs are fenced.
     """
     strays = []
-    there = await chunks.list(volume)
-    _forget_deleted(spans, blocks, pins, {chunk.sequence for chunk in there})
+    there, all_of_them = await chunks.survey(volume)
+    if all_of_them:  # what is not known to be gone stays counted
+        _forget_deleted(spans, blocks, pins, {chunk.sequence for chunk in there})
     for chunk in there:
         if chunk.epoch >= epoch:
             continue

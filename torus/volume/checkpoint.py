@@ -7,18 +7,19 @@ published.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 
 from torus import limits
 from torus._fast.crc import checksum
 from torus._fast.record import KIND_PAGES, KIND_ROOT
 from torus.clock import Clock
-from torus.errors import PoolFull, TorusError, Unavailable
+from torus.errors import PoolFull, TorusError
 from torus.format.root import RootPayload
 from torus.log import get_logger
 from torus.metadata.schema import THIS_RECORD, Head, RootRef, Snapshot
 from torus.volume.core import Core
+from torus.volume.holder import Holder, Publish
 from torus.volume.leaves import UNIT
 from torus.volume.log import Position
 from torus.volume.reclaim import Reclaimer
@@ -28,7 +29,6 @@ log = get_logger("torus.checkpoint")
 
 _PAGES_BYTES = 512 * limits.KIB  # payload of one record of map pages, about
 _RETRY_S = 5.0
-Publish = Callable[[Head, Snapshot | None], Awaitable[None]]
 
 
 class Checkpointer:
@@ -38,18 +38,17 @@ class Checkpointer:
         self,
         core: Core,
         queue: WriteQueue,
-        head: Head,
-        publish: Publish,
+        holder: Holder,
         clock: Clock,
         interval_s: float,
         observe: Callable[[int], None],
         delete_delay_s: float,
     ) -> None:
-        """``publish(head, snapshot)`` swaps the head in the metadata store, together with the
-        snapshot that it makes, or raises Fenced."""
         self._core = core
         self._queue = queue
-        self.publish = publish
+        self._holder = holder
+        self._publish: Publish = holder.publish
+        self._change: Callable[[Head], Head] = _unchanged
         self._clock = clock
         self._interval_s = interval_s
         self._observe = observe
@@ -57,12 +56,16 @@ class Checkpointer:
         self._stopping = False
         self._lock = asyncio.Lock()
         self._pages_bytes = min(_PAGES_BYTES, core.chunks.slot_bytes // 8)
-        self.reclaimer = Reclaimer(core, clock, head.root, delete_delay_s)
-        self.head = head
+        self.reclaimer = Reclaimer(core, clock, holder.head.root, delete_delay_s)
         self.count = 0
         self._urgent = False
         self._task = asyncio.ensure_future(self._run())
         self._task.add_done_callback(self._ended)
+
+    @property
+    def head(self) -> Head:
+        """Return the head as it was published last."""
+        return self._holder.head
 
     # --- when ---------------------------------------------------------------------------
 
@@ -173,19 +176,29 @@ class Checkpointer:
                 root: RootRef | None = await self._write(wanted, urgent=False)
             else:  # the last checkpoint holds this very moment
                 root = head.root
-                await self._publish_head(head, replace(wanted, root=root))
+                await self._publish_head(_unchanged, replace(wanted, root=root))
             return replace(wanted, root=root)
 
-    async def replace_head(self, head: Head, publish: Callable[[Head], Awaitable[None]]) -> None:
-        """Swap the head for one that differs in something else than the checkpoint.
-
-        ``publish`` may be repeated: it is, until it can be told what became of it.
+    async def replace_head(self, make: Callable[[Head], Head], publish: Publish) -> None:
+        """Swap the head for one that differs in something else than the checkpoint; see
+        `Holder.swap`.
 
         Raises: Fenced; Unavailable when the volume is closed meanwhile.
         """
         async with self._lock:
-            await self._until_told(lambda: publish(head))
-            self.head = head
+            await self._holder.swap(make, publish)
+
+    async def write_and_publish(self, make: Callable[[Head], Head], publish: Publish) -> None:
+        """Write a checkpoint whose head is also changed by ``make``, and published so.
+
+        Raises: as `write`; what ``publish`` raises.
+        """
+        async with self._lock:
+            self._change, self._publish = make, publish
+            try:
+                await self._write(None, urgent=False)
+            finally:
+                self._change, self._publish = _unchanged, self._holder.publish
 
     async def _write(self, wanted: Snapshot | None, *, urgent: bool) -> RootRef:
         began = self._clock.monotonic_ns()
@@ -240,31 +253,25 @@ class Checkpointer:
 
     async def _publish_root(self, root: RootRef, made: Snapshot | None) -> None:
         core = self._core
-        core.spans = core.spans.trim(min(root.replay_sequence, root.sequence), self._is_gone)
-        spans, mapped = core.spans.to_tuple(), core.blocks.mapped_blocks
-        head = replace(self.head, root=root, spans=spans, mapped_blocks=mapped)
-        await self._publish_head(head, made)
 
-    async def _publish_head(self, head: Head, made: Snapshot | None) -> None:
-        """Swap the head, with the snapshot that is made by it; try until it can be told."""
-        if made is not None:
-            head = replace(head, newest_snapshot=made.number)
-        await self._until_told(lambda: self.publish(head, made))
-        self.head = head
-        if made is not None:
-            self._core.pins = self._core.pins.with_snapshot(made)
+        def make(head: Head) -> Head:
+            # The spans may have been changed since the checkpoint began.
+            core.spans = core.spans.trim(min(root.replay_sequence, root.sequence), self._is_gone)
+            spans, mapped = core.spans.to_tuple(), core.blocks.mapped_blocks
+            return replace(self._change(head), root=root, spans=spans, mapped_blocks=mapped)
 
-    async def _until_told(self, publish: Callable[[], Awaitable[None]]) -> None:
-        while True:
-            try:
-                await publish()
-                return
-            except Unavailable as exc:
-                # The log goes on; the same head again does no harm if it was written already.
-                if self._stopping:
-                    raise
-                log.warning("checkpoint.not_published", volume=self._core.name, error=str(exc))
-                await asyncio.sleep(_RETRY_S)
+        await self._publish_head(make, made)
+
+    async def _publish_head(self, make: Callable[[Head], Head], made: Snapshot | None) -> None:
+        """Swap the head, with the snapshot that is made by it."""
+        if made is None:
+            await self._holder.swap(make, self._publish)
+            return
+        await self._holder.swap(
+            lambda head: replace(make(head), newest_snapshot=made.number),
+            lambda head: self._holder.publish_snapshot(head, made),
+        )
+        self._core.pins = self._core.pins.with_snapshot(made)
 
     async def _write_pages(self, leaves: list[int]) -> None:
         blocks = self._core.blocks
@@ -311,7 +318,8 @@ class Checkpointer:
             offset += len(page) + -len(page) % UNIT
 
     async def _write_root(self, start: Position, wanted: Snapshot | None) -> RootRef:
-        core, head, snapshots = self._core, self.head, self._core.pins.payload()
+        core, head = self._core, self._change(self.head)
+        snapshots = core.pins.payload()
         if wanted is not None:
             head = replace(head, newest_snapshot=wanted.number)
             snapshots = core.pins.payload(replace(wanted, root=THIS_RECORD))
@@ -332,3 +340,7 @@ class Checkpointer:
 
     def _is_gone(self, sequence: int) -> bool:
         return self._core.blocks.live(sequence) is None
+
+
+def _unchanged(head: Head) -> Head:
+    return head

@@ -9,7 +9,10 @@ from collections.abc import Callable
 
 from torus import limits
 from torus._fast.collect import Candidates, Survivors
+from torus._fast.datapath import first_wrong
+from torus.cluster.chunks import Check
 from torus.errors import Corruption
+from torus.format.logend import begins
 from torus.ids import ChunkId
 from torus.log import get_logger
 from torus.volume.core import Core
@@ -44,7 +47,10 @@ class VictimReader:
                 return Candidates()
             chunk = core.chunk(sequence)
             try:
-                [data] = await core.chunks.read([(chunk, start, core.chunks.slot_bytes - start)])
+                [data] = await core.chunks.read_checked(
+                    [(chunk, start, core.chunks.slot_bytes - start)],
+                    lambda _, data, chunk=chunk: begins(data, chunk) is not None,  # type: ignore[misc]
+                )
             except Corruption as exc:
                 log.error("collect.chunk.unreadable", volume=core.name, error=str(exc))
                 continue
@@ -74,7 +80,12 @@ class VictimReader:
                 break
             core.shrink_cache()
         reads = [(core.chunk(run[2]), run[3] * UNIT, run[1] * BLOCK) for run in runs]
-        survivors = Survivors(runs, await self._read(reads))
+        crcs = [core.blocks.entries_crc(run[0], run[1]) for run in runs]
+
+        def check(number: int, piece: bytes) -> bool:
+            return first_wrong(piece, 0, crcs[number], runs[number][1]) < 0
+
+        survivors = Survivors(runs, await self._read(reads, check))
         core.shrink_cache()
         for block in survivors.rotten:
             if block * BLOCK not in self._rotten:
@@ -82,16 +93,19 @@ class VictimReader:
                 log.error("collect.block.rotten", volume=core.name, byte=block * BLOCK)
         return survivors
 
-    async def _read(self, reads: list[tuple[ChunkId, int, int]]) -> list[bytes]:
+    async def _read(self, reads: list[tuple[ChunkId, int, int]], check: Check) -> list[bytes]:
         """Return the pieces; zeroes for one that the disk cannot read, which its checksums
         will refuse like any other rot."""
         try:
-            return await self._core.chunks.read(reads) if reads else []
+            return await self._core.chunks.read_checked(reads, check) if reads else []
         except Corruption:
             pieces = []
-            for read in reads:
+            for number, read in enumerate(reads):
                 try:
-                    pieces += await self._core.chunks.read([read])
+                    pieces += await self._core.chunks.read_checked(
+                        [read],
+                        lambda _, piece, number=number: check(number, piece),  # type: ignore[misc]
+                    )
                 except Corruption:
                     pieces.append(bytes(read[2]))
             return pieces

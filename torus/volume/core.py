@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torus import limits
 from torus._fast.blockmap import BlockMap
+from torus._fast.record import RecordBuilder
 from torus.cluster.chunks import Chunks
 from torus.errors import DiskFailed, TorusError
 from torus.log import get_logger
@@ -54,6 +55,12 @@ class Core(View):
     @spans.setter
     def spans(self, spans: Spans) -> None:
         self.family = Family(spans, self.family.ancestors)
+        self.chunks.learn(spans.volume, spans)
+
+    def enter(self, record: RecordBuilder) -> None:
+        """Enter a record of data, the last of the log, into the map."""
+        record.apply(self.blocks)
+        self.last_data_lsn = self.journal.lsn
 
     def fail(self, error: TorusError) -> None:
         """Stop serving: every later call raises ``error``."""

@@ -85,8 +85,7 @@ class Adoption(Work):
     async def _append(self, record: RecordBuilder) -> None:
         core = self._core
         await core.journal.append(record, KIND_DATA)
-        record.apply(core.blocks)
-        core.last_data_lsn = core.journal.lsn
+        core.enter(record)
         record.clear()
 
 
@@ -112,7 +111,7 @@ async def flatten(volume: Volume, holder: Holder, progress: Callable[[int, int],
     await checkpointer.write(prepare=core.blocks.mark_inherited_dirty)
     if core.blocks.has_inherited_pages():
         raise LocalProtocolError(f"volume {core.name!r}: its map names ancestors after flattening")
-    await checkpointer.replace_head(replace(checkpointer.head, base=None), holder.finish_flatten)
+    await checkpointer.replace_head(lambda head: replace(head, base=None), holder.finish_flatten)
     core.family = Family(core.spans)
     log.info("volume.flattened", volume=core.name, bytes=moved * BLOCK)
     return moved * BLOCK
@@ -152,14 +151,16 @@ async def _copy(volume: Volume, runs: list[Inherited]) -> int:
     core = volume.core
     for run in runs:
         await core.load(run.block, run.blocks)
+    # What a client has written over meanwhile needs no copy.
+    runs = [run for run in runs if core.blocks.runs(run.block, run.blocks) == [run]]
     crcs = [core.blocks.entries_crc(run.block, run.blocks) for run in runs]
-    unchanged = [core.blocks.runs(run.block, run.blocks) == [run] for run in runs]
-    pieces = await core.chunks.read(
+    pieces = await core.chunks.read_checked(
         [(core.chunk(run.sequence, run.member), run.offset * UNIT, run.blocks * BLOCK)
-         for run in runs]
+         for run in runs],
+        lambda number, piece: first_wrong(piece, 0, crcs[number], runs[number].blocks) < 0,
     )  # fmt: skip
-    for run, piece, crc, same in zip(runs, pieces, crcs, unchanged, strict=True):
-        if same and (bad := first_wrong(piece, 0, crc, run.blocks)) >= 0:
+    for run, piece, crc in zip(runs, pieces, crcs, strict=True):
+        if (bad := first_wrong(piece, 0, crc, run.blocks)) >= 0:
             raise Corruption(
                 f"volume {core.name!r}: block at byte {(run.block + bad) * BLOCK}, which it "
                 f"inherits from chunk {core.chunk(run.sequence, run.member)}, does not have the "

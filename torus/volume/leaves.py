@@ -1,15 +1,24 @@
 """Map pages brought back from the log, checked."""
 
+from collections.abc import Sequence
+
 from torus import limits
 from torus._fast.blockmap import BlockMap
 from torus._fast.crc import checksum
 from torus.cluster.chunks import Chunks
 from torus.errors import Corruption
+from torus.ids import ChunkId
 from torus.volume.family import Family
 
 LEAF_BLOCKS = limits.LEAF_ENTRIES
 UNIT = limits.RECORD_ALIGN_BYTES
 _LOAD_PAGES = 64  # map pages read at once: 800 KiB
+
+
+def learn_family(chunks: Chunks, family: Family) -> None:
+    """Tell the chunks where those of a map were written."""
+    for spans in (family.own, *family.ancestors):
+        chunks.learn(spans.volume, spans)
 
 
 async def load_leaves(
@@ -24,7 +33,8 @@ async def load_leaves(
             (family.chunk(sequence, base), offset * UNIT, size)
             for _, sequence, offset, size, _, base in missing
         ]
-        for place, page in zip(missing, await chunks.read(reads), strict=True):
+        pages = await _read_pages(chunks, reads, [place[4] for place in missing])
+        for place, page in zip(missing, pages, strict=True):
             index, sequence, offset, _, crc, base = place
             if checksum(page) != crc:
                 raise _damaged("leaf", index, family.chunk(sequence, base), offset)
@@ -41,7 +51,8 @@ async def load_upper(blocks: BlockMap, family: Family, chunks: Chunks) -> None:
             (family.chunk(sequence, base), offset * UNIT, size)
             for _, _, sequence, offset, size, _, base in waiting
         ]
-        for place, page in zip(waiting, await chunks.read(reads), strict=True):
+        pages = await _read_pages(chunks, reads, [place[5] for place in waiting])
+        for place, page in zip(waiting, pages, strict=True):
             level, index, sequence, offset, _, crc, base = place
             if checksum(page) != crc:
                 raise _damaged(level, index, family.chunk(sequence, base), offset)
@@ -49,6 +60,12 @@ async def load_upper(blocks: BlockMap, family: Family, chunks: Chunks) -> None:
                 blocks.load_directory(index, page)
             else:
                 blocks.load_usage(index, page)
+
+
+async def _read_pages(
+    chunks: Chunks, reads: Sequence[tuple[ChunkId, int, int]], crcs: Sequence[int]
+) -> list[bytes]:
+    return await chunks.read_checked(reads, lambda number, page: checksum(page) == crcs[number])
 
 
 def _damaged(level: str, index: int, chunk: object, offset: int) -> Corruption:

@@ -2,17 +2,20 @@
 
 Decides chunk, index, offset and lsn of each record, and what a flush must make durable.  One
 record at a time: the caller finishes one append before it starts the next.  Knows nothing of
-the map.  Implements docs/format.md, "The log".
+the map.  Where the log has copies that can be lost, nothing is answered between a loss and the
+`seal` of the span (torus.volume.reseal).  Implements docs/format.md, "The log".
 """
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from torus import limits
 from torus._fast.record import KIND_HEAD, RecordBuilder
 from torus.cluster.chunks import Chunks, ChunkWriter
+from torus.cluster.replicated_writes import CopiesLost
+from torus.errors import PoolFull
 from torus.format.root import RootPayload
 from torus.ids import ChunkId
 
@@ -45,12 +48,18 @@ class Log:
         self._offset = chunks.slot_bytes
         self._index = 0
         self._salt = 0
+        self._previous_end = 0  # of the chunk before, behind its last record
         self._dirty: dict[ChunkId, int] = {}
+        # Who holds it changes the log's end: an append, or a seal.
+        self.turn = asyncio.Lock()
+        # Closes the span after a loss, called in turn; None: nothing can be lost.
+        self.seal: Callable[[], Awaitable[None]] | None = None
         self.first_sequence = start.sequence + 1
         self.lsn = start.lsn
         self.committed = start.lsn
         # Makes the payload of the span's first record; set by the owner.
         self.head_payload: Callable[[], bytes] | None = None
+        self.placed = (0, 0)  # sequence and offset of the last record
         self.on_chunk: Callable[[int], None] = lambda _sequence: None  # called for each new one
         self.reserved = False  # the open chunk is one of the reserve: not for new data
         self.records = 0
@@ -67,15 +76,14 @@ class Log:
 
     @property
     def closing(self) -> tuple[int | None, int | None]:
-        """Return the newest chunk that has a record and the offset behind its last one.
-
-        (None, None) before the first record; an offset of None means: its last record, where
-        that is.
-        """
+        """Return the span's newest chunk that has a record, and the offset behind its last one;
+        (None, None) before the first record."""
         if self._index:
             return self._chunk.sequence, self._offset
         previous = self._chunk.sequence - (self._writer is not None)
-        return (previous, None) if previous >= self.first_sequence else (None, None)
+        if previous < self.first_sequence:
+            return None, None
+        return previous, self._previous_end
 
     @property
     def unused_chunk(self) -> ChunkId | None:
@@ -95,11 +103,19 @@ class Log:
         """Return the newest chunk."""
         return self._chunk
 
+    @property
+    def immediate(self) -> bool:
+        """Tell whether `append_now` appends: the open chunk takes no waiting, nobody is at it."""
+        writer = self._writer
+        return writer is not None and writer.immediate and not self.turn.locked()
+
     def next_chunk_now(self, *, from_reserve: bool) -> bool:
         """Open the next chunk without waiting; False when that takes waiting.
 
         Raises: Fenced, PoolFull, DiskFailed.
         """
+        if self.turn.locked():
+            return False
         if not self._use_again(reserved=from_reserve):
             chunk = self._chunk._replace(sequence=self._chunk.sequence + 1)
             writer = self._chunks.open_now(chunk, from_reserve=from_reserve)
@@ -107,9 +123,9 @@ class Log:
                 return False
             self._use(chunk, writer, reserved=from_reserve)
         if self.head_payload is not None:
-            record = self._head_record()
-            appended = self.append_now(record, KIND_HEAD)
-            assert appended
+            if not self.immediate:
+                return False
+            self.append_now(self._head_record(), KIND_HEAD)
             self.head_payload = None
         return True
 
@@ -118,16 +134,36 @@ class Log:
 
         Raises: Fenced, PoolFull, DiskFailed, Unavailable.
         """
+        async with self.turn:
+            await self._next_chunk(from_reserve=from_reserve)
+
+    async def _next_chunk(self, *, from_reserve: bool) -> None:
+        while True:
+            try:
+                await self._open_next(from_reserve=from_reserve)
+            except CopiesLost:
+                if self.seal is None:
+                    raise
+                await self.seal()
+                continue
+            if self.head_payload is None:
+                return
+            record, self.head_payload = self._head_record(), None
+            self._finish(record, KIND_HEAD)
+            await self._append(record)
+            if self._writer is not None:
+                return
+            # The head record was the last of its span: the new one has its own.
+
+    async def _open_next(self, *, from_reserve: bool) -> None:
         if not self._use_again(reserved=from_reserve):
             chunk = self._chunk._replace(sequence=self._chunk.sequence + 1)
             writer = await self._chunks.open(chunk, from_reserve=from_reserve)
             self._use(chunk, writer, reserved=from_reserve)
-        if self.head_payload is not None:
-            await self.append(self._head_record(), KIND_HEAD)
-            self.head_payload = None
 
     def append_now(self, record: RecordBuilder, kind: int) -> bool:
-        """Append ``record`` without waiting; False when that takes waiting.
+        """Append ``record`` without waiting, where the log is `immediate`; False when that takes
+        waiting.
 
         Raises: Fenced, PoolFull, DiskFailed.
         """
@@ -140,25 +176,70 @@ class Log:
         return True
 
     async def append(self, record: RecordBuilder, kind: int) -> None:
-        """Append ``record``.
+        """Append ``record``; `placed` says where it is.
 
         Raises: Fenced, PoolFull, DiskFailed, Unavailable.
         """
+        async with self.turn:
+            # A seal may have closed the chunk that the record was made for.
+            while self._writer is None or not self._finish(record, kind):
+                try:
+                    await self._next_chunk(from_reserve=False)
+                except PoolFull:
+                    await self._next_chunk(from_reserve=True)
+            await self._append(record)
+
+    async def _append(self, record: RecordBuilder) -> None:
+        """Append a finished record to the open chunk; when a copy was lost on the way, seal
+        before returning."""
         writer = self._writer
         assert writer is not None
-        self._finish(record, kind)
         await writer.append(self._index, self._offset, record)
         self._advance(record)
+        if self.seal is not None and self._chunks.lost:
+            await self.seal()
 
     async def sync(self) -> None:
         """Make every record appended before the call durable.
 
-        Raises: DiskFailed, Unavailable, Corruption.
+        Raises: DiskFailed, Unavailable, Corruption, Fenced.
         """
         lsn, dirty = self._begin_sync()
         if dirty:
             await self._chunks.sync(dirty)
+            if self.seal is not None and self._chunks.lost:
+                async with self.turn:
+                    if self._chunks.lost:
+                        await self.seal()
             self._synced(lsn, dirty)
+
+    async def secure(self) -> bool:
+        """Make everything durable, in turn; tell whether another span is needed.
+
+        Raises: Fenced, Unavailable.
+        """
+        lsn, dirty = self._begin_sync()
+        if not self._chunks.lost:
+            await self._chunks.sync(dirty)
+        needed = await self._chunks.secure()
+        self._synced(lsn, dirty)
+        return needed
+
+    def begin_span(self, tag: int, head_payload: Callable[[], bytes]) -> None:
+        """Go on in a new span, with the next chunk, in turn; all before is durable and published.
+
+        The first record will be a head record.
+        """
+        last, _ = self.closing
+        sequence = self.first_sequence - 1 if last is None else last
+        self._tag = tag
+        self._chunk = ChunkId(self._volume, self._epoch, tag, sequence)
+        self._writer, self.reserved = None, False
+        self._offset, self._index = self._chunks.slot_bytes, 0
+        self._dirty.clear()
+        self.committed = self.lsn
+        self.first_sequence = sequence + 1
+        self.head_payload = head_payload
 
     def sync_soon(self) -> asyncio.Future[None] | None:
         """Return the future of `sync` where that needs no coroutine, else None.
@@ -190,6 +271,8 @@ class Log:
         self.committed = max(self.committed, lsn)
 
     def _use(self, chunk: ChunkId, writer: ChunkWriter, *, reserved: bool) -> None:
+        if self._index:
+            self._previous_end = self._offset
         self._chunk, self._writer, self.reserved = chunk, writer, reserved
         self._offset, self._index = limits.SLOT_HEADER_BYTES, 0
         self._salt = secrets.randbits(32)
@@ -212,13 +295,16 @@ class Log:
         record.set_payload(payload)
         return record
 
-    def _finish(self, record: RecordBuilder, kind: int) -> None:
-        record.finish(
+    def _finish(self, record: RecordBuilder, kind: int) -> bool:
+        """Finish a record for the place that is due; tell whether it has room there."""
+        size = record.finish(
             kind, self._chunk, self._index, self.lsn + 1, self.committed, self._offset, self._salt
         )
+        return self._offset + size <= self._chunks.slot_bytes
 
     def _advance(self, record: RecordBuilder) -> None:
         size = record.size
+        self.placed = self._chunk.sequence, self._offset
         self.lsn += 1
         self._index += 1
         self._offset += size

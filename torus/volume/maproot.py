@@ -29,11 +29,18 @@ async def read_root(chunks: Chunks, family: Family, place: RootRef, member: int,
     """
     chunk = family.chunk(place.sequence, member)
     where = f"root of volume {name!r} in chunk {chunk} at {place.offset}"
-    [data] = await chunks.read([(chunk, place.offset, place.size)])
-    # A root's own index is not in the reference to it.
-    index = int.from_bytes(data[_INDEX_FIELD], "little")
-    reader = RecordReader(data, chunk, place.offset, index)
-    if not reader.advance() or not reader.payload_ok or reader.kind != KIND_ROOT:
+
+    def walk(data: bytes) -> tuple[RecordReader, bool]:
+        # A root's own index is not in the reference to it.
+        index = int.from_bytes(data[_INDEX_FIELD], "little")
+        reader = RecordReader(data, chunk, place.offset, index)
+        whole = reader.advance() and reader.payload_ok and reader.kind == KIND_ROOT
+        return reader, bool(whole)
+
+    wanted = (chunk, place.offset, place.size)
+    [data] = await chunks.read_checked([wanted], lambda _, data: walk(data)[1])
+    reader, whole = walk(data)
+    if not whole:
         raise Corruption(
             f"{where} is damaged: {reader.problem or 'its payload is'}",
             hint="run 'torus check'; the log before it may still be whole",

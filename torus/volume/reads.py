@@ -46,7 +46,7 @@ class Reads:
             crcs = view.blocks.entries_crc(block, count)
             data = bytearray(count * BLOCK)
             try:
-                await self._fill(data, block, runs)
+                await self._fill(data, block, runs, crcs)
             except Corruption:
                 # The chunk may have been collected after its blocks moved.
                 if not view.blocks.missing(block, count) and view.blocks.runs(block, count) == runs:
@@ -69,7 +69,9 @@ class Reads:
                 return bad
         return -1
 
-    async def _fill(self, data: bytearray, block: int, runs: Sequence[tuple[int, ...]]) -> None:
+    async def _fill(
+        self, data: bytearray, block: int, runs: Sequence[tuple[int, ...]], crcs: bytes
+    ) -> None:
         view = self._view
         reads = []
         for _, blocks, sequence, offset, base in runs:
@@ -77,7 +79,12 @@ class Reads:
             reads.append((view.chunk(sequence, base), offset * UNIT, blocks * BLOCK))
         if not reads:
             return
-        for run, piece in zip(runs, await view.chunks.read(reads), strict=True):
+
+        def check(number: int, piece: bytes) -> bool:
+            first, count = runs[number][0] - block, runs[number][1]
+            return first_wrong(piece, 0, crcs[4 * first : 4 * (first + count)], count) < 0
+
+        for run, piece in zip(runs, await view.chunks.read_checked(reads, check), strict=True):
             start = (run[0] - block) * BLOCK
             data[start : start + len(piece)] = piece
 

@@ -14,14 +14,14 @@ from torus import limits
 from torus._fast.blockmap import BlockMap
 from torus._fast.record import KIND_DATA, RecordReader
 from torus.cluster.chunks import Chunks
-from torus.errors import Corruption
+from torus.errors import Corruption, Unavailable
 from torus.format.logend import begins, committed_beyond, follows, goes_on, was_durable
 from torus.format.record import HEADER, MAGIC, RecordHeader
 from torus.ids import ChunkId
 from torus.log import get_logger
 from torus.metadata.schema import Head, RootRef, Span, VolumeSpec
 from torus.volume.family import Family
-from torus.volume.leaves import load_leaves
+from torus.volume.leaves import learn_family, load_leaves
 from torus.volume.log import Position
 from torus.volume.maproot import load_map, read_root
 from torus.volume.origin import Origin
@@ -39,7 +39,8 @@ class Recovered:
     end: Position
     records: int = 0
     damaged: list[str] = field(default_factory=list)  # durable records with rotten payloads
-    unsettled: list[ChunkId] = field(default_factory=list)  # may not be durable yet
+    # Chunks that may not be durable yet, and where their records end.
+    unsettled: dict[ChunkId, int] = field(default_factory=dict)
     cut: bool = False  # the map was larger than the volume is now
 
 
@@ -64,6 +65,7 @@ class Recovery:
         self._spans = Spans(spec.volume, head.spans)
         self._origin = origin or Origin()
         self._family = Family(self._spans, self._origin.ancestors)
+        learn_family(chunks, self._family)
         self._committed = 0
 
     async def run(self) -> Recovered:
@@ -140,7 +142,8 @@ class Recovery:
             chunk = ChunkId(self._spec.volume, span.epoch, span.tag, sequence)
             start = self._place(sequence, found.end)
             following = ChunkId(*chunk[:3], sequence + 1)
-            ahead = self._scan(span, sequence + 1, None)
+            if sequence != span.last:
+                ahead = self._scan(span, sequence + 1, None)
             whole = await self._replay_chunk(chunk, data, start, span, found)
             closed_here = sequence == span.last
             if not (whole or closed_here):
@@ -191,13 +194,12 @@ class Recovery:
                 break
             if not opened:
                 found.blocks.open_sequence(chunk.sequence)
-                found.unsettled.append(chunk)
                 opened = True
             lsn += 1
             found.records += 1
             if reader.kind == KIND_DATA:
                 await self._apply(reader, found.blocks)
-            end = reader.end
+            end = found.unsettled[chunk] = reader.end
             found.end = Position(chunk.sequence, end, reader.next_index, lsn)
         if exact is not None and end != exact:
             raise self._lost(span, chunk.sequence, f"ends at {end}, not {exact}")
@@ -260,12 +262,11 @@ class Recovery:
         if next_data is not None:
             committed = max(committed, self._committed_after(following, next_data, 0))
         if was_durable(lsn, committed):
-            raise Corruption(
-                f"volume {self._spec.name!r}: record lsn {lsn} is missing or damaged in chunk "
-                f"{chunk} at {found.end.offset}, but it was durable (a later record says up to "
-                f"{committed})",
-                hint="run 'torus check' for what else is damaged; restore from a backup",
-            )
+            raise self._damaged(
+                f"record lsn {lsn} is missing or damaged in chunk {chunk} at "
+                f"{found.end.offset}, but it was durable (a later record says up to {committed})",
+                chunk, following,
+            )  # fmt: skip
         return True
 
     async def _refuse_loss(self, span: Span, found: Recovered) -> None:
@@ -283,12 +284,12 @@ class Recovery:
                 continue
             committed = max(self._committed, self._committed_after(chunk, data, 0))
             if was_durable(lsn, committed):
-                raise Corruption(
-                    f"volume {self._spec.name!r}: record lsn {lsn} is missing behind chunk number "
-                    f"{found.end.sequence}, but it was durable (chunk {chunk} says up to "
-                    f"{committed})",
-                    hint="run 'torus check' for what else is damaged; restore from a backup",
-                )
+                missing = ChunkId(*chunk[:3], found.end.sequence)
+                raise self._damaged(
+                    f"record lsn {lsn} is missing behind chunk number {found.end.sequence}, but "
+                    f"it was durable (chunk {chunk} says up to {committed})",
+                    missing, ChunkId(*chunk[:3], missing.sequence + 1),
+                )  # fmt: skip
 
     def _committed_after(self, chunk: ChunkId, data: bytes, offset: int) -> int:
         """Return the highest committed lsn that any record of ``chunk`` from ``offset`` on
@@ -296,12 +297,21 @@ class Recovery:
         shift = self._chunks.slot_bytes - len(data)
         return committed_beyond(data, max(offset - shift, 0), chunk, shift)
 
-    def _lost(self, span: Span, sequence: int, what: str) -> Corruption:
+    def _lost(self, span: Span, sequence: int, what: str) -> Corruption | Unavailable:
         chunk = ChunkId(self._spec.volume, span.epoch, span.tag, sequence)
+        return self._damaged(f"chunk {chunk} {what}; its span is closed, so it was durable", chunk)
+
+    def _damaged(self, what: str, *chunks: ChunkId) -> Corruption | Unavailable:
+        """Return what it means that something durable is not there: damage only if every disk
+        that should have ``chunks`` has answered."""
+        message = f"volume {self._spec.name!r}: {what}"
+        if not all(self._chunks.is_certain(chunk) for chunk in chunks):
+            return Unavailable(
+                f"{message}; disks that may have it do not answer",
+                hint="start their nodes: see torus node list",
+            )
         return Corruption(
-            f"volume {self._spec.name!r}: chunk {chunk} {what}; its span is closed, so it was "
-            "durable",
-            hint="run 'torus check' for what else is missing; restore from a backup",
+            message, hint="run 'torus check' for what else is damaged; restore from a backup"
         )
 
 

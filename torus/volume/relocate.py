@@ -32,18 +32,18 @@ class Relocation(Work):
         Raises: PoolFull, Fenced, DiskFailed.
         """
         core, journal = self._core, self._core.journal
-        if self._survivors.cold(core.blocks):
+        if self._survivors.cold(core.blocks) or (journal.room and not journal.immediate):
             return False
         while self._fill():
             try:
                 opened = journal.next_chunk_now(from_reserve=False)
             except PoolFull:
                 opened = journal.next_chunk_now(from_reserve=True)
-            if not opened:
+            if not opened or not journal.immediate:
                 return False
         if not self._record.empty:
             appended = journal.append_now(self._record, KIND_DATA)
-            assert appended, "chunks with a data path append without waiting"
+            assert appended, "an immediate log appends without waiting"
             self._apply()
         return True
 
@@ -79,7 +79,6 @@ class Relocation(Work):
 
     def _apply(self) -> None:
         core, record = self._core, self._record
-        record.apply(core.blocks)
-        core.last_data_lsn = core.journal.lsn
+        core.enter(record)
         self.moved_bytes = record.payload_size
         core.collected_bytes += record.payload_size

@@ -51,20 +51,18 @@ async def roll_back(
     family = Family(taken.spans, view.family.ancestors)
     volume = assemble(taken, spec, family, view.blocks, chunks, options, clock)
 
-    async def publish(head: Head, _made: Snapshot | None) -> None:
+    async def publish(head: Head) -> None:
         await holder.publish_rollback(head, snapshot.size_bytes)
 
-    checkpointer = volume.checkpointer
-    checkpointer.head = replace(taken.head, base=snapshot.base)
-    checkpointer.publish = publish
     attachment = Attachment(volume, holder)
     try:
-        await checkpointer.write()
+        await volume.checkpointer.write_and_publish(
+            lambda head: replace(head, base=snapshot.base), publish
+        )
     except TorusError as exc:
         volume.core.fail(exc)
         await attachment.detach()
         await give_back(catalog, taken.held)
         raise
-    checkpointer.publish = holder.publish
     await attachment.detach()
     log.info("volume.rolled_back", volume=spec.name, snapshot=snapshot.name)

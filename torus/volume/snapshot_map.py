@@ -6,6 +6,7 @@ from torus.cluster.chunks import Chunks
 from torus.metadata.schema import Snapshot
 from torus.volume.catalog_async import AsyncCatalog
 from torus.volume.family import Family
+from torus.volume.leaves import learn_family
 from torus.volume.maproot import load_map, read_root
 from torus.volume.origin import Origin, find_origin
 from torus.volume.spans import Spans
@@ -72,6 +73,7 @@ async def read_map(
     Raises: Corruption, Unavailable, UnknownVersion.
     """
     family = Family(spans, origin.ancestors)
+    learn_family(chunks, family)
     place, member = snapshot.root, 0
     if place is None:
         place, member = origin.root, origin.member

@@ -22,7 +22,8 @@ class Spans:
         self.volume = volume
         self._spans = list(spans)
         for earlier, later in zip(self._spans, self._spans[1:], strict=False):
-            if earlier.last is None or later.first <= earlier.last or later.epoch < earlier.epoch:
+            behind = (later.epoch, later.tag) > (earlier.epoch, earlier.tag)
+            if earlier.last is None or later.first <= earlier.last or not behind:
                 raise Corruption(f"volume {volume}: span {later} does not follow {earlier}")
         self._firsts = [span.first for span in self._spans]
 
@@ -65,9 +66,18 @@ class Spans:
                 spans[-1] = replace(spans[-1], last=last, end=end)
         return Spans(self.volume, spans)
 
-    def open(self, epoch: int, first: int) -> "Spans":
-        """Return these spans with a new open one."""
-        return Spans(self.volume, [*self._spans, Span(epoch, 0, first)])
+    def open(
+        self,
+        epoch: int,
+        first: int,
+        tag: int = 0,
+        place: tuple[int, tuple[str, ...]] = (0, ()),
+    ) -> "Spans":
+        """Return these spans with a new open one; ``place``: its ring version, and the disks that
+        it leaves out."""
+        ring, excluded = place
+        span = Span(epoch, tag, first, ring=ring, excluded=excluded)
+        return Spans(self.volume, [*self._spans, span])
 
     def trim(self, needed: int, gone: Callable[[int], bool]) -> "Spans":
         """Return these spans without leading chunks that are gone; ``needed`` and later stay."""

@@ -9,7 +9,7 @@ from torus._fast.datapath import Datapath
 from torus.cluster.chunks import Chunks
 from torus.ids import ChunkId
 from torus.volume.family import Family
-from torus.volume.leaves import load_leaves
+from torus.volume.leaves import learn_family, load_leaves
 
 _BASE_SHIFT = 32  # a place is known by its chunk's sequence number and, above it, the member
 
@@ -24,6 +24,7 @@ class View:
         self.blocks = blocks
         self.family = family
         self.chunks = chunks
+        learn_family(chunks, family)
         self.cache_bytes = cache_bytes
         self.places: dict[int, int] = {}
         self.path = None if chunks.io is None else Datapath(blocks, chunks.io, self.places)

@@ -18,6 +18,7 @@ from torus.volume.collector import Collector
 from torus.volume.core import Core
 from torus.volume.earlyflush import EarlyFlush
 from torus.volume.reads import Reads
+from torus.volume.reseal import Resealer
 from torus.volume.writes import Item, WriteQueue
 
 
@@ -32,12 +33,14 @@ class Volume:
         checkpointer: Checkpointer,
         early_flush: EarlyFlush,
         collector: Collector,
+        resealer: Resealer,
     ) -> None:
         self.core = core
         self.queue = queue
         self.checkpointer = checkpointer
         self.early_flush = early_flush
         self.collector = collector
+        self.resealer = resealer
         self.read_only = False
         self.description = ""
         self.reads = reads
@@ -78,6 +81,8 @@ class Volume:
                 full = core.journal.room == 0 or core.journal.reserved
                 if full and not core.journal.next_chunk_now(from_reserve=False):
                     break
+                if not core.journal.immediate:
+                    break
                 reached, skip = self._append_some(requests, index, stop, skip)
                 if reached == index and self._record.size == 0:
                     break
@@ -103,9 +108,8 @@ class Volume:
         if record.empty:
             return index, skip
         appended = core.journal.append_now(record, KIND_DATA)
-        assert appended, "chunks with a data path append without waiting"
-        record.apply(core.blocks)
-        core.last_data_lsn = core.journal.lsn
+        assert appended, "an immediate log appends without waiting"
+        core.enter(record)
         core.client_bytes += record.payload_size
         return index, skip
 

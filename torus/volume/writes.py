@@ -347,8 +347,7 @@ class WriteQueue:
         core = self._core
         if not self._record.empty:
             await core.journal.append(self._record, KIND_DATA)
-            self._record.apply(core.blocks)
-            core.last_data_lsn = core.journal.lsn
+            core.enter(self._record)
             self._record.clear()
         batch, self._batch = self._batch, []
         for item in batch:
@@ -367,9 +366,8 @@ class WriteQueue:
         if core.journal.room < need:
             self._from_reserve = True
             await self._next_chunk()
-        offset = core.journal.position.offset
         await core.journal.append(record, item.kind)
-        item.place = (core.journal.chunk.sequence, offset, record.header_bytes)
+        item.place = (*core.journal.placed, record.header_bytes)
         _resolve(item)
 
 
