@@ -17,16 +17,16 @@ class Workbench:
         """Raises: ValueError (sizes that do not match, an unknown member)."""
 
     def fill(self, targets: Sequence[Sequence[int]]) -> list[int]:
-        """Fill all empty places, and in slots without any one whose member has no weight.
+        """Fill all places that nobody has or a member without weight.
 
         `targets[column][member]`: how many slots should name it in columns 0 to `column`.
-        Returns the slots that still break the rule or have an empty place.
+        Returns the slots that still break the rule or have an open place.
         """
 
-    def even(self, column: int, wants: Sequence[int], gives: Sequence[int]) -> tuple[int, int]:
+    def even(self, column: int, wants: Sequence[int], gives: Sequence[int]) -> int:
         """Move slots of a column, at most `gives` of a member and `wants` to one.
 
-        Returns: slots moved; slots of givers that were left alone because they are touched.
+        Returns how many slots moved; a slot moves at most once in a call.
         """
 
     def column_loads(self, column: int) -> list[int]:
@@ -38,11 +38,10 @@ class Workbench:
     def allows(self, row: Sequence[int]) -> bool:
         """Whether all places are filled by members with weight, by the rule."""
 
+    def allows_open(self, row: Sequence[int]) -> bool:
+        """Whether the rule is kept, whatever will stand in places that are to be filled."""
+
     def set_row(self, slot: int, row: Sequence[int]) -> None: ...
-    def release(self) -> None:
-        """Forget which slots are touched."""
-
-    def state(self) -> tuple[bytes, bytes]:
-        """The table, and one byte for each slot: is it touched?"""
-
-    def restore(self, table: Buffer, touched: Buffer) -> None: ...
+    def table_bytes(self) -> bytes: ...
+    def restore(self, table: Buffer) -> None:
+        """Go back to what `table_bytes` returned."""

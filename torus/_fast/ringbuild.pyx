@@ -34,7 +34,6 @@ cdef class Workbench:
     cdef readonly int width
     cdef uint64_t slots
     cdef uint16_t* table
-    cdef uint8_t* touched
     cdef uint32_t* sequence                     # the slots in the order of this version
     cdef int32_t* loads                         # [column][member]
     cdef int32_t* targets
@@ -52,14 +51,13 @@ cdef class Workbench:
         self.layout, self.columns = layout, columns
         self.slots = len(table) // (2 * columns)
         self.table = <uint16_t*>PyMem_Malloc(len(table))
-        self.touched = <uint8_t*>PyMem_Calloc(self.slots, 1)
         self.sequence = <uint32_t*>PyMem_Malloc(self.slots * sizeof(uint32_t))
         self.loads = <int32_t*>PyMem_Calloc(columns * n, sizeof(int32_t))
         self.targets = <int32_t*>PyMem_Calloc(columns * n, sizeof(int32_t))
         self.wants = <int32_t*>PyMem_Calloc(n, sizeof(int32_t))
         self.gives = <int32_t*>PyMem_Calloc(n, sizeof(int32_t))
         self.choices = <uint16_t*>PyMem_Malloc(self.slots * FIRST_CHOICES * sizeof(uint16_t))
-        if (self.table is NULL or self.touched is NULL or self.sequence is NULL
+        if (self.table is NULL or self.sequence is NULL
                 or self.loads is NULL or self.targets is NULL or self.wants is NULL
                 or self.gives is NULL or self.choices is NULL):
             raise MemoryError()
@@ -79,7 +77,6 @@ cdef class Workbench:
 
     def __dealloc__(self):
         PyMem_Free(self.table)
-        PyMem_Free(self.touched)
         PyMem_Free(self.sequence)
         PyMem_Free(self.loads)
         PyMem_Free(self.targets)
@@ -138,6 +135,14 @@ cdef class Workbench:
                 left = self.zones_above[level]
         return True
 
+    cdef bint is_right(self, const uint16_t* row) noexcept:
+        """Whether the row keeps the rule and has nobody only where nobody can be."""
+        cdef int c
+        for c in range(self.columns):
+            if (self.is_open(row[c]) if c < self.width else row[c] != NOBODY):
+                return False
+        return self.fits(row)
+
     cdef void choose_first(self, uint64_t slot) noexcept:
         """Find the members with the least costs for a slot, in order."""
         cdef uint64_t costs[FIRST_CHOICES]
@@ -159,78 +164,75 @@ cdef class Workbench:
         if have < FIRST_CHOICES:
             choices[have] = NOBODY
 
+    cdef bint may_fill(self, const uint16_t* row, int column, uint16_t member) noexcept:
+        """Whether a place may be filled so; a later place of that member falls open."""
+        cdef uint16_t new[COLUMNS_MAX]
+        cdef int p
+        for p in range(self.columns):
+            new[p] = row[p]
+            if row[p] == member:
+                if p < column:
+                    return False
+                new[p] = NOBODY
+        new[column] = member
+        return self.fits(new)
+
     cdef int find_filling(self, uint64_t slot, int column) noexcept:
         """The member for an open place; -1 when none is allowed."""
         cdef uint16_t* row = self.row_of(slot)
         cdef uint16_t* choices = &self.choices[slot * FIRST_CHOICES]
-        cdef uint16_t before = row[column]
         cdef uint64_t slot_mix = mix_slot(slot), this, least = 0
         cdef int32_t* loads = &self.loads[column * self.layout.count]
         cdef int32_t* targets = &self.targets[column * self.layout.count]
-        cdef int i, found = -1
+        cdef int i, found = -1, over, least_over = 0
         if choices[0] == NOBODY:
             self.choose_first(slot)
         for i in range(FIRST_CHOICES):
             if choices[i] == NOBODY:
                 break
-            if loads[choices[i]] < targets[choices[i]]:
-                row[column] = choices[i]
-                if self.fits(row):
-                    row[column] = before
-                    return choices[i]
-        for i in range(self.layout.count):  # a place left, then the least overfull
+            if loads[choices[i]] < targets[choices[i]] and self.may_fill(row, column, choices[i]):
+                return choices[i]
+        for i in range(self.layout.count):  # who has too little, else who has least too much
             if not self.layout.shares[i]:
                 continue
+            over = max(0, loads[i] - targets[i] + 1)
+            if found >= 0 and over > least_over:
+                continue
             this = cost(slot_mix, self.layout.keys[i], self.layout.shares[i])
-            if found >= 0:
-                if max(0, loads[i] - targets[i] + 1) > max(0, loads[found] - targets[found] + 1):
-                    continue
-                if (max(0, loads[i] - targets[i] + 1) == max(0, loads[found] - targets[found] + 1)
-                        and this >= least):
-                    continue
-            row[column] = i
-            if self.fits(row):
-                found, least = i, this
-        row[column] = before
+            if ((found < 0 or over < least_over or this < least)
+                    and self.may_fill(row, column, i)):
+                found, least, least_over = i, this, over
         return found
 
     def fill(self, targets):
-        """Fill open places: all that nobody has, one of those whose member is to leave.
+        """Fill all places whose member is nobody or has no weight.
 
         `targets[column][member]`.  Returns the slots that could not be brought to the rule.
         """
         cdef uint64_t k, slot
-        cdef int c, i, found
+        cdef int c, p, i, found
         cdef uint16_t* row
         for c in range(self.columns):
             for i in range(self.layout.count):
                 self.targets[c * self.layout.count + i] = targets[c][i]
-        for slot in range(self.slots):
-            row = self.row_of(slot)
-            for c in range(self.width):
-                if row[c] == NOBODY:
-                    self.touched[slot] = True
         for c in range(self.width):
             for k in range(self.slots):
                 slot = self.sequence[k]
                 row = self.row_of(slot)
-                if not self.is_open(row[c]) or (row[c] != NOBODY and self.touched[slot]):
+                if not self.is_open(row[c]):
                     continue
                 found = self.find_filling(slot, c)
                 if found >= 0:
                     self.count_row(slot, -1)
+                    for p in range(c + 1, self.columns):
+                        if row[p] == found:
+                            row[p] = NOBODY
                     row[c] = found
                     self.count_row(slot, 1)
-                    self.touched[slot] = True
         failed = []
         for slot in range(self.slots):
             row = self.row_of(slot)
-            found = self.fits(row)
-            for c in range(self.width):
-                found = found and row[c] != NOBODY
-            for c in range(self.width, self.columns):
-                found = found and row[c] == NOBODY
-            if not found:
+            if not self.is_right(row):
                 failed.append(slot)
         return failed
 
@@ -263,14 +265,13 @@ cdef class Workbench:
     def even(self, int column, wants, gives):
         """Let members that give too much lose slots of a column to those that want some.
 
-        Returns: slots moved, and slots that could not be tried because they were touched.
+        Returns how many slots moved.
         """
         cdef uint16_t best_row[COLUMNS_MAX]
         cdef uint16_t new[COLUMNS_MAX]
         cdef uint64_t k, slot, this, least, slot_mix
-        cdef int i, c, best, moved = 0, blocked = 0, taker_count = 0
+        cdef int i, best, moved = 0, taker_count = 0
         cdef uint16_t* row
-        cdef bint is_whole
         takers = [i for i in range(self.layout.count) if wants[i] > 0]
         for i in range(self.layout.count):
             self.wants[i], self.gives[i] = wants[i], gives[i]
@@ -285,13 +286,7 @@ cdef class Workbench:
             row = self.row_of(slot)
             if row[column] == NOBODY or self.gives[row[column]] <= 0 or not taker_count:
                 continue
-            if self.touched[slot]:
-                blocked += 1
-                continue
-            is_whole = True
-            for c in range(self.width):
-                is_whole = is_whole and not self.is_open(row[c])
-            if not is_whole:
+            if not self.is_right(row):
                 continue
             best, least, slot_mix = -1, 0, mix_slot(slot)
             for i in range(taker_count):
@@ -306,14 +301,13 @@ cdef class Workbench:
             self.gives[row[column]] -= 1
             memcpy(row, best_row, self.columns * sizeof(uint16_t))
             self.count_row(slot, 1)
-            self.touched[slot] = True
             moved += 1
             self.wants[taker[best]] -= 1
             if not self.wants[taker[best]]:
                 taker_count -= 1
                 taker[best] = taker[taker_count]
         PyMem_Free(taker)
-        return moved, blocked
+        return moved
 
     def column_loads(self, int column):
         """How many slots name each member in columns 0 to `column`."""
@@ -336,46 +330,46 @@ cdef class Workbench:
         found = self.layout.pick(base, self.columns, 0, slot, NULL, self.width, picked)
         return [picked[c] for c in range(found)] + [NOBODY] * (self.columns - found)
 
-    def allows(self, row):
-        """Say whether a row keeps the rule and is complete."""
-        cdef uint16_t cells[COLUMNS_MAX]
+    cdef int read_row(self, row, uint16_t* cells) except -1:
         cdef int c
         if len(row) != self.columns:
             raise ValueError(f"a row of {len(row)} members is not possible")
         for c in range(self.columns):
             cells[c] = row[c] if row[c] < self.layout.count else NOBODY
-            if (c < self.width) == self.is_open(cells[c]):
-                return False
+        return 0
+
+    def allows(self, row):
+        """Say whether a row keeps the rule and is complete."""
+        cdef uint16_t cells[COLUMNS_MAX]
+        self.read_row(row, cells)
+        return self.is_right(cells)
+
+    def allows_open(self, row):
+        """Say whether a row keeps the rule where its members stay."""
+        cdef uint16_t cells[COLUMNS_MAX]
+        self.read_row(row, cells)
         return self.fits(cells)
 
     def set_row(self, uint64_t slot, row):
-        """Replace a slot's row, and touch it."""
-        cdef int c
-        if slot >= self.slots or len(row) != self.columns:
-            raise ValueError(f"{len(row)} members for slot {slot} are not possible")
+        """Replace a slot's row."""
+        cdef uint16_t cells[COLUMNS_MAX]
+        if slot >= self.slots:
+            raise ValueError(f"there is no slot {slot}")
+        self.read_row(row, cells)
         self.count_row(slot, -1)
-        for c in range(self.columns):
-            self.row_of(slot)[c] = row[c] if row[c] < self.layout.count else NOBODY
+        memcpy(self.row_of(slot), cells, self.columns * sizeof(uint16_t))
         self.count_row(slot, 1)
-        self.touched[slot] = True
 
-    def release(self):
-        """Let every slot be moved again: nobody has seen this table yet."""
-        memset(self.touched, 0, self.slots)
+    def table_bytes(self):
+        """The table as it is now."""
+        return (<const char*>self.table)[:self.slots * <uint64_t>self.columns * 2]
 
-    def state(self):
-        """The table, and which slots are touched; `restore` takes both."""
-        return ((<const char*>self.table)[:self.slots * <uint64_t>self.columns * 2],
-                (<const char*>self.touched)[:self.slots])
-
-    def restore(self, const uint8_t[::1] table not None, const uint8_t[::1] touched not None):
-        """Go back to a `state`."""
+    def restore(self, const uint8_t[::1] table not None):
+        """Go back to a table that this bench had."""
         cdef uint64_t slot
-        if (<uint64_t>len(table) != self.slots * <uint64_t>self.columns * 2
-                or <uint64_t>len(touched) != self.slots):
-            raise ValueError("this is another table's state")
+        if <uint64_t>len(table) != self.slots * <uint64_t>self.columns * 2:
+            raise ValueError("this is another bench's table")
         memcpy(self.table, &table[0], len(table))
-        memcpy(self.touched, &touched[0], len(touched))
         memset(self.loads, 0, self.columns * self.layout.count * sizeof(int32_t))
         for slot in range(self.slots):
             self.count_row(slot, 1)

@@ -55,9 +55,7 @@ def next_ring(current: Ring, members: Iterable[RingMember], hashing: str | None 
     return Ring(current.version + 1, ordered, chosen, table)
 
 
-def stages(
-    current: Ring, members: Sequence[RingMember], hashing: str | None = None
-) -> list[Ring]:
+def stages(current: Ring, members: Sequence[RingMember], hashing: str | None = None) -> list[Ring]:
     """Return all versions that a change takes, in order; empty when nothing changes.
 
     Raises: UsageError as `next_ring`.

@@ -40,7 +40,9 @@ class Difference:
     @property
     def excess(self) -> float:
         """Return moved copies in units of the optimum; 1.0 where nothing had to move."""
-        return self.moved / self.optimum if self.optimum else 1.0 if not self.moved else float("inf")
+        return (
+            self.moved / self.optimum if self.optimum else 1.0 if not self.moved else float("inf")
+        )
 
 
 def changes(old: Ring, new: Ring, copies: int) -> Iterator[SlotChange]:
@@ -75,9 +77,7 @@ def difference(old: Ring, new: Ring, copies: int) -> Difference:
             given[disk] = given.get(disk, 0) + 1
     moved = sum(received.values())
     share = moved / (SLOTS * copies)
-    return Difference(
-        copies, slots, moved, share, optimum(old, new, copies), most, received, given
-    )
+    return Difference(copies, slots, moved, share, optimum(old, new, copies), most, received, given)
 
 
 def optimum(old: Ring, new: Ring, copies: int) -> float:

@@ -10,9 +10,10 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
-from torus.ring.member import RingMember, member_key, numbered
+from torus._fast.ringbuild import Workbench
+from torus.ring.member import RingMember, layout_of, member_key, numbered
+from torus.ring.staging import towards
 from torus.ring.table import COLUMNS, NOBODY, SLOTS
-from torus.ring.towards import towards
 
 _POINTS_BITS = 8
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -34,7 +35,9 @@ def ketama(old: bytes | None, members: tuple[RingMember, ...], version: int) -> 
         walk = _clockwise(circle, start)
         row = _owners(walk, nodes, zones, room)
         table.extend(row + [NOBODY] * (COLUMNS - len(row)))
-    return towards(old, table.tobytes(), members)
+    final = table.tobytes()
+    bench = Workbench(layout_of(members), final, COLUMNS, version)
+    return towards(old, final, final, bench)
 
 
 def _points(members: Sequence[RingMember]) -> Iterator[tuple[int, int]]:

@@ -40,7 +40,8 @@ def checked_members(members: Iterable[RingMember]) -> tuple[RingMember, ...]:
     for index, member in enumerate(ordered):
         if not 0 <= member.weight <= WEIGHT_MAX:
             raise UsageError(
-                f"disk {member.disk_id} cannot have weight {member.weight}: 0 to {WEIGHT_MAX} can be"
+                f"disk {member.disk_id} cannot have weight {member.weight}: "
+                f"0 to {WEIGHT_MAX} are possible"
             )
         for name in (member.disk_id, member.node_id, member.zone):
             if len(name.encode()) > NAME_BYTES_MAX:

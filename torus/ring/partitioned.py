@@ -13,13 +13,24 @@ from dataclasses import dataclass
 from torus._fast.ringbuild import Workbench
 from torus.ring.member import RingMember, layout_of
 from torus.ring.share import fair_shares
-from torus.ring.staging import one_step
-from torus.ring.table import COLUMNS, NOBODY, SLOTS
+from torus.ring.staging import towards
+from torus.ring.table import COLUMNS, SLOTS
 
-_OVER_PERCENT = 1  # a member may have this much more than its fair share before it must give
-_UNDER_PERCENT = 2  # ... and this much (and one slot) less before it is given some
 _FRACTION_BITS = 16
-_DETOURS_MAX = 4  # rounds in which a third member helps two that the rule keeps apart
+_DETOURS_MAX = 16  # rounds in which a third member helps two that the rule keeps apart
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """How far a member may be from its fair share, in thousandths of it."""
+
+    over: int
+    under: int
+
+
+# Wider than what a change aims at, so that the next small change does not begin it all anew.
+_TRIGGER = _Bounds(over=15, under=40)
+_GOAL = _Bounds(over=10, under=20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,92 +38,80 @@ class _Column:
     """What each member should have in the columns up to this one, in slots."""
 
     fair: list[int]
-    low: list[int]
-    high: list[int]
     exact: list[int]  # in units of 2**-_FRACTION_BITS
+
+    def low(self, bounds: _Bounds) -> list[int]:
+        """Return what members must have at least; a slot less is nothing to move for."""
+        return [share - share * bounds.under // 1000 - 1 for share in self.fair]
+
+    def high(self, bounds: _Bounds) -> list[int]:
+        """Return what members may have at most."""
+        return [
+            max(share, (fine * (1000 + bounds.over) // 1000) >> _FRACTION_BITS)
+            for share, fine in zip(self.fair, self.exact, strict=True)
+        ]
 
 
 def partitioned(old: bytes | None, members: tuple[RingMember, ...], version: int) -> bytes:
     """Return the next table; ``old`` names members by their new numbers."""
-    bench = Workbench(layout_of(members), old or b"\xff" * (SLOTS * COLUMNS * 2), COLUMNS, version)
+    empty = b"\xff" * (SLOTS * COLUMNS * 2)
+    bench = Workbench(layout_of(members), old or empty, COLUMNS, version)
     columns = [_column(members, copies) for copies in range(1, COLUMNS + 1)]
-    failed = bench.fill([column.fair for column in columns])
-    mend(bench, old, failed)
+    for slot in bench.fill([column.fair for column in columns]):
+        bench.set_row(slot, bench.chosen_row(slot))
+    filled = bench.table_bytes()
     active = [member.weight > 0 for member in members]
-    leaving = bench.column_loads(COLUMNS - 1)
-    if any(load for load, has_weight in zip(leaving, active, strict=True) if not has_weight):
-        return bench.state()[0]  # what they still have goes to those that have too little now
     for number, column in enumerate(columns):
-        _even(bench, number, column, active, fresh=old is None)
-    return bench.state()[0]
-
-
-def mend(bench: Workbench, old: bytes | None, slots: Sequence[int]) -> None:
-    """Bring slots that break the rule nearer to it; those that lost a copy, at once."""
-    cells = memoryview(old).cast("H") if old is not None else None
-    for slot in slots:
-        wanted = bench.chosen_row(slot)
-        row = [NOBODY] * COLUMNS
-        if cells is not None:
-            row = cells[slot * COLUMNS : (slot + 1) * COLUMNS].tolist()
-        if NOBODY in row[: bench.width]:
-            bench.set_row(slot, wanted)
-        else:
-            bench.set_row(slot, one_step(row, wanted, bench.allows))
+        _even(bench, number, column, active)
+    return towards(old, filled, bench.table_bytes(), bench)
 
 
 def _column(members: Sequence[RingMember], copies: int) -> _Column:
-    fair = fair_shares(members, copies, SLOTS)
-    exact = fair_shares(members, copies, SLOTS << _FRACTION_BITS)
-    high = [
-        max(share, (fine * (100 + _OVER_PERCENT) // 100) >> _FRACTION_BITS)
-        for share, fine in zip(fair, exact, strict=True)
-    ]
-    low = [share - share * _UNDER_PERCENT // 100 - 1 for share in fair]
-    return _Column(fair, low, high, exact)
+    return _Column(
+        fair_shares(members, copies, SLOTS),
+        fair_shares(members, copies, SLOTS << _FRACTION_BITS),
+    )
 
 
-def _even(
-    bench: Workbench, number: int, column: _Column, active: Sequence[bool], *, fresh: bool
-) -> None:
-    """Even out one column; the columns before it stay."""
-    blocked = _move(bench, number, column, active, fresh=fresh)
-    uneven = _unevenness(bench, number, column)
+def _even(bench: Workbench, number: int, column: _Column, active: Sequence[bool]) -> None:
+    """Even out one column, if somebody is far from fair; the columns before it stay."""
+    if not _unevenness(bench, number, column, _TRIGGER):
+        return
+    before = uneven = _unevenness(bench, number, column, _GOAL)
+    begun = bench.table_bytes()
+    _move(bench, number, column, active, detour=False)
     for _ in range(_DETOURS_MAX):
-        if not uneven or blocked:
+        uneven = _unevenness(bench, number, column, _GOAL)
+        if not uneven:
             return
-        state = bench.state()
-        loads = bench.column_loads(number)
-        wants, _ = _balance(loads, column, active)
-        anybody = [max(0, load - low) for load, low in zip(loads, column.low, strict=True)]
-        if fresh:
-            bench.release()
-        bench.even(number, wants, anybody)
-        _move(bench, number, column, active, fresh=fresh)
-        after = _unevenness(bench, number, column)
-        if after >= uneven:
-            bench.restore(*state)
-            return
-        uneven = after
+        reached = bench.table_bytes()
+        _move(bench, number, column, active, detour=True)
+        _move(bench, number, column, active, detour=False)
+        if _unevenness(bench, number, column, _GOAL) >= uneven:
+            bench.restore(reached)
+            break
+    if uneven > before - before // 4:  # the rule allows no better: leave it, or it never ends
+        bench.restore(begun)
 
 
 def _move(
-    bench: Workbench, number: int, column: _Column, active: Sequence[bool], *, fresh: bool
-) -> int:
-    """Move what must move; returns how many slots of those that give were not free to."""
-    wants, gives = _balance(bench.column_loads(number), column, active)
-    if not any(wants):
-        return 0
-    if fresh:
-        bench.release()
-    return bench.even(number, wants, gives)[1]
+    bench: Workbench, number: int, column: _Column, active: Sequence[bool], *, detour: bool
+) -> None:
+    """Move from who has too much to who has too little; on a detour, from anybody."""
+    loads = bench.column_loads(number)
+    wants, gives = _balance(loads, column, active)
+    if detour:
+        low = column.low(_GOAL)
+        gives = [max(0, load - least) for load, least in zip(loads, low, strict=True)]
+    if any(wants):
+        bench.even(number, wants, gives)
 
 
-def _unevenness(bench: Workbench, number: int, column: _Column) -> int:
+def _unevenness(bench: Workbench, number: int, column: _Column, bounds: _Bounds) -> int:
     return sum(
         max(0, load - high) + max(0, low - load)
         for load, low, high in zip(
-            bench.column_loads(number), column.low, column.high, strict=True
+            bench.column_loads(number), column.low(bounds), column.high(bounds), strict=True
         )
     )
 
@@ -126,9 +125,9 @@ def _balance(
     """
     wants = [
         fair - load if load < low else 0
-        for load, low, fair in zip(loads, column.low, column.fair, strict=True)
+        for load, low, fair in zip(loads, column.low(_GOAL), column.fair, strict=True)
     ]
-    gives = [max(0, load - high) for load, high in zip(loads, column.high, strict=True)]
+    gives = [max(0, load - high) for load, high in zip(loads, column.high(_GOAL), strict=True)]
     missing = sum(wants) - sum(gives)
     if missing > 0:
         _spread(gives, missing, loads, column, active, sign=-1)
@@ -157,9 +156,7 @@ def _spread(
     def has_more(m: int) -> bool:
         return sign * (column.fair[m] - loads[m]) > amounts[m]
 
-    queue = [
-        entry(m) for m in range(len(loads)) if active[m] and column.exact[m] and has_more(m)
-    ]
+    queue = [entry(m) for m in range(len(loads)) if active[m] and column.exact[m] and has_more(m)]
     heapq.heapify(queue)
     while missing and queue:
         m = queue[0][1]

@@ -8,13 +8,14 @@ Implements docs/ring.md, "Other hashings".
 
 from torus._fast.ringbuild import Workbench
 from torus.ring.member import RingMember, layout_of
-from torus.ring.partitioned import mend
+from torus.ring.staging import towards
 from torus.ring.table import COLUMNS, SLOTS
-from torus.ring.towards import towards
 
 
 def rendezvous(old: bytes | None, members: tuple[RingMember, ...], version: int) -> bytes:
     """Return the next table; ``old`` names members by their new numbers."""
-    empty = Workbench(layout_of(members), b"\xff" * (SLOTS * COLUMNS * 2), COLUMNS, version)
-    mend(empty, None, range(SLOTS))
-    return towards(old, empty.state()[0], members)
+    bench = Workbench(layout_of(members), b"\xff" * (SLOTS * COLUMNS * 2), COLUMNS, version)
+    for slot in range(SLOTS):
+        bench.set_row(slot, bench.chosen_row(slot))
+    final = bench.table_bytes()
+    return towards(old, final, final, bench)

@@ -7,11 +7,35 @@ has all others where they were.
 Implements docs/ring.md, "One copy at a time".
 """
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 
-from torus.ring.table import NOBODY
+from torus._fast.ringbuild import Workbench
+from torus.ring.table import COLUMNS, NOBODY
 
 Row = tuple[int, ...]
+
+
+def towards(old: bytes | None, filled: bytes, final: bytes, bench: Workbench) -> bytes:
+    """Return the table that follows ``old`` on the way to ``final``.
+
+    A slot that lost a copy gets what stands in ``filled``, where nothing else moves.
+    """
+    if old is None:
+        return final
+    before, mended, after = array("H", old), array("H", filled), array("H", final)
+    for start in range(0, len(before), COLUMNS):
+        row = before[start : start + COLUMNS]
+        wanted = after[start : start + COLUMNS]
+        if row == wanted:
+            continue
+        simplest = mended[start : start + COLUMNS]
+        if NOBODY in row[: bench.width] and leaving(row, wanted):
+            after[start : start + COLUMNS] = simplest
+        else:
+            step = one_step(row, (wanted, simplest), (bench.allows, bench.allows_open))
+            after[start : start + COLUMNS] = array("H", step)
+    return after.tobytes()
 
 
 def leaving(old: Sequence[int], new: Sequence[int]) -> int:
@@ -23,19 +47,26 @@ def leaving(old: Sequence[int], new: Sequence[int]) -> int:
     return most
 
 
-def one_step(old: Sequence[int], wanted: Sequence[int], allowed: Callable[[Row], bool]) -> Row:
-    """Return the row that follows ``old`` on the way to ``wanted``.
+def one_step(
+    old: Sequence[int],
+    targets: Sequence[Sequence[int]],
+    allowed: Sequence[Callable[[Row], bool]],
+) -> Row:
+    """Return the row that follows ``old`` on the way to the first of ``targets``.
 
-    It is ``wanted`` itself when that is one step away, and also when no single step that
-    ``allowed`` accepts leads there: a rule that was broken is mended before all else.
+    The others are rows that would do as well, ``allowed`` are rules, the strictest first.  When
+    no single step is allowed it is the first target itself: a rule that is broken is mended
+    before all else.
     """
-    target = tuple(wanted)
-    if leaving(old, target) <= 1:
-        return target
-    for candidate in _candidates(tuple(old), target):
-        if leaving(old, candidate) <= 1 and allowed(candidate):
-            return candidate
-    return target
+    for target in targets:
+        if leaving(old, target) <= 1:
+            return tuple(target)
+    for is_allowed in allowed:
+        for target in targets:
+            for candidate in _candidates(tuple(old), tuple(target)):
+                if leaving(old, candidate) <= 1 and is_allowed(candidate):
+                    return candidate
+    return tuple(targets[0])
 
 
 def _candidates(old: Row, target: Row) -> Iterator[Row]:
