@@ -1,0 +1,197 @@
+"""File systems on a volume: what people do with a disk, and that it comes back as it was."""
+
+import hashlib
+import json
+import random
+import sqlite3
+from pathlib import Path
+
+from tests.kernel.guest import MIB, SEED, Guest, check, expect, io_errors, kernel_log, run, wait_for
+
+
+def fill(folder: Path, count: int, size: int, seed: int = SEED) -> dict[str, str]:
+    """Write files of pseudo-random bytes; return their hashes by name."""
+    source = random.Random(seed)
+    hashes = {}
+    for number in range(count):
+        content = source.randbytes(source.randrange(1, size))
+        (folder / f"file{number}").write_bytes(content)
+        hashes[f"file{number}"] = hashlib.sha256(content).hexdigest()
+    return hashes
+
+
+def read_hashes(folder: Path) -> dict[str, str]:
+    """Return the hashes of the files that `fill` made."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("file*")
+    }
+
+
+def fio_verify(target: Path, size: str, *options: str) -> None:
+    """Write and verify with fio; raises when a checksum is wrong."""
+    said = run(
+        "fio", "--name=verify", f"--filename={target}", f"--size={size}", "--rw=randwrite",
+        "--bsrange=4k-64k", "--bs_unaligned=0", "--blockalign=4k", "--ioengine=libaio",
+        "--iodepth=16", "--direct=1", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1",
+        f"--randseed={SEED}", "--end_fsync=1", "--output-format=json", *options,
+    )  # fmt: skip
+    job = json.loads(said[said.index("{") :])["jobs"][0]
+    expect(job["error"] == 0, f"fio: error {job['error']}")
+
+
+def sqlite_commits(path: Path, count: int) -> None:
+    """Commit so often, each durable by itself."""
+    base = sqlite3.connect(path)
+    base.execute("PRAGMA synchronous=FULL")
+    base.execute("PRAGMA journal_mode=DELETE")
+    base.execute("CREATE TABLE IF NOT EXISTS entry (number INTEGER PRIMARY KEY, content BLOB)")
+    for number in range(count):
+        with base:
+            base.execute("INSERT INTO entry (content) VALUES (?)", (bytes([number % 256]) * 900,))
+    expect(base.execute("PRAGMA integrity_check").fetchone() == ("ok",), "the database is damaged")
+    base.close()
+
+
+def clone_repository(folder: Path) -> None:
+    """Make a git repository, clone it there, and have git check every object."""
+    source = Path("/run/source")
+    if not source.exists():
+        run("git", "init", "-q", source)
+        for number in range(60):
+            (source / f"{number}.txt").write_text(f"{number}\n" * 200)
+        run("git", "-C", source, "add", ".")
+        who = ("-c", "user.name=guest", "-c", "user.email=guest@vm")
+        run("git", *who, "-C", source, "commit", "-qm", "files")
+    run("git", "clone", "-q", "--no-hardlinks", source, folder / "clone")
+    run("git", "-C", folder / "clone", "fsck", "--full")
+    status = run("git", "-C", folder / "clone", "status", "--porcelain")
+    expect(status == "", f"the clone differs: {status}")
+
+
+def use_file_system(folder: Path, *, small: bool) -> dict[str, str]:
+    """Do all of it on a mounted file system; return the hashes of its files."""
+    hashes = fill(folder, 20, 200_000)
+    fio_verify(folder / "fio", "8m" if small else "64m")
+    sqlite_commits(folder / "base.sqlite", 30 if small else 300)
+    clone_repository(folder)
+    return hashes
+
+
+def reopen(guest: Guest, device: str, folder: str, hashes: dict[str, str], *options: str) -> None:
+    """Mount anew without what the kernel remembers, and compare."""
+    run("sysctl", "-q", "vm.drop_caches=3")
+    with guest.mounted(device, folder, *options) as place:
+        expect(read_hashes(place) == hashes, "files are not what was written")
+        base = sqlite3.connect(place / "base.sqlite")
+        expect(base.execute("PRAGMA integrity_check").fetchone() == ("ok",), "database damaged")
+        base.close()
+
+
+@check(short=True)
+def ext4(guest: Guest) -> None:
+    """mkfs.ext4, files, fio verify, SQLite, git clone; fsck finds nothing; fstrim gives back."""
+    guest.create("ext4", "400MiB")
+    device = guest.attach("ext4")
+    name = Path(device).name
+    settings = {
+        "max_sectors_kb": "4096", "rotational": "0", "fua": "1", "write_cache": "write back",
+        "logical_block_size": "4096", "discard_granularity": "4096",
+    }  # fmt: skip
+    found = {key: Path(f"/sys/block/{name}/queue/{key}").read_text().strip() for key in settings}
+    expect(found == settings, f"settings of the device: {found}")
+    expect(int(Path(f"/sys/block/{name}/queue/discard_max_bytes").read_text()) > MIB, "no discard")
+    run("mkfs.ext4", "-q", "-F", device)
+    with guest.mounted(device) as place:
+        hashes = use_file_system(place, small=True)
+    run("e2fsck", "-fn", device)
+    reopen(guest, device, "/mnt/torus", hashes)
+    with guest.mounted(device) as place:
+        (place / "ballast").write_bytes(random.Random(SEED).randbytes(40 * MIB))
+        run("sync", "-f", place)
+    guest.detach(device)
+    full = guest.used_bytes("ext4")
+    device = guest.attach("ext4")
+    with guest.mounted(device) as place:
+        (place / "ballast").unlink()
+        run("sync", "-f", place)
+        run("fstrim", place)
+    guest.detach("ext4")
+    left = guest.used_bytes("ext4")
+    expect(full - left > 38 * MIB, f"fstrim gave back {full - left} bytes of 40 MiB")
+    expect(io_errors() == [], f"the kernel complains: {io_errors()}")
+    guest.torus("volume", "delete", "ext4")
+
+
+@check()
+def xfs(guest: Guest) -> None:
+    """The same on XFS, with three connections and sectors of 512 bytes."""
+    guest.create("xfs", "800MiB")
+    device = guest.attach("xfs", "--connections", "3", "--block-size", "512")
+    run("mkfs.xfs", "-q", "-f", device)
+    with guest.mounted(device) as place:
+        hashes = use_file_system(place, small=False)
+        run("fstrim", place)
+    run("xfs_repair", "-n", device)
+    reopen(guest, device, "/mnt/torus", hashes)
+    guest.detach(device)
+    expect(io_errors() == [], f"the kernel complains: {io_errors()}")
+    guest.torus("volume", "delete", "xfs")
+
+
+@check(short=True)
+def grow(guest: Guest) -> None:
+    """A mounted file system grows: the kernel sees the new size of the volume by itself."""
+    guest.create("grow", "200MiB")
+    device = guest.attach("grow")
+    run("mkfs.ext4", "-q", "-F", device)
+    size = Path(f"/sys/block/{Path(device).name}/size")
+    with guest.mounted(device) as place:
+        hashes = fill(place, 5, 100_000)
+        guest.torus("volume", "resize", "grow", "300MiB")
+        wait_for(lambda: int(size.read_text()) * 512 == 300 * MIB, "the kernel's new size")
+        run("resize2fs", device)
+        after = fill(place, 8, 100_000, SEED + 1)
+        (place / "large").write_bytes(bytes(220 * MIB))
+        run("sync", "-f", place)
+        expect(read_hashes(place) == hashes | after, "files changed while it grew")
+    run("e2fsck", "-fn", device)
+    guest.detach("grow")
+    guest.torus("volume", "delete", "grow")
+
+
+@check(short=True)
+def snapshots(guest: Guest) -> None:
+    """A snapshot of a mounted file system: frozen it is clean, without that it is as after a
+    power cut; a clone of either mounts, and the snapshot itself is a read-only disk."""
+    guest.create("origin", "200MiB")
+    device = guest.attach("origin")
+    run("mkfs.ext4", "-q", "-F", device)
+    with guest.mounted(device) as place:
+        hashes = fill(place, 8, 100_000)
+        run("fsfreeze", "-f", place)
+        guest.torus("volume", "snapshot", "create", "origin@frozen")
+        run("fsfreeze", "-u", place)
+        run("sync", "-f", place)
+        guest.torus("volume", "snapshot", "create", "origin@running")
+        (place / "file0").write_bytes(b"changed since")
+        run("sync", "-f", place)
+        for kind in ("frozen", "running"):
+            guest.torus("volume", "clone", f"origin@{kind}", f"of-{kind}")
+            clone = guest.attach(f"of-{kind}")
+            if kind == "frozen":
+                run("e2fsck", "-fn", clone)
+            with guest.mounted(clone, "/mnt/clone") as copy:
+                expect(read_hashes(copy) == hashes, f"the clone of {kind} has other files")
+            run("e2fsck", "-fn", clone)
+            guest.detach(clone)
+            guest.torus("volume", "delete", f"of-{kind}")
+        readonly = guest.attach("origin@frozen")
+        with guest.mounted(readonly, "/mnt/clone", "-o", "ro,noload") as copy:
+            expect(read_hashes(copy) == hashes, "the snapshot has other files")
+        run("dd", "if=/dev/zero", f"of={readonly}", "bs=4k", "count=1", "conv=fsync", code=1)
+        guest.detach("origin@frozen")
+    guest.detach("origin")
+    for kind in ("frozen", "running"):
+        guest.torus("volume", "snapshot", "delete", f"origin@{kind}")
+    guest.torus("volume", "delete", "origin")
+    expect("I/O error" not in kernel_log().split("nbd1")[0], kernel_log()[-2000:])
