@@ -20,10 +20,13 @@ from torus.cli.session import Session
 from torus.cli.sizes import format_size, parse_size
 from torus.cli.space import ask_space, space_document, space_fields
 from torus.clock import SystemClock
+from torus.errors import UsageError
 from torus.limits import BLOCK_BYTES
 from torus.metadata.base import MetadataStore
 from torus.metadata.schema import Owner
+from torus.redundancy.scheme import parse
 from torus.volume.catalog import Catalog, Volume
+from torus.volume.catalog_steps import REDUNDANCY
 from torus.volume.owner import is_alive
 from torus.volume.tree_steps import TreeVolume
 
@@ -48,10 +51,24 @@ def declare(verbs: Verbs, noun: str, summary: str) -> None:
         "make a volume",
         run_create,
         description="Make a volume.  It is thin: it costs space only where it is written.",
-        examples=(("a disk of 10 GiB", "torus volume create disk 10GiB"),),
+        examples=(
+            ("a disk of 10 GiB", "torus volume create disk 10GiB"),
+            (
+                "with three copies of everything",
+                "torus volume create disk 10GiB --redundancy replica:3",
+            ),
+        ),
     )
     create.add_argument("name", metavar="NAME")
     create.add_argument("size", metavar="SIZE", help="10GiB, 512M (= MiB), 10GB, 4096 (bytes)")
+    create.add_argument(
+        "--redundancy", metavar="SCHEME", default=REDUNDANCY,
+        help=f"replica:N keeps N copies on as many nodes, 1 to 8 (default: {REDUNDANCY})",
+    )  # fmt: skip
+    create.add_argument(
+        "--min-copies", metavar="COUNT", type=int,
+        help="writes wait while fewer copies can be had (default: one less than all, at least 1)",
+    )  # fmt: skip
     add_command(
         below,
         "list",
@@ -115,9 +132,12 @@ def run_create(arguments: argparse.Namespace, session: Session) -> int:
     with session.metadata(make=True) as store:
         catalog = Catalog(store, SystemClock())
         catalog.init_cluster()
-        catalog.create(arguments.name, size_bytes)
-        volume = catalog.get(arguments.name)
         nodes = node_views(store)
+        warning = _check_nodes(arguments.redundancy, arguments.min_copies, len(nodes))
+        catalog.create(arguments.name, size_bytes, arguments.redundancy, arguments.min_copies)
+        volume = catalog.get(arguments.name)
+    if warning:
+        output.warning(f"volume {arguments.name!r}: {warning}")
     pool_bytes = sum(view.node.size_bytes for view in nodes)
     if nodes and size_bytes > pool_bytes:
         output.warning(
@@ -129,6 +149,24 @@ def run_create(arguments: argparse.Namespace, session: Session) -> int:
         lambda: output.line(f"volume {arguments.name!r} created: {format_size(size_bytes)}"),
     )
     return 0
+
+
+def _check_nodes(redundancy: str, min_copies: int | None, nodes: int) -> str:
+    """Return a warning when fewer nodes are up than copies are wanted; none are too few to tell.
+
+    Raises: UsageError when a write would wait, as there are too few nodes.
+    """
+    scheme = parse(redundancy)
+    least = scheme.default_min_copies if min_copies is None else min_copies
+    scheme.check_min_copies(least)
+    if 0 < nodes < least:
+        raise UsageError(
+            f"{scheme} cannot be had: {nodes} nodes are up, and writes need {least} copies",
+            hint="start more nodes, or use --min-copies to go on with fewer",
+        )
+    if 0 < nodes < scheme.copies:
+        return f"{nodes} nodes are up, so it has {nodes} copies instead of {scheme.copies}"
+    return ""
 
 
 def run_list(arguments: argparse.Namespace, session: Session) -> int:
@@ -246,6 +284,7 @@ def volume_document(
         "size_bytes": spec.size_bytes,
         "used_bytes": (mapped_bytes or {}).get(spec.volume, used_bytes),
         "redundancy": spec.redundancy,
+        "min_copies": spec.min_copies,
         "state": spec.state,
         "origin": family.origin,
         "snapshots": family.snapshots,
@@ -289,7 +328,7 @@ def _lines(document: dict[str, Any]) -> list[tuple[str, str]]:
         ("id", str(document["volume"])),
         ("size", f"{format_size(document['size_bytes'])} ({document['size_bytes']} bytes)"),
         ("used", f"{format_size(document['used_bytes'])} ({document['used_bytes']} bytes)"),
-        ("redundancy", document["redundancy"]),
+        ("redundancy", f"{document['redundancy']}, writes need {document['min_copies']}"),
         ("state", document["state"]),
         ("origin", document["origin"] or "none"),
         ("snapshots", str(document["snapshots"])),

@@ -56,9 +56,16 @@ class Catalog:
         """Return which cluster this is.  Raises: NotFound when there is none yet."""
         return self._run(steps.get_cluster())
 
-    def create(self, name: str, size_bytes: int, redundancy: str = REDUNDANCY) -> VolumeSpec:
+    def create(
+        self,
+        name: str,
+        size_bytes: int,
+        redundancy: str = REDUNDANCY,
+        min_copies: int | None = None,
+    ) -> VolumeSpec:
         """Make a volume.  Raises: UsageError, AlreadyExists."""
-        return self._run(steps.create(name, size_bytes, redundancy, self._clock.wall_ns()))
+        now_ns = self._clock.wall_ns()
+        return self._run(steps.create(name, size_bytes, redundancy, now_ns, min_copies))
 
     def get(self, name: str) -> Volume:
         """Return the volume of that name.  Raises: NotFound."""

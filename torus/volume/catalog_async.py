@@ -55,9 +55,16 @@ class AsyncCatalog:
         """Return which cluster this is.  Raises: NotFound when there is none yet."""
         return await self._run(steps.get_cluster())
 
-    async def create(self, name: str, size_bytes: int, redundancy: str = REDUNDANCY) -> VolumeSpec:
+    async def create(
+        self,
+        name: str,
+        size_bytes: int,
+        redundancy: str = REDUNDANCY,
+        min_copies: int | None = None,
+    ) -> VolumeSpec:
         """Make a volume.  Raises: UsageError, AlreadyExists."""
-        return await self._run(steps.create(name, size_bytes, redundancy, self._clock.wall_ns()))
+        now_ns = self._clock.wall_ns()
+        return await self._run(steps.create(name, size_bytes, redundancy, now_ns, min_copies))
 
     async def get(self, name: str) -> Volume:
         """Return the volume of that name.  Raises: NotFound."""

@@ -23,6 +23,7 @@ from torus.limits import (
 from torus.metadata.base import Entry, Expect, Put
 from torus.metadata.keys import CLUSTER, NEXT_VOLUME, VOLUMES, head_key, name_key, spec_key
 from torus.metadata.schema import Cluster, Head, NameRef, NextVolume, VolumeSpec
+from torus.redundancy.scheme import parse
 from torus.volume.catalog_ask import (
     DELETING,
     Commit,
@@ -36,7 +37,7 @@ from torus.volume.catalog_ask import (
     too_many_races,
 )
 
-REDUNDANCY = "replica:1"  # one machine keeps one copy
+REDUNDANCY = "replica:1"  # unless somebody asks for more
 
 # --- reading ------------------------------------------------------------------------------
 
@@ -111,21 +112,28 @@ def init_cluster(wanted: Cluster, *, must_match: bool) -> Steps[Cluster]:
     raise too_many_races("the cluster's identity")
 
 
-def create(name: str, size_bytes: int, redundancy: str, now_ns: int) -> Steps[VolumeSpec]:
+def create(
+    name: str, size_bytes: int, redundancy: str, now_ns: int, min_copies: int | None = None
+) -> Steps[VolumeSpec]:
     """Make a volume that nobody has attached yet (epoch 0), with an id never used before.
+
+    ``min_copies``: with how many copies writing goes on; None: one less than all.
 
     Raises: UsageError for the name, the size or the redundancy; AlreadyExists.
     """
     check_volume_name(name)
     check_size(name, size_bytes)
-    check_redundancy(redundancy)
+    scheme = parse(redundancy)
+    if min_copies is None:
+        min_copies = scheme.default_min_copies
+    scheme.check_min_copies(min_copies)
     for _ in range(CATALOG_ATTEMPTS_MAX):
         taken = yield from read_entry(name_key(name))
         if taken is not None:
             raise (yield from name_taken(name))
         counter = yield from read_entry(NEXT_VOLUME)
         volume_id = 1 if counter is None else next_id(counter)
-        spec = VolumeSpec(volume_id, name, size_bytes, redundancy, now_ns)
+        spec = VolumeSpec(volume_id, name, size_bytes, str(scheme), now_ns, min_copies=min_copies)
         revision = yield Commit(
             (
                 Expect(NEXT_VOLUME, 0 if counter is None else counter.revision),
@@ -203,17 +211,6 @@ def check_size(name: str, size_bytes: int) -> None:
         raise UsageError(
             f"volume {name!r} cannot have {size_bytes} bytes: {problem}",
             hint="sizes are written like 10GiB, 512MiB or 4096",
-        )
-
-
-def check_redundancy(redundancy: str) -> None:
-    """Accept a redundancy scheme.
-
-    Raises: UsageError.
-    """
-    if redundancy != REDUNDANCY:
-        raise UsageError(
-            f"redundancy {redundancy!r} cannot be had: this release keeps one copy, {REDUNDANCY!r}"
         )
 
 

@@ -101,7 +101,10 @@ def _make_clone(origin: SnapshotEntry, new_name: str, now_ns: int) -> Steps[Volu
         raise Corruption(f"metadata key {NEXT_VOLUME!r} is gone, but volumes exist")
     volume_id, parent = next_id(counter), origin.volume.spec
     snapshot = origin.snapshot
-    spec = VolumeSpec(volume_id, new_name, snapshot.size_bytes, parent.redundancy, now_ns)
+    spec = VolumeSpec(
+        volume_id, new_name, snapshot.size_bytes, parent.redundancy, now_ns,
+        min_copies=parent.min_copies,
+    )  # fmt: skip
     base = Base(snapshot.volume, snapshot.number)
     head = Head(0, None, (), None, mapped_blocks=snapshot.mapped_blocks, base=base)
     pinned = dataclasses.replace(snapshot, clones=(*snapshot.clones, volume_id))

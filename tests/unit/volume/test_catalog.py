@@ -160,7 +160,7 @@ def test_illegal_sizes_are_refused_precisely(catalog: Catalog, size: int, reason
         catalog.resize("b", size, shrink=True)
 
 
-@pytest.mark.parametrize("redundancy", ["", "replica:3", "erasure:4+2", "raid5"])
+@pytest.mark.parametrize("redundancy", ["", "replica:0", "replica:9", "erasure:4+2", "raid5"])
 def test_other_redundancy_is_not_promised(catalog: Catalog, redundancy: str) -> None:
     with pytest.raises(UsageError, match="this release keeps one copy"):
         catalog.create("a", MIB, redundancy)
