@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torus.errors import ConfigError
-from torus.limits import AUTO_OUT_S, GC_RATE_BYTES_DEFAULT, TRASH_GRACE_S
+from torus.limits import (
+    AUTO_OUT_S,
+    GC_RATE_BYTES_DEFAULT,
+    REPAIR_RATE_BYTES_DEFAULT,
+    TRASH_GRACE_S,
+)
 
 SYSTEM_HOME = "/var/lib/torus"
 SYSTEM_FILE = "/etc/torus/torus.toml"
@@ -40,6 +45,11 @@ class CommonConfig:
     tls_ca: Path | None = None  # who signs the certificates of peers
 
 
+def is_shared(meta_url: str) -> bool:
+    """Tell whether a metadata store can be that of several nodes: of a cluster."""
+    return not meta_url.startswith("sqlite:")
+
+
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
     """What `torus node` runs with."""
@@ -56,6 +66,7 @@ class NodeConfig:
     weight: int | None = None  # None: as it was, the size in GiB for a new disk
     join: bool = True  # new disks get data at once
     auto_out_s: float = AUTO_OUT_S  # a disk that is gone so long is put out of the ring
+    repair_rate_bytes: int = REPAIR_RATE_BYTES_DEFAULT  # pulled by each disk per second; 0: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +127,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("node.weight", "", "share of the data of each disk; default its size in GiB"),
     Option("node.join", "true", "new disks get data at once", switch=True),
     Option("node.auto-out", "10m", "a disk that is gone so long is put out of the ring, or none"),
+    Option("node.repair-rate", "128MiB", "what each disk may pull in a second, or none"),
     Option("node.nbd", DEFAULT_NBD_ADDRESS, "where the node answers NBD, or none", many=True),
     Option("node.http", DEFAULT_HTTP_ADDRESS, "where /metrics and /healthz answer, or none"),
     Option("node.punch", "true", "give freed space back to the file system", switch=True),

@@ -11,7 +11,7 @@ import argparse
 from torus.cli.disk_options import weight_number, zone_name
 from torus.cli.node_verbs import declare_verbs
 from torus.cli.parser import Verbs, add_command
-from torus.cli.session import Session
+from torus.cli.session import Session, rate
 from torus.cli.sizes import format_size, parse_seconds
 from torus.config import NodeConfig
 from torus.errors import UsageError
@@ -82,6 +82,12 @@ def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
         "--auto-out",
         metavar="TIME",
         help="put a disk out of the ring when it is gone so long (default 10m), or none",
+    )
+    add(
+        "--repair-rate",
+        metavar="SIZE",
+        help="each disk pulls so much in a second that it lacks (default 128MiB), or none; half of "
+        "it and less while clients are slow",
     )
     add_tls_options(parser)
 
@@ -160,4 +166,5 @@ def node_config(session: Session) -> NodeConfig:
         weight=session.value("node.weight", weight_number),
         join=session.switch("node.join"),
         auto_out_s=session.value("node.auto-out", _out_s) or 0.0,
+        repair_rate_bytes=session.value("node.repair-rate", rate) or 0,
     )

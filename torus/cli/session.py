@@ -133,7 +133,7 @@ class Session:
             log_format=self.choice("log-format", ("auto", "human", "json")),
             map_cache_bytes=self.size("map-cache") or 0,
             on_full=self.choice("on-full", ("pause", "error")),
-            gc_rate_bytes=self.value("gc-rate", _rate) or 0,
+            gc_rate_bytes=self.value("gc-rate", rate) or 0,
             checkpoint_interval_s=self.value("checkpoint-interval", parse_seconds) or 0.0,
             tls_cert=self.path("tls-cert"),
             tls_key=self.path("tls-key"),
@@ -178,7 +178,7 @@ class Session:
         return with_options(url, {name: text[-1] for name, text in options.items() if text})
 
 
-def _rate(text: str, what: str) -> int:
+def rate(text: str, what: str) -> int:
     return 0 if text.strip().lower() in ("none", "0") else parse_size(text, what)
 
 

@@ -73,6 +73,16 @@ METRICS: tuple[Metric, ...] = (
     Metric("torus_coordinator", "gauge", "1 on the node that changes the ring."),
     Metric("torus_node_registered", "gauge", "1 while the node holds its registration."),
     Metric("torus_metadata_away_seconds", "gauge", "Since when it cannot be reached; 0: it can."),
+    Metric("torus_upkeep_lacking_bytes", "gauge", "To be pulled, too few copies.", ("copies",)),
+    Metric("torus_upkeep_moving_bytes", "gauge", "To be pulled, all copies are elsewhere."),
+    Metric("torus_upkeep_surplus_bytes", "gauge", "Copies that others are to have instead."),
+    Metric("torus_upkeep_suspect_chunks", "gauge", "Deleted while a disk was away that has them."),
+    Metric("torus_upkeep_damaged_chunks", "gauge", "Lacking, and whole nowhere."),
+    Metric("torus_upkeep_unsettled_disks", "gauge", "Disks of the node that lack something."),
+    Metric("torus_upkeep_pulled_bytes_total", "counter", "Read from other disks for copies."),
+    Metric("torus_upkeep_pulled_chunks_total", "counter", "Copies that were pulled."),
+    Metric("torus_upkeep_dropped_chunks_total", "counter", "Copies that were given up."),
+    Metric("torus_upkeep_errors_total", "counter", "Pulls and rounds that failed."),
     Metric("torus_disk_failed", "gauge", "Disks of the node that failed and take no data."),
 )
 # powers of two from 4 microseconds to 34 seconds: edges that the compiled histogram has, too

@@ -8,7 +8,7 @@ Implements docs/upkeep.md.
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -23,7 +23,6 @@ from torus.daemon.dialing import Dialing
 from torus.errors import LocalProtocolError, TorusError, Unavailable
 from torus.log import get_logger
 from torus.metadata.loop import AsyncMetadata
-from torus.node.service import PeerService
 from torus.ring.table import slot_of
 from torus.store.store import Store
 from torus.upkeep.budget import Budget
@@ -160,6 +159,13 @@ class RunningUpkeep:
         """Say whether no disk of the cluster has to pull anything, for the coordinator."""
         return self.cluster.settled()
 
+    async def answer(self, question: bytes) -> bytes:
+        """Answer a question of another node's upkeep.
+
+        Raises: RemoteProtocolError for one that is not known, NotFound, DiskFailed.
+        """
+        return await self.node.answer(question)
+
     def documents(self) -> list[dict[str, Any]]:
         """Return how far the disks of this node are."""
         return self.node.documents()
@@ -172,7 +178,6 @@ class RunningUpkeep:
 async def start_upkeep(
     stack: AsyncExitStack,
     stores: Mapping[str, Store],
-    services: Iterable[PeerService],
     view: ClusterView,
     metadata: AsyncMetadata,
     dialing: Dialing,
@@ -183,8 +188,8 @@ async def start_upkeep(
 ) -> RunningUpkeep:
     """Begin the upkeep of a node's disks; ``stack`` ends it, before stores and metadata close.
 
-    ``services`` answer the questions of other nodes from now on.  ``rate_bytes``: what each disk
-    may pull in a second; 0: nothing, but questions are answered.
+    The caller hands the questions of other nodes (REPORT) to `RunningUpkeep.answer`.
+    ``rate_bytes``: what each disk may pull in a second; 0: nothing, but questions are answered.
     """
     if rate_bytes < 0:
         raise LocalProtocolError(f"a rate of {rate_bytes} bytes is not possible")
@@ -199,8 +204,6 @@ async def start_upkeep(
             store, LocalChunks(store), view, peers, heads, clock, pace, slot_of
         )
     stack.push_async_callback(node.close)
-    for service in services:
-        service.on_report = node.answer
     cluster = ClusterSettled(view, node, peers)
     stack.push_async_callback(cluster.close)
     if rate_bytes:
