@@ -60,6 +60,11 @@ class Output:
             ]
             self.line("  ".join(cells).rstrip())
 
+    def clear(self) -> None:
+        """Begin anew at the top of a terminal; nothing elsewhere."""
+        if self.is_rich() and not self.as_json:
+            self._stdout.write("\x1b[H\x1b[2J")
+
     def fields(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Print one thing's properties, a line each."""
         width = max(len(name) for name, _ in pairs)

@@ -6,6 +6,7 @@ Implements docs/cli.md, "torus status".
 """
 
 import argparse
+import time
 from typing import Any
 
 from torus.cli.instants import iso_instant
@@ -15,6 +16,7 @@ from torus.cli.session import Session
 from torus.cli.sizes import format_seconds, format_size
 from torus.cli.space import space_text
 from torus.clock import SystemClock
+from torus.config import is_shared
 from torus.errors import DiskFailed, Unavailable
 from torus.metadata.base import MetadataStore
 from torus.metadata.keys import CLUSTER
@@ -22,27 +24,52 @@ from torus.metadata.schema import Cluster
 from torus.volume.catalog import Catalog
 from torus.volume.owner import is_alive
 
+_WATCH_S = 2.0
+
 
 def declare(verbs: Verbs, noun: str, summary: str) -> None:
     """Add `torus status`."""
-    add_command(
+    parser = add_command(
         verbs,
         noun,
         summary,
         run_status,
         description="Show whether nodes, disks, metadata and volumes are well.  The exit code is "
-        "0 when they are, 69 when a node is not running or does not answer, 74 when a disk has "
-        "failed.",
-        examples=(("for a monitor", "torus status -o json"),),
+        "0 when they are, 69 when a node is not running or does not answer or the metadata store "
+        "is away, 74 when a disk has failed, 1 for everything else.",
+        examples=(("for a monitor", "torus status -o json"), ("live", "torus status --watch")),
+    )
+    parser.add_argument(
+        "--watch", action="store_true", help="show it again every 2 seconds, until Ctrl-C"
     )
 
 
 def run_status(arguments: argparse.Namespace, session: Session) -> int:
     """Gather, judge and show."""
-    with session.metadata() as store:
-        document = gather(store)
+    if not arguments.watch:
+        return _show(session)
+    code = 0
+    try:
+        while True:
+            session.output.clear()
+            code = _show(session)
+            session.output.flush()
+            time.sleep(_WATCH_S)
+    except KeyboardInterrupt:
+        return code
+
+
+def _show(session: Session) -> int:
+    common = session.common()
+    if is_shared(common.meta_url):
+        from torus.cli.status_cluster import gather_cluster, render_cluster
+
+        document, render = gather_cluster(common), render_cluster
+    else:
+        with session.metadata() as store:
+            document, render = gather(store), _render
     code = document.pop("exit_code")
-    session.output.show(document, lambda: _render(session, document))
+    session.output.show(document, lambda: render(session, document))
     return int(code)
 
 

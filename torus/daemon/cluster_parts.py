@@ -20,11 +20,6 @@ from torus.metadata.loop import AsyncMetadata
 from torus.metadata.schema import Node
 
 
-def is_shared(meta_url: str) -> bool:
-    """Tell whether a metadata store can be that of several nodes."""
-    return not meta_url.startswith("sqlite:")
-
-
 class ClusterParts:
     """A node's part in its cluster."""
 

@@ -6,6 +6,7 @@ longer kept.
 """
 
 import asyncio
+import json
 import os
 import uuid
 from contextlib import AsyncExitStack
@@ -16,10 +17,10 @@ from torus._fast.stats import Histogram
 from torus.clock import Clock, SystemClock
 from torus.cluster.chunks import Chunks
 from torus.cluster.local import LocalChunks
-from torus.config import NodeConfig
+from torus.config import NodeConfig, is_shared
 from torus.daemon.advertise import advertised, listen_address
-from torus.daemon.cluster_parts import ClusterParts, is_shared
-from torus.daemon.dialing import tls_files
+from torus.daemon.cluster_parts import ClusterParts
+from torus.daemon.dialing import Dialing, tls_files
 from torus.daemon.disks import read_identity
 from torus.daemon.handover import Mover
 from torus.daemon.metrics import Source
@@ -30,8 +31,11 @@ from torus.daemon.reach import Reach, free_volume, live_node, volume_options
 from torus.daemon.reports import NodeStatus
 from torus.daemon.sources import NbdSource, ProcessSource, StoreSource, VolumesSource
 from torus.daemon.status import StatusServer
+from torus.daemon.survey import NODE_QUESTION
 from torus.daemon.systemd import notify
-from torus.errors import Busy, NotFound, TorusError, UsageError
+from torus.daemon.upkeep import RunningUpkeep, start_upkeep
+from torus.daemon.upkeep_source import UpkeepSource
+from torus.errors import Busy, NotFound, TorusError, Unavailable, UsageError
 from torus.gateway.server import NbdServer
 from torus.log import get_logger
 from torus.metadata.base import Delete, Expect, Put
@@ -89,6 +93,7 @@ class RunningNode:
         self._peer_tcp = ""
         self.http: StatusServer | None = None
         self.cluster: ClusterParts | None = None  # None: a single machine
+        self.upkeep: RunningUpkeep | None = None
         self.sync_times = Histogram()
         self.checkpoint_times = Histogram()
 
@@ -118,6 +123,8 @@ class RunningNode:
         if shared:
             await self._join_cluster(stack)
         await self._serve_volumes(stack, catalog)
+        if self.cluster is not None:
+            await self._begin_upkeep(stack, self.cluster)
         await self._serve_http(stack)
         await self._register(stack)
         for rounds in self._orphans:
@@ -169,6 +176,8 @@ class RunningNode:
         """Open the peer sockets."""
         cluster, name = self._cluster, self.disks.node_id
         services = [PeerService(store, name=name) for store in self.disks.stores.values()]
+        for service in services:
+            service.on_report = self.report
         server = PeerServer(cluster.cluster_id, services, secret=cluster.secret, name=name)
         stack.push_async_callback(server.close)
         listener = await listen_for_peers(self._peer, server)
@@ -190,6 +199,16 @@ class RunningNode:
         """Become one of the cluster's nodes."""
         self.cluster = ClusterParts(self.metadata, self._clock, self._config)
         await self.cluster.start(stack, self.disks, self.registration)
+
+    async def _begin_upkeep(self, stack: AsyncExitStack, cluster: ClusterParts) -> None:
+        """Let the disks have what the ring wants them to have."""
+        config = self._config
+        dialing = Dialing(self._cluster, tls_files(config.common), self.disks.node_id)
+        self.upkeep = await start_upkeep(
+            stack, self.disks.stores, cluster.membership, self.metadata, dialing, self._clock,
+            rate_bytes=config.repair_rate_bytes,
+        )  # fmt: skip
+        cluster.coordinator.settled = self.upkeep.settled
 
     async def _serve_volumes(self, stack: AsyncExitStack, catalog: AsyncCatalog) -> None:
         """Offer the volumes over NBD, and answer questions about them."""
@@ -228,6 +247,7 @@ class RunningNode:
             ),
             VolumesSource(self.volumes, self.checkpoint_times),
             *(self.cluster.sources() if self.cluster else ()),
+            *((UpkeepSource(self.upkeep),) if self.upkeep else ()),
         ]
         self.http = StatusServer(self._config.http_address, sources, self.problems)
         stack.push_async_callback(self.http.close)
@@ -270,6 +290,21 @@ class RunningNode:
             await self.metadata.commit((Expect(key, revision),), (Delete(key),))
         except TorusError as exc:
             log.warning("node.not_unregistered", error=str(exc))
+
+    async def report(self, question: bytes) -> bytes:
+        """Answer a question of another process of the cluster.
+
+        Raises: RemoteProtocolError for one that is not known, NotFound.
+        """
+        if question == NODE_QUESTION:
+            if not self._serves:
+                raise Unavailable("the node is starting", hint="try again in a moment")
+            documents = [] if self.upkeep is None else self.upkeep.documents()
+            answer = {"status": asdict(self.status()), "upkeep": documents}
+            return json.dumps(answer, sort_keys=True).encode()
+        if self.upkeep is None:
+            raise NotFound("this node does no upkeep: it is no part of a cluster")
+        return await self.upkeep.answer(question)
 
     # --- what it says of itself ---------------------------------------------------------
 

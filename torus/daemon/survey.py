@@ -7,8 +7,10 @@ Implements docs/cli.md, "torus node list" and "torus status".
 """
 
 import asyncio
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torus.clock import SystemClock
 from torus.cluster.membership import Membership, Place
@@ -26,6 +28,7 @@ from torus.wire.messages import StatusIs
 
 ASK_S = 2.0
 ASKED_AT_ONCE = 64
+NODE_QUESTION = b'{"ask":"node"}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,8 @@ class Survey:
     ring: Ring | None
     coordinator: Coordinator | None
     volumes: tuple[Volume, ...]
+    statuses: Mapping[str, dict[str, Any]]  # by node: `reports.NodeStatus` of those that answer
+    upkeep: tuple[dict[str, Any], ...]  # what each disk that answers still has to do
 
     def node_ids(self) -> list[str]:
         """Return all nodes, registered or known by their disks."""
@@ -102,6 +107,7 @@ async def look_around(common: CommonConfig, *, ask: bool = True) -> Survey:
             dialing = Dialing(cluster, tls, "torus")
             places = sorted(membership.disks().values(), key=lambda one: (one.node_id, one.disk_id))
             answers = await _ask_all(dialing, places) if ask else {}
+            reports = await _ask_nodes(dialing, places) if ask else {}
             return Survey(
                 cluster=cluster,
                 nodes=dict(membership.nodes()),
@@ -112,6 +118,8 @@ async def look_around(common: CommonConfig, *, ask: bool = True) -> Survey:
                 if entry is None
                 else Coordinator.from_bytes(entry.value, entry.key),
                 volumes=tuple(volumes),
+                statuses={node: one["status"] for node, one in reports.items()},
+                upkeep=tuple(disk for one in reports.values() for disk in one["upkeep"]),
             )
         finally:
             await membership.close()
@@ -132,6 +140,30 @@ def _view(
     if not problem and answer.damaged_slots:
         problem = f"{answer.damaged_slots} damaged slots"
     return DiskView(place, member, answer, problem)
+
+
+async def _ask_nodes(dialing: Dialing, places: Iterable[Place]) -> dict[str, dict[str, Any]]:
+    """Return what each node that answers says of itself and of the upkeep of its disks."""
+    turns = asyncio.Semaphore(ASKED_AT_ONCE)
+
+    async def one(place: Place) -> tuple[str, dict[str, Any]] | None:
+        async with turns:
+            try:
+                async with asyncio.timeout(ASK_S):
+                    chunks = await dialing.asking(place, ASK_S)
+                    try:
+                        answer = json.loads(await chunks.report(NODE_QUESTION))
+                    finally:
+                        await chunks.close()
+            except (TimeoutError, TorusError, ValueError):
+                return None  # what its disks say tells why
+        if not isinstance(answer, dict) or not isinstance(answer.get("status"), dict):
+            return None
+        return place.node_id, {"status": answer["status"], "upkeep": answer.get("upkeep") or []}
+
+    first = {place.node_id: place for place in reversed(list(places)) if place.up}
+    found = await asyncio.gather(*(one(place) for place in first.values()))
+    return dict(pair for pair in found if pair is not None)
 
 
 async def _ask_all(dialing: Dialing, places: Iterable[Place]) -> dict[str, StatusIs | str]:

@@ -1,0 +1,149 @@
+"""Whether a cluster is well, and what is not: judged from a survey.
+
+Decides what counts as degraded, what is only worth a note, and which exit code says it.  Pure.
+
+Implements docs/operations.md, "Health".
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torus.daemon.survey import DiskView, Survey
+from torus.errors import DiskFailed, Unavailable
+from torus.redundancy.scheme import parse
+
+OK, DEGRADED, DOWN = "ok", "degraded", "down"
+SERVING = ("in", "draining", "out")
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What `torus status` says of a cluster."""
+
+    state: str
+    problems: tuple[str, ...]  # a sentence each
+    notes: tuple[str, ...]  # what goes on and is well
+    exit_code: int
+
+
+def judge(survey: Survey, *, away: str = "") -> Health:
+    """Return how the cluster is; ``away`` says that the metadata store is."""
+    problems: list[str] = []
+    code = 0
+    if away:
+        problems.append(away)
+        code = Unavailable.exit_code
+    down = sorted(_nodes_down(survey))
+    problems += [_down_sentence(survey, node) for node in down]
+    failed = [disk for disk in survey.disks if _is_failed(disk, survey)]
+    problems += [
+        f"disk {d.place.disk_id} of node {d.place.node_id}: {d.problem or 'it does not work'}"
+        for d in failed
+    ]
+    problems += list(_ring_problems(survey))
+    problems += list(_volume_problems(survey))
+    problems += [
+        f"node {node}: {problem}"
+        for node, status in sorted(survey.statuses.items())
+        for problem in status.get("problems", ())
+    ]
+    state = DEGRADED if problems else OK
+    if not survey.nodes:
+        problems.insert(0, "no node is running")
+        state, code = DOWN, Unavailable.exit_code
+    elif failed:
+        code = DiskFailed.exit_code
+    elif down:
+        code = code or Unavailable.exit_code
+    return Health(state, tuple(problems), tuple(_notes(survey)), code or (1 if problems else 0))
+
+
+def _nodes_down(survey: Survey) -> set[str]:
+    """Return the nodes that are not registered and have disks that count."""
+    return {
+        disk.place.node_id
+        for disk in survey.disks
+        if disk.place.node_id not in survey.nodes and disk.place.state in SERVING
+    }
+
+
+def _down_sentence(survey: Survey, node: str) -> str:
+    disks = survey.disks_of(node)
+    out = all(disk.place.state == "out" for disk in disks)
+    kind = "is put out: its data is copied to others" if out else "is down"
+    count = f"{len(disks)} disk" + ("s" if len(disks) > 1 else "")
+    return f"node {node} on {disks[0].place.host} {kind} ({count})"
+
+
+def _is_failed(disk: DiskView, survey: Survey) -> bool:
+    """Tell whether a disk of a node that is up failed by itself."""
+    if disk.place.node_id not in survey.nodes or disk.place.state not in SERVING:
+        return False
+    return bool(disk.problem) or not disk.place.up
+
+
+def _ring_problems(survey: Survey) -> Iterator[str]:
+    head = survey.head
+    if head is None:
+        yield "there is no ring yet: no disk is up that may be in it"
+        return
+    if head.frozen:
+        yield f"the ring is frozen: {head.frozen}"
+    if survey.ring is None:
+        return
+    missing = [one for one in survey.ring.members if one.weight and not _is_up(survey, one.disk_id)]
+    if missing:
+        yield f"{len(missing)} of {len(survey.ring.members)} disks of the ring are not up"
+
+
+def _is_up(survey: Survey, disk_id: str) -> bool:
+    return any(disk.place.disk_id == disk_id and disk.place.up for disk in survey.disks)
+
+
+def _volume_problems(survey: Survey) -> Iterator[str]:
+    """Volumes that cannot have their copies with the nodes that are up."""
+    up = {disk.place.node_id for disk in survey.disks if disk.place.up and disk.place.state == "in"}
+    short: dict[tuple[int, int], list[str]] = {}
+    for volume in survey.volumes:
+        copies = parse(volume.spec.redundancy).copies
+        if len(up) < copies:
+            key = (copies, volume.spec.min_copies)
+            short.setdefault(key, []).append(volume.spec.name)
+    for (copies, least), names in sorted(short.items()):
+        waits = ": their writes wait" if len(up) < least else ""
+        yield (
+            f"{_names(names)} want {copies} copies on distinct nodes, {len(up)} nodes are up{waits}"
+        )
+
+
+def _names(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"volumes {shown}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _notes(survey: Survey) -> Iterator[str]:
+    if survey.head is not None and survey.head.paused:
+        yield "data does not move: paused by an operator (torus ring rebalance --resume)"
+    for state, text in (("draining", "are drained"), ("waiting", "wait for 'torus node join'")):
+        count = sum(disk.place.state == state for disk in survey.disks)
+        if count:
+            yield f"{count} disks {text}"
+    upkeep = upkeep_sum(survey.upkeep)
+    if upkeep["lacking_bytes"]:
+        yield f"{upkeep['lacking_bytes']} bytes have too few copies and are being copied"
+    if upkeep["moving_bytes"]:
+        yield f"{upkeep['moving_bytes']} bytes move to other disks"
+
+
+def upkeep_sum(documents: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Return what all disks together still have to do, in bytes and chunks."""
+    total = dict.fromkeys(
+        ("lacking_bytes", "moving_bytes", "surplus_bytes", "damaged_chunks", "unknown_chunks",
+         "rate_bytes"), 0,
+    )  # fmt: skip
+    for document in documents:
+        for key in total:
+            value = document.get(key, 0)
+            total[key] += sum(value.values()) if isinstance(value, Mapping) else int(value or 0)
+    return total
