@@ -64,7 +64,7 @@ async def _disagree(town: Town, chunk: ChunkId, seed: int, copies: int) -> int:
 def test_disks_that_disagree_never_drop_below_the_copies(copies: int) -> None:
     """Whatever versions they go by and however questions and drops fall together."""
     dropped = 0
-    for seed in range(150):
+    for seed in range(60):
 
         async def scenario(seed: int = seed) -> None:
             nonlocal dropped
@@ -76,7 +76,7 @@ def test_disks_that_disagree_never_drop_below_the_copies(copies: int) -> None:
             assert len(left) >= copies, f"seed {seed}"
 
         run(scenario)
-    assert dropped > 100, "they do drop"
+    assert dropped > 40, "they do drop"
 
 
 def test_without_marks_a_copy_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +87,7 @@ def test_without_marks_a_copy_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
             return
 
     lost = 0
-    for seed in range(150):
+    for seed in range(60):
 
         async def scenario(seed: int = seed) -> None:
             nonlocal lost

@@ -7,6 +7,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from torus import limits
@@ -55,6 +56,16 @@ class ToyMember:
         return self.disk_id
 
 
+@cache
+def _draw(slot: int, disk: str) -> int:
+    return random.Random(f"{slot} {disk}").getrandbits(32)
+
+
+@cache
+def _block(chunk: ChunkId, number: int) -> bytes:
+    return random.Random(f"{chunk} {number}").randbytes(limits.BLOCK_BYTES)
+
+
 @dataclass(frozen=True)
 class ToyRing:
     """Rendezvous hashing in a line."""
@@ -66,9 +77,8 @@ class ToyRing:
         self, slot: int, count: int, excluded: frozenset[str] = frozenset()
     ) -> Sequence[ToyMember]:
         """Return the first owners."""
-        rng = {one: random.Random(f"{slot} {one.disk_id}").random() for one in self.members}
         able = [one for one in self.members if one.disk_id not in excluded]
-        return sorted(able, key=lambda one: rng[one])[:count]
+        return sorted(able, key=lambda one: _draw(slot, one.disk_id))[:count]
 
 
 def ring_of(version: int, disks: Iterable[str]) -> ToyRing:
@@ -198,8 +208,7 @@ def make_content(chunk: ChunkId, lsn: int, count: int) -> bytes:
     for index in range(count):
         record = RecordBuilder(RECORD_BYTES, 4)
         for block in range(RECORD_BYTES // limits.BLOCK_BYTES):
-            fill = random.Random(f"{chunk} {index} {block}").randbytes(limits.BLOCK_BYTES)
-            record.add_data(index * 2 + block, fill)
+            record.add_data(index * 2 + block, _block(chunk, index * 2 + block))
         record.finish(KIND_DATA, chunk, index, lsn + index, 0, FIRST + len(content), 77)
         content += record.tobytes()
     return content
