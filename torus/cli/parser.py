@@ -25,6 +25,7 @@ NOUNS: dict[str, tuple[str, str]] = {
     "status": ("torus.cli.status", "show whether nodes, disk, metadata and volumes are well"),
     "check": ("torus.cli.check", "verify a stopped node's data directory"),
     "segment": ("torus.cli.segment", "look into a segment file"),
+    "meta": ("torus.cli.meta", "look at the metadata store, back it up, move it into etcd"),
     "recover": ("torus.cli.recover", "make lost metadata anew from the copies in the log"),
     "completion": ("torus.cli.completion", "print a completion script for a shell"),
 }

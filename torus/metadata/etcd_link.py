@@ -180,8 +180,12 @@ class EtcdLink:
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """Return what goes with each request."""
+        return (_HAS_LEADER, *self.token_headers())
+
+    def token_headers(self) -> tuple[tuple[str, str], ...]:
+        """Return what goes with a question that a member without a leader can answer."""
         token = self._token
-        return (_HAS_LEADER, ("token", token)) if token else (_HAS_LEADER,)
+        return (("token", token),) if token else ()
 
     def forget_token(self) -> None:
         """Show the password again before the next request."""

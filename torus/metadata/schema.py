@@ -358,13 +358,14 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Origins(Value):
-    """Where the content was before; newest last."""
+    """How the content came here: the move's uid, and the etcds where it was, newest last."""
 
+    uid: str
     places: tuple[Origin, ...]
 
     @classmethod
     def _from_fields(cls, body: dict[str, Any]) -> Self:
-        return cls(tuple(Origin(**fields) for fields in body["places"]))
+        return cls(body["uid"], tuple(Origin(**fields) for fields in body["places"]))
 
 
 @dataclass(frozen=True, slots=True)
