@@ -8,7 +8,7 @@ from setuptools import Extension, setup
 KERNELS = (
     "crc", "record", "mappages", "usage", "leaftree", "checkpoint", "familytree", "blockmap",
     "blockio", "frame", "reply", "stats", "datapath", "syncer", "socketio", "mapdiff", "collect",
-    "ring", "ringbuild",
+    "ring", "ringbuild", "peerframe",
 )  # fmt: skip
 TRACE = os.environ.get("TORUS_TRACE") == "1"  # line tracing and bounds checks: never shipped
 MACROS = [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")] if TRACE else []

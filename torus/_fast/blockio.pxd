@@ -6,3 +6,4 @@ cdef class BlockIo:
     # 1: all n bytes are in dest; 0: that would have to wait for the disk.
     cdef int read_now(self, uint64_t address, void* dest, size_t n) except -1
     cdef int write_record(self, uint64_t address, RecordBuilder record) except -1
+    cdef int write_from(self, uint64_t address, const char* data, size_t n) except -1

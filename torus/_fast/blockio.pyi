@@ -1,5 +1,7 @@
 from typing import Protocol
 
+from typing_extensions import Buffer
+
 from torus._fast.record import RecordBuilder
 
 class PythonDisk(Protocol):
@@ -8,6 +10,7 @@ class PythonDisk(Protocol):
 
 class BlockIo:
     def write(self, address: int, record: RecordBuilder) -> None: ...
+    def write_bytes(self, address: int, data: Buffer) -> None: ...
 
 class FileIo(BlockIo):
     writes: int

@@ -6,6 +6,7 @@ disks.  Addresses count slot bytes (torus.format.segment).  Errors are OSError w
 torus.store decides what they mean.
 """
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_SetFromErrno
 from libc.errno cimport EAGAIN, EINTR, EIO, ENOSYS, EOPNOTSUPP, errno
@@ -57,6 +58,18 @@ cdef class BlockIo:
 
     cdef int write_record(self, uint64_t address, RecordBuilder record) except -1:
         raise NotImplementedError
+
+    cdef int write_from(self, uint64_t address, const char* data, size_t n) except -1:
+        raise NotImplementedError
+
+    def write_bytes(self, uint64_t address, data):
+        """Write all of a bytes-like object at ``address``. Raises: OSError."""
+        cdef Py_buffer view
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            self.write_from(address, <const char*>view.buf, <size_t>view.len)
+        finally:
+            PyBuffer_Release(&view)
 
     def write(self, uint64_t address, RecordBuilder record):
         """Write a finished record at ``address``, all of it. Raises: OSError."""
@@ -145,11 +158,20 @@ cdef class FileIo(BlockIo):
 
     cdef int write_rest(self, int fd, off_t offset, RecordBuilder record, size_t done) except -1:
         cdef bytes rest = record.tobytes()
+        return self.write_all(fd, offset, PyBytes_AS_STRING(rest) + done, record.size - done)
+
+    cdef int write_from(self, uint64_t address, const char* data, size_t n) except -1:
+        cdef off_t offset = 0
+        cdef int fd = self.locate(address, &offset)
+        return self.write_all(fd, offset, data, n)
+
+    cdef int write_all(self, int fd, off_t offset, const char* data, size_t n) except -1:
+        cdef size_t done = 0
         cdef iovec piece
         cdef ssize_t wrote
-        while done < <size_t>record.size:
-            piece.iov_base = PyBytes_AS_STRING(rest) + done
-            piece.iov_len = record.size - done
+        while done < n:
+            piece.iov_base = <void*>(data + done)
+            piece.iov_len = n - done
             wrote = pwritev(fd, &piece, 1, offset)
             self.writes += 1
             if wrote < 0:
@@ -182,6 +204,10 @@ cdef class PythonIo(BlockIo):
 
     cdef int write_record(self, uint64_t address, RecordBuilder record) except -1:
         self.disk.write(address, record.tobytes())
+        return 0
+
+    cdef int write_from(self, uint64_t address, const char* data, size_t n) except -1:
+        self.disk.write(address, PyBytes_FromStringAndSize(data, <Py_ssize_t>n))
         return 0
 
 

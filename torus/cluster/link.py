@@ -11,11 +11,21 @@ import math
 import os
 import ssl
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 from torus import limits
+from torus._fast.peerframe import (
+    APPENDED,
+    READ_DONE,
+    SYNCED,
+    append_frame,
+    read_frame,
+    sync_frame,
+)
 from torus.errors import PermissionDenied, ShuttingDown, TimedOut, TorusError, Unavailable
+from torus.ids import CHUNK_ID_SIZE, ChunkId
 from torus.net.address import Address, UnixAddress
 from torus.net.framing import FramedProtocol
 from torus.net.tls import TlsFiles, client_context, failure
@@ -24,19 +34,39 @@ from torus.wire.connection import Connection
 from torus.wire.messages import (
     Answer,
     Append,
+    Appended,
     Error,
     Hello,
     Message,
+    MessageType,
     Open,
     Ping,
+    ReadDone,
     Reopen,
     Request,
     Sync,
+    Synced,
     in_flight_bytes,
 )
 from torus.wire.states import Role
 
+_FREQUENT_BYTES_MAX = 128 * limits.KIB  # larger frames are not copied together
+_MESSAGES: dict[int, Callable[[Any], Answer]] = {
+    APPENDED: Appended,
+    SYNCED: Synced,
+    READ_DONE: ReadDone,
+}
 _TICKS = 4  # looks at the deadlines in the time that a node may be silent
+
+
+def _none(_volume: int, _epoch: int) -> int:
+    return 0
+
+
+def _plain(answer: ReadDone | Appended | Synced) -> list[bytes] | int:
+    if isinstance(answer, ReadDone):
+        return [bytes(piece) for piece in answer.pieces]
+    return answer.boot_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +90,19 @@ class Deadlines:
 class _Open:
     """A request without an answer."""
 
-    __slots__ = ("cost", "deadline_s", "future", "name", "sent_s")
+    __slots__ = ("cost", "deadline_s", "future", "name", "plain", "sent_s")
 
     def __init__(
-        self, future: asyncio.Future[Answer], cost: int, sent_s: float, limit_s: float, name: str
-    ) -> None:
+        self, future: asyncio.Future[Any], cost: int, sent_s: float, limit_s: float, name: str,
+        plain: bool = False,
+    ) -> None:  # fmt: skip
+        """``plain``: the future gets the boot id, or the pieces, and not a message."""
         self.future = future
         self.cost = cost
         self.sent_s = sent_s  # of the loop's clock
         self.deadline_s = sent_s + limit_s
         self.name = name
+        self.plain = plain
 
 
 class PeerLink(FramedProtocol):
@@ -90,6 +123,10 @@ class PeerLink(FramedProtocol):
         self._in_flight = 0
         self._timer: asyncio.TimerHandle | None = None
         self._pinged = False
+        self._greeted = False
+        self._capability: Callable[[int, int], int] = _none
+        self._append_s = deadlines.of(Append)
+        self._sync_s = deadlines.of(Sync)
 
     @property
     def peer(self) -> Hello:
@@ -161,6 +198,81 @@ class PeerLink(FramedProtocol):
             self._in_flight += 1
             turn.set_result(None)
 
+    # --- frequent requests, without message objects -------------------------------------
+
+    def append_soon(
+        self, chunk: ChunkId, index: int, offset: int, record: bytes
+    ) -> asyncio.Future[int] | None:
+        """Send an APPEND; the future gets the boot id, or an error as from `ask`.
+
+        None when there is no room, or the record is large: `ask`.
+        """
+        size = len(record)
+        number = self._begin(MessageType.APPEND, 256 + size, size)
+        if number is None:
+            return None
+        allowed = self._capability(chunk[0], chunk[1])
+        try:
+            frame = append_frame(number, allowed, chunk, index, offset, record)
+        except OverflowError:  # `ask` says which field
+            self.connection.drop_request(number)
+            return None
+        return self._sent(number, frame, 256 + size, self._append_s, "APPEND")
+
+    def sync_soon(self, chunks: Sequence[ChunkId]) -> asyncio.Future[int] | None:
+        """Send a SYNC; as `append_soon`."""
+        count = len(chunks)
+        number = self._begin(MessageType.SYNC, 256 + 64 * count, CHUNK_ID_SIZE * count)
+        if number is None:
+            return None
+        frame = sync_frame(number, self._capability(0, 0), chunks)
+        return self._sent(number, frame, 256 + 64 * count, self._sync_s, "SYNC")
+
+    def read_soon(
+        self, reads: Sequence[tuple[ChunkId, int, int]], size: int
+    ) -> asyncio.Future[list[bytes]] | None:
+        """Send a READ of ``size`` bytes; the future gets the pieces.  As `append_soon`."""
+        cost = 256 + 64 * len(reads) + size
+        number = self._begin(MessageType.READ, cost, 32 * len(reads))
+        if number is None:
+            return None
+        frame = read_frame(number, self._capability(0, 0), reads)
+        return self._sent(number, frame, cost, self._deadlines.answer_s, "READ")
+
+    def _begin(self, kind: MessageType, cost: int, size: int) -> int | None:
+        if self.failure is not None or self._waiting or size > _FREQUENT_BYTES_MAX:
+            return None
+        if not self._has_room(cost):
+            return None
+        return self.connection.begin_request(kind)
+
+    def _sent(
+        self, number: int, frame: bytes, cost: int, limit_s: float, name: str
+    ) -> asyncio.Future[Any]:
+        self._in_flight_bytes += cost
+        self._in_flight += 1
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._enter(number, _Open(future, cost, self._loop.time(), limit_s, name, True))
+        if self.transport is not None:
+            self.transport.write(frame)
+        return future
+
+    def _take_frequent(self) -> bool:
+        """Hand an APPENDED, SYNCED or READ_DONE to its request; False: none is next.
+
+        Raises: RemoteProtocolError.
+        """
+        found = self.connection.receiver.next_frequent()
+        if found is None:
+            return False
+        kind, _, number, _, _, _, said = found
+        self.connection.take_answer(number, kind)
+        request = self._open.pop(number)
+        self._give_room(request.cost)
+        if not request.future.done():
+            request.future.set_result(said if request.plain else _MESSAGES[kind](said))
+        return True
+
     # --- answers ------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -172,10 +284,18 @@ class PeerLink(FramedProtocol):
         """Hand every answer to its request."""
         self._heard_s = self._loop.time()
         try:
-            while (event := self.connection.next_event()) is not None:
+            while True:
+                if self._greeted and self._take_frequent():
+                    continue
+                event = self.connection.next_event()
+                if event is None:
+                    break
                 message = event.message
                 if isinstance(message, Hello):
                     self.send(self.connection.send_proof())
+                    self._greeted = True
+                    assert self.connection.capabilities is not None
+                    self._capability = self.connection.capabilities.of
                     self._hello.set_result(message)
                     self._keep_alive()
                 else:
@@ -190,6 +310,9 @@ class PeerLink(FramedProtocol):
             return
         if isinstance(answer, Error):
             request.future.set_exception(failures.from_message(answer))
+        elif request.plain:  # it came in a large frame
+            plain = _plain(answer)  # type: ignore[arg-type]
+            request.future.set_result(plain)
         else:  # the connection lets nothing but answers through
             request.future.set_result(cast(Answer, answer))
 

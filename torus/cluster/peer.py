@@ -30,6 +30,7 @@ _PAUSE_FIRST_S = 0.02
 _PAUSE_MAX_S = 0.5
 _NO_ID = bytes(16)
 AnswerKind = TypeVar("AnswerKind", bound=m.Answer)
+Sent = TypeVar("Sent")
 
 
 class _Unflushed:
@@ -178,13 +179,42 @@ class PeerChunks(OneDisk):
 
         Raises: as `PeerWriter.append`.
         """
-        request = m.Append(chunk, index, offset, record)
-        answer = await self._ask(request, m.Appended, chunk=chunk, boot_id=boot_id)
-        self._check_boot(chunk, boot_id, answer.boot_id)
+        sent = self.append_soon(chunk, index, offset, record, boot_id)
+        found = await self._unless_lost(sent)
+        if found is None:
+            request = m.Append(chunk, index, offset, record)
+            answer = await self._ask(request, m.Appended, chunk=chunk, boot_id=boot_id)
+            found = answer.boot_id
+        self._check_boot(chunk, boot_id, found)
         unflushed = self._unflushed.get(chunk)
         if unflushed is None:
             unflushed = self._unflushed[chunk] = _Unflushed(boot_id)
         unflushed.appends += 1
+
+    def append_soon(
+        self, chunk: ChunkId, index: int, offset: int, record: bytes, boot_id: int
+    ) -> asyncio.Future[int] | None:
+        """Send a record at once, if that is possible, to a node that has ``boot_id``.
+
+        The future gets the boot id of the answer; what it raises when the connection is lost may
+        be tried again.
+        """
+        link = self._link
+        if link is None or link.failure is not None or link.peer.boot_id != boot_id:
+            return None
+        return link.append_soon(chunk, index, offset, record)
+
+    async def _unless_lost(self, sent: asyncio.Future[Sent] | None) -> Sent | None:
+        """Return what was answered; None when it could not be sent at once, or the connection was
+        lost and asking again is due."""
+        try:
+            return None if sent is None else await sent
+        except TimedOut:
+            raise
+        except Unavailable:
+            if not self._retry_s or self._closed:
+                raise
+            return None
 
     async def sync(self, chunks: Iterable[ChunkId]) -> None:
         """Make all that was appended to ``chunks`` durable.
@@ -201,14 +231,25 @@ class PeerChunks(OneDisk):
             part = wanted[start : start + limits.PEER_CHUNKS_MAX]
             first = next((chunk for chunk in part if chunk in before), None)
             boot_id = None if first is None else before[first][0]
-            answer = await self._ask(m.Sync(part), m.Synced, chunk=first, boot_id=boot_id)
+            found = await self._sync_part(part, first, boot_id)
             for chunk in part:
                 if chunk in before:
-                    self._check_boot(chunk, before[chunk][0], answer.boot_id)
+                    self._check_boot(chunk, before[chunk][0], found)
         for chunk, (_, appends) in before.items():
             unflushed = self._unflushed.get(chunk)
             if unflushed is not None and unflushed.appends == appends:
                 del self._unflushed[chunk]
+
+    async def _sync_part(
+        self, part: Sequence[ChunkId], first: ChunkId | None, boot_id: int | None
+    ) -> int:
+        link = self._link
+        if link is not None and (boot_id is None or link.peer.boot_id == boot_id):
+            found = await self._unless_lost(link.sync_soon(part))
+            if found is not None:
+                return found
+        answer = await self._ask(m.Sync(part), m.Synced, chunk=first, boot_id=boot_id)
+        return answer.boot_id
 
     def sync_soon(self, chunks: Iterable[ChunkId]) -> None:
         return None
@@ -218,20 +259,28 @@ class PeerChunks(OneDisk):
 
         Raises: Corruption when a chunk is not there or cannot be read, Unavailable.
         """
+        size = sum([size for _, _, size in reads])
+        if size <= limits.PEER_READ_BYTES_MAX and len(reads) <= limits.PEER_READS_MAX:
+            return await self._read_part(reads, size)
         parts = list(_split(reads))
-        if len(parts) == 1:
-            return await self._read_part(parts[0])
-        found = await asyncio.gather(*[self._read_part(part) for part in parts])
+        found = await asyncio.gather(
+            *[self._read_part(part, sum([size for _, _, size in part])) for part in parts]
+        )
         return [piece for pieces in found for piece in pieces]
 
-    async def _read_part(self, reads: Sequence[tuple[ChunkId, int, int]]) -> list[bytes]:
-        answer = await self._ask(m.Read(reads), m.ReadDone)
-        sizes = [len(piece) for piece in answer.pieces]
+    async def _read_part(self, reads: Sequence[tuple[ChunkId, int, int]], size: int) -> list[bytes]:
+        link = self._link
+        sent = None if link is None else link.read_soon(reads, size)
+        pieces = await self._unless_lost(sent)
+        if pieces is None:
+            answer = await self._ask(m.Read(reads), m.ReadDone)
+            pieces = [bytes(piece) for piece in answer.pieces]
+        sizes = [len(piece) for piece in pieces]
         if sizes != [size for _, _, size in reads]:
             raise RemoteProtocolError(
                 f"node at {self._address} answered a read with pieces of {sizes} bytes"
             )
-        return [bytes(piece) for piece in answer.pieces]
+        return pieces
 
     async def fence(self, volume: int, epoch: int) -> None:
         """Refuse older epochs of ``volume`` from now on, durably.

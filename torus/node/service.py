@@ -6,21 +6,31 @@ here: the rules of appending, fencing and deleting are the store's.  Implements
 docs/protocol.md, "Messages".
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from torus import limits
+from torus._fast.peerframe import read_done_now
 from torus._fast.record import RecordReader
 from torus.cluster.local import LocalChunks
 from torus.errors import Corruption, LocalProtocolError, Unavailable
 from torus.ids import ChunkId
 from torus.node.session import Outcome
+from torus.store.appender import Appender
+from torus.store.content import Bytes
 from torus.store.store import Store
 from torus.wire import messages as m
+
+Chunk = tuple[int, int, int, int]  # a ChunkId, or what compares like one
+_APPENDERS_MAX = 1024
+_READ_NOW_BYTES_MAX = 1 * limits.MIB  # more is copied by a thread of the pool
 
 
 class PeerService:
     """Serves one disk to any number of peers; made and used on one event loop."""
+
+    by_kind = True
 
     def __init__(self, store: Store, *, name: str = "") -> None:
         """``name`` is what peers see in their logs: the node's id."""
@@ -32,6 +42,8 @@ class PeerService:
             limits.PEER_IN_FLIGHT_BYTES_MAX, limits.PEER_IN_FLIGHT_REQUESTS_MAX, name,
         )  # fmt: skip
         self.refused_records = 0
+        self._appenders: dict[Chunk, Appender] = {}
+        self.boot_id = store.boot_id
         self.on_report: Callable[[bytes], Awaitable[bytes]] | None = None
         self._serve: dict[type, Callable[[Any], Outcome]] = {
             m.Open: self._open,
@@ -69,27 +81,64 @@ class PeerService:
         return m.Opened(self._store.boot_id)
 
     def _append(self, request: m.Append) -> m.Appended:
-        self._verify(request)
-        appender = self._store.appender(request.chunk)
-        appender.append_bytes(request.index, request.offset, request.record)
-        return m.Appended(self._store.boot_id)
+        self.append(request.chunk, request.index, request.offset, request.record)
+        return m.Appended(self.boot_id)
 
-    def _verify(self, request: m.Append) -> None:
-        """Refuse bytes that are not the record they are said to be, each checksum included."""
-        reader = RecordReader(request.record, request.chunk, request.offset, request.index)
-        if not reader.advance():
+    def append(self, chunk: Chunk, index: int, offset: int, record: Bytes) -> None:
+        """Append a record that a peer sent; it is in the page cache on return.
+
+        Raises: Corruption when the bytes are not the record they are said to be, each checksum
+        included; else as `Appender.append`.
+        """
+        reader = RecordReader(record, chunk, offset, index)
+        if not reader.advance() or not reader.payload_ok or reader.end != offset + len(record):
+            self._refuse(reader, chunk, index, offset, len(record))
+        appender = self._appenders.get(chunk)
+        if appender is None or not appender.is_open:
+            appender = self._store.appender(ChunkId(*chunk))
+            if len(self._appenders) >= _APPENDERS_MAX:
+                self._appenders.clear()
+            if appender.is_open:
+                self._appenders[ChunkId(*chunk)] = appender
+        appender.append_bytes(index, offset, record)
+
+    def _refuse(
+        self, reader: RecordReader, chunk: Chunk, index: int, offset: int, size: int
+    ) -> None:
+        if reader.problem is not None:
             problem = reader.problem
         elif not reader.payload_ok:
             problem = "payload checksum is wrong"
-        elif reader.end != request.offset + len(request.record):
-            problem = f"{request.offset + len(request.record) - reader.end} bytes follow it"
         else:
-            return
+            problem = f"{offset + size - reader.end} bytes follow it"
         self.refused_records += 1
         raise Corruption(
-            f"record {request.index} for chunk {request.chunk} at {request.offset} was refused: "
-            f"{problem}"
+            f"record {index} for chunk {ChunkId(*chunk)} at {offset} was refused: {problem}"
         )
+
+    def read_now(self, request: int, reads: list[tuple[Chunk, int, int]]) -> bytes | None:
+        """Return the frame that answers a READ; None when that takes waiting, or an error."""
+        slots, most = self._store.slots, self._store.geometry.slot_bytes
+        places, total = [], 0
+        for chunk, offset, size in reads:
+            slot = slots.get(chunk)  # type: ignore[call-overload]
+            if slot is None or offset + size > most:
+                return None
+            places.append((slot.address + offset, size))
+            total += size
+        if total > _READ_NOW_BYTES_MAX or len(reads) > limits.PEER_READS_MAX:
+            return None
+        try:
+            return read_done_now(request, self._store.disk.io, places)
+        except OSError:
+            return None
+
+    def sync_now(self, chunks: list[Chunk]) -> asyncio.Future[None] | None:
+        """Return the future of a SYNC; None when that takes a coroutine.
+
+        Raises: as `Store.sync`.
+        """
+        return self._store.sync_soon(chunks)  # type: ignore[arg-type]
 
     def _list(self, request: m.List) -> m.Listed:
         self._store.check_disk()

@@ -12,16 +12,30 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from torus import limits
-from torus.errors import ShuttingDown, TimedOut, TorusError
+from torus._fast.peerframe import APPEND, APPENDED, READ, SYNCED, boot_frame
+from torus.errors import RemoteProtocolError, ShuttingDown, TimedOut, TorusError
+from torus.ids import ChunkId
 from torus.log import get_logger
 from torus.net.framing import FramedProtocol
 from torus.wire import failures, proof
+from torus.wire.bodies import check_bounds
 from torus.wire.connection import Connection
-from torus.wire.messages import Answer, Hello, Proof, Request, in_flight_bytes
+from torus.wire.messages import (
+    ANSWER,
+    Answer,
+    Hello,
+    MessageType,
+    Proof,
+    Read,
+    Request,
+    Sync,
+    in_flight_bytes,
+)
 from torus.wire.states import Role
 
 log = get_logger("torus.node")
 
+Chunk = tuple[int, int, int, int]  # compares like a ChunkId
 Outcome = Answer | Coroutine[Any, Any, Answer] | asyncio.Future[Answer]
 
 
@@ -29,6 +43,17 @@ class Service(Protocol):
     """What a session needs of who carries requests out."""
 
     hello: Hello
+    boot_id: int
+    by_kind: bool  # False: everything goes through `serve`
+
+    def append(self, chunk: Chunk, index: int, offset: int, record: memoryview) -> None:
+        """Append a record.  Raises: TorusError."""
+
+    def read_now(self, request: int, reads: list[tuple[Chunk, int, int]]) -> bytes | None:
+        """Return the frame that answers a READ; None: `serve` it."""
+
+    def sync_now(self, chunks: list[Chunk]) -> asyncio.Future[None] | None:
+        """Return the future of a SYNC; None: `serve` it.  Raises: TorusError."""
 
     def serve(self, request: Request) -> Outcome:
         """Carry a request out: its answer, or what it will be when that takes waiting.
@@ -88,10 +113,11 @@ class Session(FramedProtocol):
         self._ended = ended
         self._refusal = refusal
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Future[Answer]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
         self.in_flight_bytes = 0
         self._draining = False
         self._pumping = False
+        self._admitted = False
         self._hello_timer: asyncio.TimerHandle | None = None
         self.requests = 0
         self.failures = 0
@@ -152,7 +178,12 @@ class Session(FramedProtocol):
         self._pumping = True
         self.cork()
         try:
-            while self._has_room and (event := self.connection.next_event()) is not None:
+            while self._has_room:
+                if self._admitted and self._serve_frequent():
+                    continue
+                event = self.connection.next_event()
+                if event is None:
+                    break
                 if isinstance(event.message, Hello):
                     self._greet(event.message)
                 elif isinstance(event.message, Proof):
@@ -178,7 +209,80 @@ class Session(FramedProtocol):
     def _admit(self) -> None:
         self._stop_timer()
         assert self.connection.peer is not None
+        assert self.service is not None
+        self._admitted = self.service.by_kind
         log.info("node.peer.joined", peer=self.connection.peer.name)
+
+    # --- frequent requests, without message objects -------------------------------------
+
+    def _serve_frequent(self) -> bool:
+        """Serve an APPEND, READ or SYNC; False: none is next.
+
+        Raises: TorusError when the connection is to end.
+        """
+        connection, service = self.connection, self.service
+        found = connection.receiver.next_frequent()
+        if found is None:
+            return False
+        kind, stop, number, volume, epoch, capability, said = found
+        connection.take_request(number, volume, epoch, capability)
+        assert service is not None
+        if kind > ANSWER:
+            raise RemoteProtocolError(f"the client sent an answer, {MessageType(kind).name}")
+        self.requests += 1
+        try:
+            if kind == APPEND:
+                chunk, index, offset, at = said
+                record = memoryview(connection.receiver.shared)[at:stop]
+                service.append(chunk, index, offset, record)
+                self.send((boot_frame(APPENDED, number, service.boot_id),))
+            elif kind == READ:
+                frame = service.read_now(number, said)
+                if frame is None:
+                    reads = tuple([(ChunkId(*chunk), at, size) for chunk, at, size in said])
+                    self._serve_after_all(number, Read(reads))
+                else:
+                    self.send((frame,))
+            else:
+                self._sync(number, said)
+        except RemoteProtocolError:
+            raise
+        except TorusError as exc:
+            connection.keep_request(number, MessageType(kind))
+            self._fail(number, exc)
+        return True
+
+    def _serve_after_all(self, number: int, request: Read | Sync) -> None:
+        """Serve a frequent request like others, because it takes waiting."""
+        check_bounds(request)
+        kind = MessageType.READ if isinstance(request, Read) else MessageType.SYNC
+        self.connection.keep_request(number, kind)
+        self.requests -= 1
+        self._start(number, request)
+
+    def _sync(self, number: int, chunks: list[Chunk]) -> None:
+        assert self.service is not None
+        future = self.service.sync_now(chunks)
+        if future is None:
+            self._serve_after_all(number, Sync([ChunkId(*chunk) for chunk in chunks]))
+            return
+        boot_id = self.service.boot_id
+
+        def done(future: asyncio.Future[None]) -> None:
+            self._tasks.discard(future)
+            if future.cancelled() or future.exception() is not None:
+                self._on_done(number, future)  # type: ignore[arg-type]
+            elif not self.connection.closed:
+                self.connection.drop_request(number)
+                self.send((boot_frame(SYNCED, number, boot_id),))
+            if not self.reading:
+                self.pump()
+
+        self.connection.keep_request(number, MessageType.SYNC)
+        self._tasks.add(future)
+        future.add_done_callback(done)
+
+    # --- other requests -----------------------------------------------------------------
 
     def _start(self, number: int, request: Request) -> None:
         assert self.service is not None

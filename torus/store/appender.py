@@ -61,6 +61,11 @@ class Appender:
             self._slot = self._store.create(self._chunk, from_reserve=from_reserve)
 
     @property
+    def is_open(self) -> bool:
+        """Tell whether the chunk is here and takes records."""
+        return self._slot is not None and self._slot.end is not None
+
+    @property
     def address(self) -> int:
         """Disk address of the chunk's slot."""
         assert self._slot is not None
@@ -104,7 +109,7 @@ class Appender:
             if slot.stale:
                 self._write_cut(slot, offset, record)
             else:
-                self._store.disk.write(slot.address + offset, record)
+                self._io.write_bytes(slot.address + offset, record)
         except OSError as exc:
             raise self._store.translate(exc, "write a record") from exc
         slot.end = offset + len(record)

@@ -192,7 +192,7 @@ class Store:
         for chunk in chunks:
             slot = self.slots.get(chunk)
             if slot is None:
-                raise Corruption(f"chunk {chunk} is not on disk {self.identity.disk_id}")
+                raise Corruption(f"chunk {ChunkId(*chunk)} is not on disk {self.identity.disk_id}")
             if slot.flushed and not slot.prepared and slot.end is not None:
                 self._prepare(slot)
             slot.flushed = True
@@ -286,11 +286,15 @@ class Store:
                 slot.end = None  # a writer that has it open is done
             self._trash.add(slots)
             return len(slots)
+        ends = [slot.end for slot in slots]
+        for slot in slots:
+            slot.end = None
         try:
             await self._trash.wipe(slots)
         except TorusError:
             # Deleting may be tried again, also where a header is wiped already.
-            for slot in slots:
+            for slot, end in zip(slots, ends, strict=True):
+                slot.end = end
                 self.slots.add(slot)
             raise
         return len(slots)

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Sequence
 
 from torus import limits
-from torus.errors import LocalProtocolError
+from torus.errors import LocalProtocolError, RemoteProtocolError
 from torus.ids import CHUNK_ID_SIZE, ChunkId
 from torus.wire import messages as m
 from torus.wire.frames import Header
@@ -206,6 +206,20 @@ def _unpack_read(header: Header, body: memoryview) -> m.Read:
     total = sum([size for _, _, size in reads])
     _check(total <= limits.PEER_READ_BYTES_MAX, f"it asks for {total} bytes")
     return m.Read(reads)
+
+
+def check_bounds(request: m.Read | m.Sync) -> None:
+    """Refuse a request that was unpacked elsewhere and asks for too much.
+
+    Raises: RemoteProtocolError.
+    """
+    if isinstance(request, m.Sync):
+        right = len(request.chunks) <= limits.PEER_CHUNKS_MAX
+    else:
+        size = sum([size for _, _, size in request.reads])
+        right = len(request.reads) <= limits.PEER_READS_MAX and size <= limits.PEER_READ_BYTES_MAX
+    if not right:
+        raise RemoteProtocolError(f"{type(request).__name__.upper()} asks for too much")
 
 
 def _pack_fence(request: m.Fence) -> Packed:

@@ -12,6 +12,7 @@ from torus import limits
 from torus.errors import (
     ForeignData,
     LocalProtocolError,
+    PermissionDenied,
     RemoteProtocolError,
     TorusError,
 )
@@ -168,6 +169,60 @@ class Connection:
             raise RemoteProtocolError(f"{kind.name} answers request {request}, which is not open")
         if kind is not MessageType.ERROR and kind != asked + ANSWER:
             raise RemoteProtocolError(f"{kind.name} answers request {request}, a {asked.name}")
+
+    # --- frequent messages, which the caller packs and unpacks --------------------------
+
+    def begin_request(self, kind: MessageType) -> int:
+        """Return the number of a request that the caller packs itself.
+
+        Raises: LocalProtocolError.
+        """
+        if not self.ready or self._last_request == _IDS_MAX:
+            raise LocalProtocolError("a request before the hellos, or after the end")
+        self._last_request += 1
+        self._pending[self._last_request] = kind
+        return self._last_request
+
+    def take_answer(self, request: int, kind: int) -> None:
+        """Note an answer that the caller unpacked itself.
+
+        Raises: RemoteProtocolError.
+        """
+        asked = self._pending.pop(request, None)
+        if asked is None or kind != asked + ANSWER:
+            self._peer_state = State.CLOSED
+            name = MessageType(kind).name
+            if asked is None:
+                raise RemoteProtocolError(f"{name} answers request {request}, which is not open")
+            raise RemoteProtocolError(f"{name} answers request {request}, a {asked.name}")
+
+    def take_request(self, request: int, volume: int, epoch: int, capability: int) -> None:
+        """Note a request that the caller unpacked itself; it is open only when `keep_request`
+        says so.
+
+        Raises: RemoteProtocolError, PermissionDenied.
+        """
+        if request <= self._last_request or not self.ready:
+            self._peer_state = State.CLOSED
+            raise RemoteProtocolError(
+                f"request {request} follows request {self._last_request}: ids only grow"
+            )
+        self._last_request = request
+        assert self.capabilities is not None
+        if self.capabilities.known.get((volume, epoch)) != capability:
+            try:
+                self.capabilities.check(volume, epoch, capability)
+            except PermissionDenied:
+                self._peer_state = State.CLOSED
+                raise
+
+    def keep_request(self, request: int, kind: MessageType) -> None:
+        """Open a request of `take_request` that is answered with `send_answer`."""
+        self._pending[request] = kind
+
+    def drop_request(self, request: int) -> None:
+        """Close a request that the caller answered itself."""
+        self._pending.pop(request, None)
 
     # --- sending ------------------------------------------------------------------------
 

@@ -4,11 +4,15 @@ Small frames gather in one buffer; the body of a large one is received into a bu
 which is handed on with it.  Implements docs/protocol.md, "Frames".
 """
 
+from typing import Any
+
 from torus import limits
+from torus._fast.peerframe import next_frame
 from torus.wire.frames import BODY_BYTES_MAX, HEADER_BYTES, Header, parse_header
 from torus.wire.messages import Buffer
 
-_BUFFER_BYTES = 64 * limits.KIB
+_BUFFER_BYTES = 16 * limits.KIB
+_BUFFER_BYTES_MAX = 256 * limits.KIB
 _SMALL_BYTES = 16 * limits.KIB  # bodies up to this are copied out of the shared buffer
 
 
@@ -32,7 +36,26 @@ class Receiver:
             left = self._end - self._start
             self._shared[:left] = self._shared[self._start : self._end]
             self._start, self._end = 0, left
+        if self._end == len(self._shared) and self._end < _BUFFER_BYTES_MAX:
+            self._shared = self._shared + bytes(3 * self._end)
         return memoryview(self._shared)[self._end :]
+
+    def next_frequent(self) -> tuple[int, int, int, int, int, int, Any] | None:
+        """Return the next frame as `torus._fast.peerframe.next_frame` does, if it is one for it.
+
+        What it says of places is about `shared`, until the next `buffer`.
+        """
+        if self._header is not None:
+            return None
+        found = next_frame(self._shared, self._start, self._end, self.body_bytes_max)
+        if found is not None:
+            self._start = found[1]
+        return found
+
+    @property
+    def shared(self) -> bytearray:
+        """Where small frames are received."""
+        return self._shared
 
     def received(self, count: int) -> None:
         """Take note that ``count`` bytes were written to `buffer`."""

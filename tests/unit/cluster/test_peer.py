@@ -47,7 +47,13 @@ def peer(place: Place) -> PeerChunks:
     return place.chunks
 
 
-class AnswersGetLost(PeerService):
+class ByMessage(PeerService):
+    """Serves every request through `serve`."""
+
+    by_kind = False
+
+
+class AnswersGetLost(ByMessage):
     """Carries the first ``count`` requests of ``kind`` out, then drops the connection."""
 
     kind: type = m.Append
@@ -70,7 +76,7 @@ def losing(kind: type, count: int = 1) -> Callable[[Store], PeerService]:
     return type("Losing", (AnswersGetLost,), {"kind": kind, "count": count, "seen": 0})
 
 
-class NeverAnswers(PeerService):
+class NeverAnswers(ByMessage):
     """Takes requests of every kind but open and forgets them."""
 
     def serve(self, request: m.Request) -> Outcome:
@@ -493,6 +499,7 @@ def test_failure_in_a_request_is_told_and_logged(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bug in the node is an error of that request, and the connection goes on."""
+    place.make_service = ByMessage
 
     async def scenario() -> None:
         def broken(_chunks: Iterable[ChunkId]) -> None:
@@ -532,6 +539,7 @@ def test_close_answers_what_is_under_way(place: Place) -> None:
 
 def test_many_requests_stay_within_the_caps(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hundreds of reads at once are all answered, with no more under way than the caps allow."""
+    place.make_service = ByMessage
 
     async def scenario() -> None:
         monkeypatch.setattr(limits, "PEER_IN_FLIGHT_BYTES_MAX", 4 * SLOT_BYTES)
@@ -559,6 +567,7 @@ def test_server_pauses_a_peer_that_asks_for_too_much(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client without manners is slowed down, not served without bound and not cut off."""
+    place.make_service = ByMessage
 
     async def scenario() -> None:
         await place.chunks.open(ONE, from_reserve=False)
@@ -610,7 +619,7 @@ def test_long_lists_come_in_pages(place: Place, monkeypatch: pytest.MonkeyPatch)
 def test_answer_of_another_size_is_refused(place: Place) -> None:
     """A node that answers with more or fewer bytes than asked is not believed."""
 
-    class Shortens(PeerService):
+    class Shortens(ByMessage):
         async def _read(self, request: m.Read) -> m.ReadDone:
             answer = await super()._read(request)
             return m.ReadDone([piece[:-1] for piece in answer.pieces])
