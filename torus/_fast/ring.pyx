@@ -16,10 +16,19 @@ from libc.string cimport memcpy, memset
 begin()
 
 
-def slot_of(tuple chunk not None):
+cdef tuple checked(object chunk):
+    """Return a chunk's id as the tuple that it is: `ChunkId` is a kind of tuple, which an
+    argument of that type would refuse."""
+    if not isinstance(chunk, tuple):
+        raise TypeError(f"a chunk's id is a tuple, not {type(chunk).__name__}")
     if len(chunk) != 4:
         raise ValueError(f"a chunk's id has 4 fields, not {len(chunk)}")
-    return slot_number(chunk[0], chunk[1], chunk[2], chunk[3])
+    return <tuple>chunk
+
+
+def slot_of(chunk):
+    cdef tuple fields = checked(chunk)
+    return slot_number(fields[0], fields[1], fields[2], fields[3])
 
 
 cdef class Layout:
@@ -201,8 +210,10 @@ cdef class Placement:
         finally:
             PyMem_Free(picked)
 
-    def find(self, tuple chunk not None, int count):
-        return self.order(slot_number(chunk[0], chunk[1], chunk[2], chunk[3]), count)
+    def find(self, chunk, int count):
+        cdef tuple fields = checked(chunk)
+        cdef object slot = slot_number(fields[0], fields[1], fields[2], fields[3])
+        return self.order(slot, count)
 
 
 def pack_numbers(const uint16_t[::1] numbers not None, int bits):
