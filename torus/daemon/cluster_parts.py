@@ -1,28 +1,69 @@
 """What a process needs to be part of a cluster: the membership, the way to every disk, and on a
 node the registration and the coordinator.
 
-Decides which metadata stores make a cluster, and the order in which these parts come up.
+Decides the order in which these parts come up.
 """
 
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 from torus.clock import Clock
+from torus.cluster.chunks import DiskChunks
+from torus.cluster.local import LocalChunks
 from torus.cluster.membership import Membership
-from torus.config import NodeConfig
+from torus.cluster.pool import DiskPool
+from torus.config import CommonConfig, NodeConfig
 from torus.daemon.cluster_source import ClusterSource
 from torus.daemon.coordinator import Coordinating
+from torus.daemon.dialing import Dialing, tls_files
 from torus.daemon.metrics import Source
 from torus.daemon.node_disks import NodeDisks
 from torus.daemon.registration import Registration, join
 from torus.daemon.reports import ClusterStatus
 from torus.metadata.loop import AsyncMetadata
-from torus.metadata.schema import Node
+from torus.metadata.schema import Cluster, Node
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a process reaches the disks of its cluster."""
+
+    membership: Membership
+    dialing: Dialing
+    pool: DiskPool
+
+
+async def way_into(
+    stack: AsyncExitStack,
+    metadata: AsyncMetadata,
+    clock: Clock,
+    common: CommonConfig,
+    cluster: Cluster,
+    *,
+    name: str,
+    local: Mapping[str, DiskChunks],
+) -> Way:
+    """Follow the cluster and be ready to reach its disks; ``stack`` ends both.
+
+    ``name`` is what nodes see in their logs, ``local`` the disks of this process.
+
+    Raises: Unavailable, Corruption, ConfigError.
+    """
+    dialing = Dialing(cluster, tls_files(common), name)
+    membership = Membership(metadata, clock)
+    stack.push_async_callback(membership.close)
+    await membership.start()
+    pool = DiskPool(membership, local, dialing.replica, clock, host=socket.gethostname())
+    stack.push_async_callback(pool.close)
+    return Way(membership, dialing, pool)
 
 
 class ClusterParts:
     """A node's part in its cluster."""
 
+    way: Way
     registration: Registration
     coordinator: Coordinating
 
@@ -30,18 +71,29 @@ class ClusterParts:
         self._metadata = metadata
         self._clock = clock
         self._config = config
-        self.membership = Membership(metadata, clock)
+
+    @property
+    def membership(self) -> Membership:
+        """Return who is in the cluster."""
+        return self.way.membership
 
     async def start(
-        self, stack: AsyncExitStack, disks: NodeDisks, node: Callable[[], Node]
+        self,
+        stack: AsyncExitStack,
+        cluster: Cluster,
+        disks: NodeDisks,
+        node: Callable[[], Node],
     ) -> None:
         """Follow the cluster, join it, be known; ``node`` makes the registration.
 
         Raises: Busy when another process has this node's id; ForeignData for a disk that was
             removed; Unavailable, Corruption.
         """
-        stack.push_async_callback(self.membership.close)
-        await self.membership.start()
+        local = {disk: LocalChunks(store) for disk, store in disks.stores.items()}
+        self.way = await way_into(
+            stack, self._metadata, self._clock, self._config.common, cluster,
+            name=disks.node_id, local=local,
+        )  # fmt: skip
         self.registration = Registration(self._metadata, self._clock, node)
         self.registration.key.on_away = lambda away: self.membership.note_away("lease", away=away)
         stack.push_async_callback(self.registration.close)
@@ -50,6 +102,7 @@ class ClusterParts:
         self.coordinator = Coordinating(
             self._metadata, self._clock, self.membership, node(),
             auto_out_s=self._config.auto_out_s,
+            settled=lambda: False,  # before upkeep runs nobody knows
         )  # fmt: skip
         stack.push_async_callback(self.coordinator.close)
         self.coordinator.start()

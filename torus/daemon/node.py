@@ -20,7 +20,7 @@ from torus.cluster.local import LocalChunks
 from torus.config import NodeConfig, is_shared
 from torus.daemon.advertise import advertised, listen_address
 from torus.daemon.cluster_parts import ClusterParts
-from torus.daemon.dialing import Dialing, tls_files
+from torus.daemon.dialing import tls_files
 from torus.daemon.disks import read_identity
 from torus.daemon.handover import Mover
 from torus.daemon.metrics import Source
@@ -198,15 +198,13 @@ class RunningNode:
     async def _join_cluster(self, stack: AsyncExitStack) -> None:
         """Become one of the cluster's nodes."""
         self.cluster = ClusterParts(self.metadata, self._clock, self._config)
-        await self.cluster.start(stack, self.disks, self.registration)
+        await self.cluster.start(stack, self._cluster, self.disks, self.registration)
 
     async def _begin_upkeep(self, stack: AsyncExitStack, cluster: ClusterParts) -> None:
         """Let the disks have what the ring wants them to have."""
-        config = self._config
-        dialing = Dialing(self._cluster, tls_files(config.common), self.disks.node_id)
         self.upkeep = await start_upkeep(
-            stack, self.disks.stores, cluster.membership, self.metadata, dialing, self._clock,
-            rate_bytes=config.repair_rate_bytes,
+            stack, self.disks.stores, cluster.membership, self.metadata, cluster.way.dialing,
+            self._clock, rate_bytes=self._config.repair_rate_bytes,
         )  # fmt: skip
         cluster.coordinator.settled = self.upkeep.settled
 
@@ -303,7 +301,7 @@ class RunningNode:
             answer = {"status": asdict(self.status()), "upkeep": documents}
             return json.dumps(answer, sort_keys=True).encode()
         if self.upkeep is None:
-            raise NotFound("this node does no upkeep: it is no part of a cluster")
+            raise Unavailable("this node does no upkeep: it is starting, or of no cluster")
         return await self.upkeep.answer(question)
 
     # --- what it says of itself ---------------------------------------------------------
