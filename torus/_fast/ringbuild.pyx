@@ -21,6 +21,7 @@ begin()
 
 cdef enum:
     FIRST_CHOICES = 16      # of each slot, kept: nine of ten fillings look no further
+    LARGE_PART = 16         # of the slots: a zone that needs less finds places enough
 
 
 cdef int compare(const void* a, const void* b) noexcept nogil:
@@ -39,6 +40,8 @@ cdef class Workbench:
     cdef int32_t* targets
     cdef int32_t* wants
     cdef int32_t* gives
+    cdef int32_t* demand                        # of a zone: places it should have in a column
+    cdef int32_t* chances                       # ... and open ones that the rule lets it have
     cdef uint16_t* choices                      # [slot][FIRST_CHOICES]
     cdef int zones_above[COLUMNS_MAX + 1]       # how many zones have more nodes than that
 
@@ -56,10 +59,13 @@ cdef class Workbench:
         self.targets = <int32_t*>PyMem_Calloc(columns * n, sizeof(int32_t))
         self.wants = <int32_t*>PyMem_Calloc(n, sizeof(int32_t))
         self.gives = <int32_t*>PyMem_Calloc(n, sizeof(int32_t))
+        self.demand = <int32_t*>PyMem_Calloc(n, sizeof(int32_t))
+        self.chances = <int32_t*>PyMem_Calloc(n, sizeof(int32_t))
         self.choices = <uint16_t*>PyMem_Malloc(self.slots * FIRST_CHOICES * sizeof(uint16_t))
         if (self.table is NULL or self.sequence is NULL
                 or self.loads is NULL or self.targets is NULL or self.wants is NULL
-                or self.gives is NULL or self.choices is NULL):
+                or self.gives is NULL or self.demand is NULL
+                or self.chances is NULL or self.choices is NULL):
             raise MemoryError()
         memcpy(self.table, &table[0], len(table))
         for i in range(self.slots * <uint64_t>columns):
@@ -82,6 +88,8 @@ cdef class Workbench:
         PyMem_Free(self.targets)
         PyMem_Free(self.wants)
         PyMem_Free(self.gives)
+        PyMem_Free(self.demand)
+        PyMem_Free(self.chances)
         PyMem_Free(self.choices)
 
     cdef int shuffle(self, uint64_t seed) except -1:
@@ -177,8 +185,56 @@ cdef class Workbench:
         new[column] = member
         return self.fits(new)
 
-    cdef int find_filling(self, uint64_t slot, int column) noexcept:
-        """The member for an open place; -1 when none is allowed."""
+    cdef bint lacks(self, const uint16_t* row, int column, int zone) noexcept:
+        """Whether a zone is not used more often than others in the places before `column`."""
+        cdef int p, q, used, mine = 0
+        for p in range(column):
+            mine += not self.is_open(row[p]) and self.layout.zones[row[p]] == zone
+        # it may come again when all others that have nodes left have come as often
+        used, q = 0, column
+        for p in range(COLUMNS_MAX):
+            if q < self.zones_above[p] or not self.zones_above[p]:
+                break
+            q -= self.zones_above[p]
+            used += 1
+        return mine <= used and self.layout.zone_nodes[zone] > mine
+
+    cdef void count_chances(self, int column) noexcept:
+        """Count for each zone what it should have more in a column, and where it may."""
+        cdef uint64_t slot
+        cdef int zone, i
+        cdef uint16_t* row
+        cdef int at = column * self.layout.count
+        memset(self.demand, 0, self.layout.count * sizeof(int32_t))
+        memset(self.chances, 0, self.layout.count * sizeof(int32_t))
+        for i in range(self.layout.count):
+            if self.layout.shares[i] and self.targets[at + i] > self.loads[at + i]:
+                self.demand[self.layout.zones[i]] += self.targets[at + i] - self.loads[at + i]
+        for zone in range(self.layout.zone_count):
+            if <uint64_t>self.demand[zone] * LARGE_PART < self.slots:
+                self.demand[zone] = 0       # a small one finds places enough
+                continue
+            for slot in range(self.slots):
+                row = self.row_of(slot)
+                if self.is_open(row[column]):
+                    self.chances[zone] += self.lacks(row, column, zone)
+
+    cdef int urgent_zone(self, const uint16_t* row, int column) noexcept:
+        """The zone that needs every chance that is left, this one too; -1: none does.
+
+        Takes this chance from all.
+        """
+        cdef int zone, found = -1, spare, least = 0
+        for zone in range(self.layout.zone_count):
+            if self.demand[zone] > 0 and self.lacks(row, column, zone):
+                spare = self.chances[zone] - self.demand[zone]
+                if spare <= 0 and (found < 0 or spare < least):
+                    found, least = zone, spare
+                self.chances[zone] -= 1
+        return found
+
+    cdef int find_filling(self, uint64_t slot, int column, int zone) noexcept:
+        """The member for an open place, of that zone unless it is -1; -1 when none is allowed."""
         cdef uint16_t* row = self.row_of(slot)
         cdef uint16_t* choices = &self.choices[slot * FIRST_CHOICES]
         cdef uint64_t slot_mix = mix_slot(slot), this, least = 0
@@ -190,10 +246,12 @@ cdef class Workbench:
         for i in range(FIRST_CHOICES):
             if choices[i] == NOBODY:
                 break
-            if loads[choices[i]] < targets[choices[i]] and self.may_fill(row, column, choices[i]):
+            if (loads[choices[i]] < targets[choices[i]]
+                    and (zone < 0 or self.layout.zones[choices[i]] == zone)
+                    and self.may_fill(row, column, choices[i])):
                 return choices[i]
         for i in range(self.layout.count):  # who has too little, else who has least too much
-            if not self.layout.shares[i]:
+            if not self.layout.shares[i] or (zone >= 0 and self.layout.zones[i] != zone):
                 continue
             over = max(0, loads[i] - targets[i] + 1)
             if found >= 0 and over > least_over:
@@ -210,19 +268,24 @@ cdef class Workbench:
         `targets[column][member]`.  Returns the slots that could not be brought to the rule.
         """
         cdef uint64_t k, slot
-        cdef int c, p, i, found
+        cdef int c, p, i, found, zone
         cdef uint16_t* row
         for c in range(self.columns):
             for i in range(self.layout.count):
                 self.targets[c * self.layout.count + i] = targets[c][i]
         for c in range(self.width):
+            self.count_chances(c)
             for k in range(self.slots):
                 slot = self.sequence[k]
                 row = self.row_of(slot)
                 if not self.is_open(row[c]):
                     continue
-                found = self.find_filling(slot, c)
+                zone = self.urgent_zone(row, c)
+                found = self.find_filling(slot, c, zone)
+                if found < 0 and zone >= 0:
+                    found = self.find_filling(slot, c, -1)
                 if found >= 0:
+                    self.demand[self.layout.zones[found]] -= 1
                     self.count_row(slot, -1)
                     for p in range(c + 1, self.columns):
                         if row[p] == found:

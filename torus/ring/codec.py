@@ -76,7 +76,8 @@ def _unpack_body(body: bytes) -> Ring:
     for _ in range(reader.count()):
         disk_id = reader.text()
         node, weight = _MEMBER.unpack_from(body, reader.skip(_MEMBER.size))
-        members.append(RingMember(disk_id, *nodes[node], weight))
+        node_id, zone = nodes[node]
+        members.append(RingMember(disk_id, node_id, zone, weight))
     if columns != COLUMNS or bits != len(members).bit_length():
         raise ValueError(f"{columns} columns of {bits} bits for {len(members)} members")
     table = unpack_numbers(body[reader.at :], bits, SLOTS * COLUMNS)
