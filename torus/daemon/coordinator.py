@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from torus import limits
 from torus.clock import Clock
 from torus.cluster.membership import Membership
-from torus.daemon.coordinator_plan import Decision, Patience, Seen, Shares, decide, look
+from torus.daemon.coordinator_plan import Decision, Patience, Seen, Shares, decide, look, thawed
 from torus.daemon.leased_key import LeasedKey
 from torus.errors import Corruption, TorusError, UnknownVersion
 from torus.log import get_logger
@@ -154,6 +154,15 @@ class Coordinating:
         done = None
         if ring is not None and self._done is not None and self._done[0] == ring.version:
             done = self._done[1]
+        decision = self._plan(members, ring, done, now_ns)
+        if self.decision.frozen and not decision.frozen:
+            self._seen = thawed(self._seen, now_ns)
+            decision = self._plan(members, ring, done, now_ns)
+        return decision
+
+    def _plan(
+        self, members: dict[str, Member], ring: Ring | None, done: Shares | None, now_ns: int
+    ) -> Decision:
         return decide(
             members, None if ring is None else ring.members, self._seen, now_ns, self._patience,
             settled=self.settled(), done=done, wall_ns=self._clock.wall_ns(),

@@ -56,6 +56,12 @@ def look(seen: Seen, members: Mapping[str, Member], up: Set[str], now_ns: int) -
     )
 
 
+def thawed(seen: Seen, now_ns: int) -> Seen:
+    """Return what is remembered when the ring is frozen no more: who is still gone has as long as
+    if it went now."""
+    return replace(seen, down_ns=dict.fromkeys(seen.down_ns, now_ns))
+
+
 def decide(
     members: Mapping[str, Member],
     ring: Sequence[RingMember] | None,
