@@ -20,8 +20,8 @@ DEFAULT_PREFIX = "torus"
 EXAMPLE = "write it as etcd://HOST:2379,HOST:2379,HOST:2379/PREFIX"
 FILE_OPTIONS = ("ca", "cert", "key", "password-file")
 OPTIONS = ("user", *FILE_OPTIONS)
-_ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
-_PREFIX = re.compile(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*")
+_ENDPOINT = r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?"
+_PREFIX = r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def parse_etcd(url: str) -> EtcdAccess:
                          "write the password into a file: --meta-password-file")  # fmt: skip
         options.setdefault("user", user)
     prefix = path.strip("/") or DEFAULT_PREFIX
-    if not _PREFIX.fullmatch(prefix) or len(prefix) >= ETCD_PREFIX_BYTES_MAX:
+    if not re.fullmatch(_PREFIX, prefix) or len(prefix) >= ETCD_PREFIX_BYTES_MAX:
         raise _wrong(url, f"has a prefix {prefix!r} that is not letters, digits, '.', '_', '-', "
                      f"'/', or longer than {ETCD_PREFIX_BYTES_MAX - 1}")  # fmt: skip
     access = EtcdAccess(
@@ -153,7 +153,7 @@ def _options(url: str, query: str) -> dict[str, str]:
 def _members(url: str, hosts: str) -> tuple[tuple[str, int], ...]:
     members = []
     for text in hosts.split(","):
-        match = _ENDPOINT.fullmatch(text.strip())
+        match = re.fullmatch(_ENDPOINT, text.strip())
         port = int(match[2] or DEFAULT_PORT) if match else 0
         if match is None or not 0 < port < 65536:
             raise _wrong(url, f"has a member {text!r} that is no HOST:PORT")
