@@ -124,6 +124,7 @@ class PeerLink(FramedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._pinged = False
         self._greeted = False
+        self.ended: asyncio.Future[None] = self._loop.create_future()  # done with `failure`
         self._capability: Callable[[int, int], int] = _none
         self._append_s = deadlines.of(Append)
         self._sync_s = deadlines.of(Sync)
@@ -253,8 +254,7 @@ class PeerLink(FramedProtocol):
         self._in_flight += 1
         future: asyncio.Future[Any] = self._loop.create_future()
         self._enter(number, _Open(future, cost, self._loop.time(), limit_s, name, True))
-        if self.transport is not None:
-            self.transport.write(frame)
+        self.post(frame)
         return future
 
     def _take_frequent(self) -> bool:
@@ -385,6 +385,8 @@ class PeerLink(FramedProtocol):
         if self.failure is not None:
             return
         self.failure = error
+        if not self.ended.done():
+            self.ended.set_result(None)
         self.connection.close()
         if self._timer is not None:
             self._timer.cancel()

@@ -208,6 +208,7 @@ class VolumeChunks:
                 rest_s = min(max(2 * rest_s, limits.REPLICA_RETURN_FIRST_S), _return_max_s())
                 self._left_out[disk] = now_s + rest_s, rest_s
         self._open.clear()
+        self._changed.set()
         self._usable.clear()
         self._takeover.unreachable.clear()
         self._few = False
@@ -218,12 +219,14 @@ class VolumeChunks:
             if self._pool.view.has_ring and self._pool.view.ring.version != max(self._span[0], 1):
                 return
             now_s = asyncio.get_running_loop().time()
+            wait_s: float | None = None
             for disk in self._span[1]:
-                if self._left_out.get(disk, (0.0, 0.0))[0] <= now_s and await self._answers(disk):
+                rest_s = self._left_out.get(disk, (0.0, 0.0))[0] - now_s
+                if rest_s <= 0 and await self._answers(disk):
                     return
+                wait_s = min(rest_s if rest_s > 0 else _LOOK_S, wait_s or _LOOK_S)
             self._changed.clear()
             try:
-                wait_s = _LOOK_S if self._span[1] else None
                 await asyncio.wait_for(self._changed.wait(), wait_s)
             except TimeoutError:
                 continue

@@ -24,7 +24,7 @@ class Attachment:
 
     def __init__(self, volume: Volume, holder: Holder) -> None:
         self.volume = volume
-        self._holder = holder
+        self.holder = holder
         self._resizing = asyncio.Lock()
 
     @property
@@ -41,12 +41,12 @@ class Attachment:
         Raises: Fenced, the volume's failure, Corruption, Unavailable.
         """
         async with self._resizing:
-            spec = await self._holder.size()
+            spec = await self.holder.size()
             while spec.cut_bytes:
                 cut_bytes = spec.cut_bytes
                 if cut_bytes < self.volume.size_bytes:
                     await self.resize(cut_bytes)
-                spec = await self._holder.settle_cut(cut_bytes)
+                spec = await self.holder.settle_cut(cut_bytes)
             await self.resize(spec.size_bytes)
 
     async def resize(self, size_bytes: int) -> None:
@@ -114,7 +114,7 @@ class Attachment:
         Raises: see `torus.volume.flatten.flatten`.
         """
         self.volume.core.check()
-        return await flatten(self.volume, self._holder, progress)
+        return await flatten(self.volume, self.holder, progress)
 
     async def detach(self) -> None:
         """Make everything durable, checkpoint, and give the volume back; idempotent.
@@ -123,4 +123,4 @@ class Attachment:
 
         Raises: Fenced, PoolFull, DiskFailed, Unavailable.
         """
-        await self._holder.detach(self.volume)
+        await self.holder.detach(self.volume)

@@ -1,0 +1,776 @@
+"""Volumes whose log has copies: what is answered when disks fail, and who may go on."""
+
+import asyncio
+
+import pytest
+
+from tests.unit.cluster.replicas import BLOCK, Replicas, SimNode, block, run
+from torus import limits
+from torus.errors import DiskFailed, Fenced, PoolFull, TorusError, Unavailable
+from torus.metadata.schema import Head, Span
+from torus.store.content import Presence
+from torus.volume.attachment import Attachment
+from torus.volume.volume import Volume
+
+pytestmark = pytest.mark.usefixtures("short_times")
+
+
+async def write(volume: Volume, *numbers: int, flush: bool = False) -> None:
+    """Write some blocks."""
+    for number in numbers:
+        await volume.write(number * BLOCK, block(number), durable=False)
+    if flush:
+        await volume.flush()
+
+
+async def read_back(volume: Volume, *numbers: int) -> None:
+    """Read blocks that `write` wrote."""
+    for number in numbers:
+        assert await volume.read(number * BLOCK, BLOCK) == block(number), number
+
+
+async def head_of(replicas: Replicas) -> Head:
+    """Return the head as it is published."""
+    return (await replicas.catalog.get("one")).head
+
+
+async def spans_of(replicas: Replicas) -> list[Span]:
+    """Return the spans of the newest epoch."""
+    head = await head_of(replicas)
+    return [span for span in head.spans if span.epoch == head.epoch]
+
+
+def owners_now(replicas: Replicas, attachment: Attachment, copies: int = 3) -> list[SimNode]:
+    """Return the nodes of the chunk that is being written."""
+    return replicas.owners(attachment.volume.core.journal.chunk, copies)
+
+
+async def until(happened, seconds: float = 2.0) -> None:  # type: ignore[no-untyped-def]
+    """Wait until something holds."""
+    async with asyncio.timeout(seconds):
+        while not happened():
+            await asyncio.sleep(0.002)
+
+
+async def not_done(task: asyncio.Task[object], seconds: float = 0.15) -> None:
+    """Expect that a task is still waiting after a while."""
+    await asyncio.wait([task], timeout=seconds)
+    assert not task.done()
+
+
+# --- one writer -----------------------------------------------------------------------------
+
+
+def test_a_volume_is_written_flushed_and_read() -> None:
+    """The simplest life: written, flushed, read, given back, and read by another process."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        attachment = await replicas.attach()
+        volume = attachment.volume
+        for number in range(64):
+            await volume.write(number * BLOCK, block(number), durable=False)
+        await volume.flush()
+        assert await volume.read(5 * BLOCK, BLOCK) == block(5)
+        await attachment.detach()
+
+        again = await replicas.attach(2)
+        for number in range(64):
+            assert await again.volume.read(number * BLOCK, BLOCK) == block(number)
+        await again.detach()
+
+    run(1, scenario)
+
+
+def test_a_write_is_answered_when_every_copy_has_it() -> None:
+    """As long as one of the disks has not answered, and is not known to be lost, nobody is told."""
+
+    async def scenario(replicas: Replicas) -> None:
+        limits.REPLICA_SILENCE_S = 5.0
+        await replicas.create()
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0)
+        slow = owners_now(replicas, attachment)[2]
+        slow.silent = True
+
+        waiting = asyncio.ensure_future(write(attachment.volume, 1))
+
+        await not_done(waiting)
+        waiting.cancel()
+
+    run(2, scenario)
+
+
+def test_a_dead_node_is_left_out_and_the_write_goes_on() -> None:
+    """Survivors have it durably, the span is closed where it is, the next leaves the disk out."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0, 1, flush=True)
+        dead = owners_now(replicas, attachment)[1]
+        dead.kill()
+
+        await write(attachment.volume, 2, 3)
+
+        closed, opened = await spans_of(replicas)
+        assert (closed.tag, closed.excluded) == (0, ())
+        assert closed.end is not None
+        assert (opened.tag, opened.excluded) == (1, (dead.disk_id,))
+        assert opened.first == closed.last + 1
+        await read_back(attachment.volume, 0, 1, 2, 3)
+        # all that was answered in the closed span is durable: the survivors can lose power
+        for node in replicas.nodes.values():
+            node.lose_power() if node is not dead else None
+        again = await replicas.attach(2)
+        await read_back(again.volume, 0, 1, 2)
+
+    run(3, scenario)
+
+
+@pytest.mark.parametrize("kind", ["hang", "silent", "failed"])
+def test_a_node_that_hangs_or_fails_is_left_out(kind: str) -> None:
+    """Silence and a failed disk are losses, too."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0)
+        bad = owners_now(replicas, attachment)[0]
+        if kind == "hang":
+            bad.faults["append"] = ["hang"]
+        elif kind == "silent":
+            bad.silent = True
+        else:
+            bad.refusing = DiskFailed("planned")
+
+        await write(attachment.volume, 1, flush=True)
+
+        assert (await spans_of(replicas))[-1].excluded == (bad.disk_id,)
+        await read_back(attachment.volume, 0, 1)
+
+    run(4, scenario)
+
+
+def test_a_flush_finds_a_dead_node_too() -> None:
+    """Nothing is told to be durable before the span without the disk is published."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0)
+        dead = owners_now(replicas, attachment)[2]
+        dead.kill()
+
+        await attachment.volume.flush()
+
+        assert (await spans_of(replicas))[-1].excluded == (dead.disk_id,)
+        for node in replicas.nodes.values():
+            node.lose_power() if node is not dead else None
+        again = await replicas.attach(2)
+        await read_back(again.volume, 0)
+
+    run(5, scenario)
+
+
+def test_a_slow_sync_of_a_node_that_answers_is_waited_for() -> None:
+    """A disk may take long to sync; only silence is a loss."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0)
+        slow = owners_now(replicas, attachment)[1]
+        sync = slow.chunks.sync
+
+        async def slowly(chunks):  # type: ignore[no-untyped-def]
+            await asyncio.sleep(0.15)  # three times the silence
+            await sync(chunks)
+
+        slow.chunks.sync = slowly  # type: ignore[method-assign]
+
+        await attachment.volume.flush()
+
+        assert len(await spans_of(replicas)) == 1
+
+    run(6, scenario)
+
+
+def test_nothing_is_answered_while_the_metadata_are_away() -> None:
+    """A loss waits for its compare-and-swap; it is repeated, and the write is answered then."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0)
+        owners_now(replicas, attachment)[0].kill()
+        replicas.metadata.fail(1, count=10**9)
+
+        waiting = asyncio.ensure_future(write(attachment.volume, 1))
+        await not_done(waiting, 0.3)
+        assert "cannot be published" in attachment.holder.waiting
+        replicas.metadata.fail(0)
+
+        await waiting
+        assert attachment.holder.waiting == ""
+        await read_back(attachment.volume, 0, 1)
+
+    run(7, scenario)
+
+
+def test_a_publication_that_happened_unheard_is_not_made_twice() -> None:
+    """The answer of the compare-and-swap is lost: it is repeated, and counts as done."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0)
+        owners_now(replicas, attachment)[0].kill()
+        replicas.metadata.fail(1, late=True)
+
+        await write(attachment.volume, 1, 2)
+
+        assert [span.tag for span in await spans_of(replicas)] == [0, 1]
+
+    run(8, scenario)
+
+
+def test_the_survivors_are_durable_before_the_span_is_published() -> None:
+    """At the moment in which the new span is published, all nodes lose power: what was written
+    is there."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0, 1, 2)
+        dead = owners_now(replicas, attachment)[1]
+        commit = replicas.metadata.commit
+
+        async def commit_and_crash(expect, changes):  # type: ignore[no-untyped-def]
+            done = await commit(expect, changes)
+            replicas.metadata.commit = commit
+            for node in replicas.nodes.values():
+                node.lose_power()
+            return done
+
+        replicas.metadata.commit = commit_and_crash  # type: ignore[method-assign]
+        dead.kill()
+        await write(attachment.volume, 3)
+
+        dead.up = True
+        again = await replicas.attach(2)
+        await read_back(again.volume, 0, 1, 2, 3)
+
+    run(9, scenario)
+
+
+# --- healing --------------------------------------------------------------------------------
+
+
+def test_a_process_that_restarts_goes_on() -> None:
+    """Its page cache has everything: it takes up its chunk again, without another span."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0, 1)
+        owners_now(replicas, attachment)[1].restart()
+
+        await write(attachment.volume, 2)
+        owners_now(replicas, attachment)[0].restart()
+        await attachment.volume.flush()
+
+        assert len(await spans_of(replicas)) == 1
+        for node in replicas.nodes.values():
+            node.lose_power()
+        again = await replicas.attach(2)
+        await read_back(again.volume, 0, 1, 2)
+
+    run(10, scenario)
+
+
+@pytest.mark.parametrize("synced", [0, 1, 2])
+def test_a_machine_that_lost_power_gets_its_records_again(synced: int) -> None:
+    """A flush is answered only by the opening of the disk that had the appends: what a restart
+    lost is sent again, and then it is durable there, too."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        attachment = await replicas.attach()
+        await write(attachment.volume, *range(synced), flush=True)
+        await write(attachment.volume, 2, 3)
+        restarted = owners_now(replicas, attachment)[1]
+        restarted.lose_power()
+
+        await attachment.volume.flush()
+
+        assert len(await spans_of(replicas)) == 1
+        # only this one comes back after all of them lost power
+        for node in replicas.nodes.values():
+            node.lose_power()
+            node.up = node is restarted
+        again = await replicas.attach(2)
+        await read_back(again.volume, *range(synced), 2, 3)
+
+    run(11 + synced, scenario)
+
+
+def test_a_connection_that_breaks_costs_nothing() -> None:
+    """Whether a record arrived or not, it is sent again."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0)
+        one, two, three = owners_now(replicas, attachment)
+        one.faults["append"], two.faults["append"] = ["drop"], ["lose"]
+        three.faults["sync"] = ["lose"]
+        two.faults["reopen"] = ["drop"]
+
+        await write(attachment.volume, 1, flush=True)
+
+        assert len(await spans_of(replicas)) in (1, 2)
+        await read_back(attachment.volume, 0, 1)
+
+    run(15, scenario)
+
+
+def test_fewer_than_the_least_number_of_copies_wait() -> None:
+    """Writes wait, and go on when a node is back; nothing is answered in between."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(3, 2)
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0)
+        one, two, _ = owners_now(replicas, attachment)
+        one.kill()
+        two.kill()
+
+        waiting = asyncio.ensure_future(write(attachment.volume, 1))
+        await not_done(waiting, 0.3)
+        assert "too few copies" in attachment.volume.core.chunks.waiting
+        two.restart()
+        two.up = True
+
+        await waiting
+        assert (await spans_of(replicas))[-1].excluded == (one.disk_id,)
+        assert attachment.volume.core.chunks.waiting == ""
+        await read_back(attachment.volume, 0, 1)
+
+    run(16, scenario)
+
+
+def test_too_few_disks_for_another_span_wait() -> None:
+    """With as many nodes as copies that are needed, a loss waits until it is back."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(2, 2)
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0, flush=True)
+        replicas.nodes["a"].kill()
+
+        waiting = asyncio.ensure_future(write(attachment.volume, 1, flush=True))
+        await not_done(waiting, 0.3)
+        replicas.nodes["a"].lose_power()
+        replicas.nodes["a"].up = True
+
+        await waiting
+        await read_back(attachment.volume, 0, 1)
+
+    run(17, scenario, nodes="ab")
+
+
+def test_closing_does_not_wait_for_ever() -> None:
+    """A volume whose writes wait is closed after a while; its write ends in an error."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(2, 2)
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0, flush=True)
+        replicas.nodes["a"].kill()
+        waiting = asyncio.ensure_future(write(attachment.volume, 1))
+        await not_done(waiting)
+
+        await attachment.detach()
+
+        with pytest.raises(Unavailable, match="being closed"):
+            await waiting
+
+    run(18, scenario, nodes="ab")
+
+
+def test_a_full_disk_is_left_out() -> None:
+    """The others go on; when too few are left, the pool is full as ever."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(3, 2)
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0)
+        full = PoolFull("planned")
+        replicas.nodes["a"].faults["open"] = [full] * 1000
+
+        await write(attachment.volume, *range(1, 64))
+        assert (await spans_of(replicas))[-1].excluded == (replicas.nodes["a"].disk_id,)
+
+        attachment.volume.queue.stop_waiting()
+        for name in "bcd":
+            replicas.nodes[name].faults["open"] = [full] * 1000
+        with pytest.raises(PoolFull):
+            await write(attachment.volume, *range(64, 128))
+
+    run(19, scenario)
+
+
+# --- better spans ---------------------------------------------------------------------------
+
+
+def test_a_disk_that_is_back_is_used_again() -> None:
+    """After a while the span that leaves it out ends for one that does not."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0)
+        back = owners_now(replicas, attachment)[0]
+        back.kill()
+        await write(attachment.volume, 1)
+        assert attachment.volume.resealer.seals == 1
+        back.restart()
+        back.up = True
+
+        await until(lambda: attachment.volume.resealer.rolls == 1)
+
+        assert (await spans_of(replicas))[-1].tag == 2
+        assert (await spans_of(replicas))[-1].excluded == ()
+        await write(attachment.volume, 2, flush=True)
+        await read_back(attachment.volume, 0, 1, 2)
+
+    run(20, scenario)
+
+
+def test_a_new_ring_begins_a_new_span() -> None:
+    """What is open stays where it is; what follows lies where the new ring has it."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0, 1)
+
+        replicas.next_ring("a")
+        await until(lambda: attachment.volume.resealer.rolls == 1)
+        await write(attachment.volume, 2, flush=True)
+
+        assert [span.ring for span in await spans_of(replicas)] == [1, 2]
+        await read_back(attachment.volume, 0, 1, 2)
+        await attachment.detach()
+        again = await replicas.attach(2)
+        await read_back(again.volume, 0, 1, 2)
+
+    run(21, scenario)
+
+
+def test_checkpoints_and_seals_beside_each_other() -> None:
+    """Losses at any time in a checkpoint, a snapshot or a flush: one head follows the other."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        attachment = await replicas.attach()
+        volume = attachment.volume
+        for turn in range(12):
+            work = [
+                asyncio.ensure_future(write(volume, *range(turn, turn + 6))),
+                asyncio.ensure_future(volume.checkpointer.write()),
+                asyncio.ensure_future(attachment.snapshot(f"s{turn}", turn)),
+                asyncio.ensure_future(volume.flush()),
+            ]
+            for _ in range(replicas.rng.randrange(60)):
+                await asyncio.sleep(0)
+            node = replicas.nodes["abcd"[turn % 4]]
+            node.kill()
+            await asyncio.gather(*work)
+            node.lose_power()
+            node.up = True
+            await read_back(volume, *range(turn + 6))
+        await attachment.detach()
+        again = await replicas.attach(2)
+        await read_back(again.volume, *range(17))
+        assert len(again.volume.core.pins.numbers) == 12
+
+    run(22, scenario)
+
+
+# --- two writers ----------------------------------------------------------------------------
+
+
+def test_the_old_writer_is_refused_by_any_node_that_the_new_one_reached() -> None:
+    """One node that was fenced is enough: not all copies can be had any more."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        old = await replicas.attach()
+        await write(old.volume, 0)
+        reached = owners_now(replicas, old)[0]
+        others = {name for name in replicas.nodes if name != reached.name}
+
+        new = await replicas.attach(2, cut=others)
+
+        with pytest.raises(Fenced):
+            await write(old.volume, 1)
+        with pytest.raises(Fenced):
+            await old.volume.flush()
+        assert await new.volume.read(0, 2 * BLOCK) == block(0) + bytes(BLOCK)
+
+    run(23, scenario, nodes="abc")
+
+
+def test_the_old_writer_cannot_leave_out_the_node_that_fenced_it() -> None:
+    """It takes the refusing node for lost, has enough others, and loses the compare-and-swap."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        old_cut: set[str] = set()
+        old = await replicas.attach(cut=old_cut)
+        await write(old.volume, 0)
+        reached = owners_now(replicas, old)[0]
+        others = {name for name in replicas.nodes if name != reached.name}
+        new = await replicas.attach(2, cut=others)
+        old_cut.add(reached.name)  # the old one does not hear of it
+
+        with pytest.raises(Fenced, match="process|pid|held by"):
+            await write(old.volume, 1, flush=True)
+        with pytest.raises(Fenced):
+            await old.volume.flush()
+        assert await new.volume.read(BLOCK, BLOCK) == bytes(BLOCK)
+
+    run(24, scenario, nodes="abc")
+
+
+def test_what_the_old_writer_was_told_is_what_the_new_one_finds() -> None:
+    """Writes race with a takeover that hears of one node only: none is answered that the new
+    owner does not have."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        old = await replicas.attach()
+        await write(old.volume, 0)
+        reached = owners_now(replicas, old)[1]
+        others = {name for name in replicas.nodes if name != reached.name}
+        told: list[int] = []
+
+        async def go_on() -> None:
+            for number in range(1, 200):
+                await old.volume.write(number * BLOCK, block(number), durable=False)
+                told.append(number)
+
+        racing = asyncio.ensure_future(go_on())
+        for _ in range(replicas.rng.randrange(200)):
+            await asyncio.sleep(0)
+        new = await replicas.attach(2, cut=others)
+        with pytest.raises(TorusError):
+            await racing
+
+        await read_back(new.volume, 0, *told)
+
+    for seed in range(25, 37):
+        run(seed, scenario, nodes="abc")
+
+
+# --- takeover -------------------------------------------------------------------------------
+
+
+def test_what_was_taken_over_is_durable() -> None:
+    """A record that was in page caches only, and that the new owner serves, survives a loss of
+    power everywhere."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        old = await replicas.attach()
+        await write(old.volume, 0, flush=True)
+        await write(old.volume, 1)
+
+        new = await replicas.attach(2)
+        await read_back(new.volume, 0, 1)
+        for node in replicas.nodes.values():
+            node.lose_power()
+        third = await replicas.attach(3)
+
+        await read_back(third.volume, 0, 1)
+
+    run(40, scenario)
+
+
+def test_a_short_copy_is_made_as_long_as_the_longest() -> None:
+    """A writer died in the middle of an append: every disk has what was chosen afterwards."""
+
+    async def scenario(replicas: Replicas) -> None:
+        limits.REPLICA_SILENCE_S = 5.0
+        await replicas.create()
+        old = await replicas.attach()
+        await write(old.volume, 0)
+        chunk = old.volume.core.journal.chunk
+        _, two, three = replicas.owners(chunk)
+        two.faults["append"] = ["drop"]
+        two.silent = three.silent = True
+        three.faults["append"] = ["drop"]
+        dying = asyncio.ensure_future(write(old.volume, 1))
+        await not_done(dying)
+        two.silent = three.silent = False
+        limits.REPLICA_SILENCE_S = 0.05
+
+        new = await replicas.attach(2)
+
+        await read_back(new.volume, 0, 1)
+        found = [
+            (await node.chunks.examine([chunk]))[0] for node in replicas.owners(chunk)
+        ]
+        assert {one.state for one in found} == {Presence.PRESENT}
+        assert len({(one.end, one.crc) for one in found}) == 1
+        dying.cancel()
+
+    run(41, scenario)
+
+
+def test_a_takeover_waits_when_nobody_can_tell() -> None:
+    """No disk of the open span answers: there is no end of the log to be known."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        old = await replicas.attach()
+        await write(old.volume, 0)
+        for node in owners_now(replicas, old):
+            node.kill()
+
+        with pytest.raises(Unavailable, match="where the log ends cannot be told"):
+            await replicas.attach(2)
+
+        for node in replicas.nodes.values():
+            node.up = True
+        new = await replicas.attach(3)
+        await read_back(new.volume, 0)
+
+    run(42, scenario)
+
+
+def test_a_failed_disk_does_not_say_that_a_chunk_is_not_there() -> None:
+    """It says nothing: the one that works is asked."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        old = await replicas.attach()
+        await write(old.volume, 0)
+        one, two, three = owners_now(replicas, old)
+        one.refusing = DiskFailed("planned")
+        two.kill()
+
+        new = await replicas.attach(2)
+
+        await read_back(new.volume, 0)
+        assert {one.disk_id, two.disk_id} <= set((await spans_of(replicas))[-1].excluded)
+        assert three.up
+
+    run(43, scenario)
+
+
+def test_several_spans_of_one_epoch_are_replayed() -> None:
+    """Seals since the last checkpoint: each span is read to its end, from a copy that has it."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(3, 1)
+        old = await replicas.attach()
+        written = 0
+        for turn in range(6):
+            await write(old.volume, *range(written, written + 7))
+            written += 7
+            node = owners_now(replicas, old)[turn % 3]
+            node.kill()
+            await write(old.volume, written)
+            written += 1
+            node.lose_power()
+            node.up = True
+
+        new = await replicas.attach(2)
+
+        await read_back(new.volume, *range(written))
+
+    run(44, scenario)
+
+
+def test_a_closed_chunk_without_an_answer_is_unknown_not_damaged() -> None:
+    """The only disks that have a closed chunk are away: an attach says so, and works later."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(3, 1)
+        old = await replicas.attach()
+        await write(old.volume, 0)
+        behind = owners_now(replicas, old)[0]
+        behind.kill()
+        await write(old.volume, 1, 2, 3)
+        behind.up = True
+        for node in replicas.nodes.values():
+            if node is not behind:
+                node.kill()
+
+        with pytest.raises(Unavailable):
+            await replicas.attach(2)
+
+        for node in replicas.nodes.values():
+            node.up = True
+        new = await replicas.attach(3)
+        await read_back(new.volume, 0, 1, 2, 3)
+
+    run(45, scenario)
+
+
+# --- deletions ------------------------------------------------------------------------------
+
+
+def test_an_attach_forgets_no_chunk_that_a_disk_away_may_have() -> None:
+    """What is not listed, as not everybody could be asked, still counts."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        attachment = await replicas.attach()
+        await write(attachment.volume, *range(64), flush=True)
+        await attachment.volume.checkpointer.write()
+        await attachment.detach()
+        replicas.nodes["a"].kill()
+        chunks = replicas.pool().chunks_of((await replicas.catalog.get("one")).spec)
+
+        _, whole = await chunks.survey(attachment.volume.core.spec.volume)
+        await chunks.stop()
+        replicas.nodes["a"].up = True
+        chunks = replicas.pool().chunks_of((await replicas.catalog.get("one")).spec)
+        listed, all_of_them = await chunks.survey(attachment.volume.core.spec.volume)
+
+        assert (whole, all_of_them) == (False, True)
+        assert len(listed) > 3
+        await chunks.stop()
+
+    run(50, scenario)
+
+
+def test_deletions_reach_a_disk_that_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are told again as long as the volume is attached."""
+    monkeypatch.setattr("torus.cluster.replicated_care._AGAIN_S", 0.01)
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(3, 2)
+        attachment = await replicas.attach()
+        volume = attachment.volume
+        for _ in range(4):
+            await write(volume, *range(32), flush=True)
+        away = replicas.nodes["b"]
+        away.kill()
+        await write(volume, 33)
+        await volume.checkpointer.write()
+        await volume.checkpointer.delete_due(at_once=True)
+        number = volume.core.spec.volume
+        left = {chunk for node in replicas.nodes.values() if node is not away
+                for chunk in node.store.chunks_of(number)}  # fmt: skip
+        assert set(away.store.chunks_of(number)) - left
+
+        away.up = True
+
+        await until(lambda: not set(away.store.chunks_of(number)) - left)
+
+    run(51, scenario)
