@@ -31,14 +31,19 @@ SEED = int(os.environ.get("TORUS_SEED", "20251122"))
 Check = Callable[["Guest"], None]
 CHECKS: dict[str, Check] = {}
 SHORT: list[str] = []
-MODULES = ("checks_files", "checks_survival", "checks_refusals", "checks_driver", "checks_speed")
+ALL: list[str] = []
+MODULES = ("checks_files", "checks_survival", "checks_refusals", "checks_driver", "checks_speed",
+           "checks_power")  # fmt: skip
 
 
-def check(*, short: bool = False) -> Callable[[Check], Check]:
-    """Register a check under its function's name; ``short``: it is part of `./dev test`."""
+def check(*, short: bool = False, apart: bool = False) -> Callable[[Check], Check]:
+    """Register a check under its function's name; ``short``: it is part of `./dev test`;
+    ``apart``: it is not part of the group of all."""
 
     def register(function: Check) -> Check:
         CHECKS[function.__name__] = function
+        if not apart:
+            ALL.append(function.__name__)
         if short:
             SHORT.append(function.__name__)
         return function
@@ -226,7 +231,7 @@ def main(names: list[str]) -> int:
     """Run checks; return 0 when all were well."""
     for module in MODULES:
         importlib.import_module(f"tests.kernel.{module}")
-    groups = {"short": SHORT, "all": list(CHECKS)}
+    groups = {"short": SHORT, "all": ALL}
     chosen = [one for name in names for one in groups.get(name, [name])]
     guest = Guest()
     guest.start()

@@ -12,7 +12,8 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import quote
 
-from torus.cli.nbd_kernel import declare_kernel_verbs, device_documents, render_devices
+from torus.cli.nbd_devices import device_documents, render_devices
+from torus.cli.nbd_kernel import declare_kernel_verbs
 from torus.cli.node import add_engine_options
 from torus.cli.nodes import NodeView, node_views
 from torus.cli.parser import Verbs, add_command, add_noun

@@ -13,17 +13,17 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from torus import limits
+from torus.cli.nbd_devices import find_device
 from torus.cli.node import add_engine_options
 from torus.cli.parser import Verbs, add_command
 from torus.cli.session import Session
-from torus.cli.sizes import format_size, parse_seconds
+from torus.cli.sizes import parse_seconds
 from torus.clock import SystemClock
 from torus.config import GatewayConfig
 from torus.daemon.kernel_state import (
     AttachedDevice,
     AttachOrder,
     AttachPlace,
-    AttachState,
     attach_folder,
     attached_devices,
     backend_name,
@@ -66,8 +66,8 @@ def declare_kernel_verbs(below: Verbs) -> None:
             ("in front, for systemd (torus-attach@.service)", "torus nbd attach vm1 --foreground"),
             ("from the host that has it now; that one loses it",
              "torus nbd attach vm1 --takeover"),
-            ("grow an ext4 file system in use",
-             "torus volume resize vm1 20GiB && resize2fs /dev/nbd0"),
+            ("grow an ext4 file system in use, after 'torus volume resize vm1 20GiB'",
+             "resize2fs /dev/nbd0"),
             ("a consistent snapshot of a mounted file system",
              "fsfreeze -f /mnt; torus volume snapshot create vm1@now; fsfreeze -u /mnt"),
         ),
@@ -137,7 +137,7 @@ def run_attach(arguments: argparse.Namespace, session: Session) -> int:
     if arguments.foreground:
         become_supervisor(Resume(order.backend, lock, folder=os.getcwd()))
     state = start_in_background(place, order.backend, lock)
-    document = _state_document(state)
+    document = asdict(state)
 
     def render() -> None:
         session.output.line(state.device)
@@ -262,7 +262,7 @@ def run_detach(arguments: argparse.Namespace, session: Session) -> int:
 
     _require_root("detach")
     home = session.common().home
-    found = _find(arguments.name, home)
+    found = find_device(arguments.name, home)
     place = AttachPlace(attach_folder(home), found.volume) if found.volume else None
     if found.index >= 0 and block_device.connector_of(found.index) is not None:
         _check_unused(found, force=arguments.force)
@@ -342,7 +342,7 @@ def run_restart(arguments: argparse.Namespace, session: Session) -> int:
     if arguments.all:
         meant = [one for one in attached_devices(home) if one.known is not None]
     else:
-        meant = [_find(arguments.name, home)]
+        meant = [find_device(arguments.name, home)]
     done: list[dict[str, Any]] = []
     for one in meant:
         if one.known is None:
@@ -351,7 +351,7 @@ def run_restart(arguments: argparse.Namespace, session: Session) -> int:
         now = ask_for_restart(AttachPlace(attach_folder(home), one.volume), one.known)
         seconds = round(time.monotonic() - began, 3)
         session.output.note(f"{now.device}: gateway pid {now.gateway_pid} after {seconds:.1f} s")
-        done.append({**_state_document(now), "seconds": seconds})
+        done.append({**asdict(now), "seconds": seconds})
 
     def render() -> None:
         if not done:
@@ -359,65 +359,3 @@ def run_restart(arguments: argparse.Namespace, session: Session) -> int:
 
     session.output.show({"restarted": done}, render)
     return 0
-
-
-# --- what is attached ---------------------------------------------------------------------
-
-
-def device_documents(session: Session) -> list[dict[str, Any]]:
-    """Return this machine's devices, for `torus nbd list`."""
-    return [
-        {
-            "device": one.device, "volume": one.volume, "size_bytes": one.size_bytes,
-            "state": one.state, "gateway_pid": one.gateway_pid or None,
-            "supervisor_pid": one.supervisor_pid or None,
-            "read_only": bool(one.known and one.known.read_only),
-            "connections": one.known.connections if one.known else None,
-            "gateway_starts": one.known.gateway_starts if one.known else None,
-            "problem": one.known.problem if one.known else "",
-            "log": one.known.log if one.known else "",
-        }
-        for one in attached_devices(session.common().home)
-    ]  # fmt: skip
-
-
-def render_devices(documents: list[dict[str, Any]], session: Session) -> None:
-    """Show the devices as a table."""
-    session.output.table(
-        ("DEVICE", "VOLUME", ">SIZE", ">GATEWAY", "STATE"),
-        [
-            (
-                one["device"] or "-",
-                one["volume"] or "(of another TORUS_HOME)",
-                format_size(one["size_bytes"]),
-                str(one["gateway_pid"] or "-"),
-                one["state"] + (f": {one['problem']}" if one["problem"] else ""),
-            )
-            for one in documents
-        ],
-    )
-
-
-def _find(text: str, home: Any) -> AttachedDevice:
-    """Return the attachment that a volume's or a device's name means.
-
-    Raises: NotFound, UsageError.
-    """
-    known = attached_devices(home)
-    if text.startswith("/dev/"):
-        index = block_device.parse_device(text)
-        meant = [one for one in known if one.index == index]
-        if not meant and block_device.connector_of(index) is not None:
-            raise NotFound(
-                f"{text} is not torus's",
-                hint=f"who connected it takes it away: nbd-client -d {text}, qemu-nbd -d {text}",
-            )
-    else:
-        meant = [one for one in known if one.volume == text]
-    if not meant:
-        raise NotFound(f"{text!r} is not attached on this machine", hint="see 'torus nbd list'")
-    return meant[0]
-
-
-def _state_document(state: AttachState) -> dict[str, Any]:
-    return asdict(state)

@@ -93,4 +93,5 @@ class IoctlDevice:
                 raise PermissionDenied(
                     f"{self._path}: {what}: {os.strerror(number)}", hint="run it as root"
                 ) from failure
-            raise KernelRefusal(number, f"{self._path}: {what}") from failure
+            message = f"{self._path}: {what}: {os.strerror(number)}"
+            raise KernelRefusal(message, number=number) from failure

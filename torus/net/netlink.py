@@ -50,9 +50,8 @@ _ANSWER_S = 30.0
 class KernelRefusal(Unavailable):
     """The kernel answered a request with an errno."""
 
-    def __init__(self, number: int, what: str, explanation: str = "") -> None:
-        detail = f"{os.strerror(number)} (errno {errno.errorcode.get(number, number)})"
-        super().__init__(f"{what}: {explanation + ': ' if explanation else ''}{detail}")
+    def __init__(self, message: str, *, hint: str | None = None, number: int = 0) -> None:
+        super().__init__(message, hint=hint)
         self.errno = number
 
 
@@ -295,7 +294,9 @@ def refusal(number: int, what: str, explanation: str = "") -> KernelRefusal | Pe
             f"{what}: {os.strerror(number)}",
             hint="run it as root: network block devices need CAP_SYS_ADMIN",
         )
-    return KernelRefusal(number, what, explanation)
+    name = errno.errorcode.get(number, str(number))
+    detail = f"{explanation}: " if explanation else ""
+    return KernelRefusal(f"{what}: {detail}{os.strerror(number)} ({name})", number=number)
 
 
 def open_socket(group: int | None = None) -> socket.socket:
