@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
 
-from torus.errors import ShuttingDown, Unavailable
-from torus.limits import METADATA_HISTORY_CHANGES_MAX
+from torus.errors import ForeignData, ShuttingDown, Unavailable
+from torus.limits import METADATA_CLOSE_S, METADATA_HISTORY_CHANGES_MAX
 from torus.metadata.base import Delete, Entry, Event, Expect, Listing, Put
 from torus.metadata.loop import AsyncMetadata, AsyncWatch
 from torus.metadata.memory import MemoryMetadata
@@ -149,3 +149,71 @@ def test_a_watch_that_missed_changes_raises() -> None:
 
 async def _collect(watch: AsyncWatch) -> list[Sequence[Event]]:
     return [events async for events in watch]
+
+
+# --- a store behind a network ---------------------------------------------------------------
+
+
+class FarMemory(MemoryMetadata):
+    """A store of several threads, of which some operations wait until it is closed."""
+
+    threads_max = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = threading.Event()
+
+    def commit(self, expect: Sequence[Expect], changes: Sequence[Put | Delete]) -> int | None:
+        if any(change.key == "hang" for change in changes):
+            assert self.ended.wait(WAIT_S)
+            raise ShuttingDown("closed")
+        return super().commit(expect, changes)
+
+    def close(self) -> None:
+        self.ended.set()
+        super().close()
+
+
+def test_one_that_waits_does_not_keep_back_the_others() -> None:
+    async def test() -> None:
+        async with opened(FarMemory()) as metadata:
+            lease = await metadata.grant(10.0)
+            hanging = asyncio.ensure_future(metadata.commit([], [Put("hang", b"")]))
+            for _ in range(10):
+                assert await metadata.renew(lease)
+            assert not hanging.done()
+            await metadata.close()
+            with pytest.raises(ShuttingDown):
+                await hanging
+
+    run(test)
+
+
+def test_its_threads_are_bounded_and_closing_ends_what_waits() -> None:
+    async def test() -> None:
+        metadata = AsyncMetadata(FarMemory())
+        watch = await metadata.watch("a/", 0)
+        waiting = [asyncio.ensure_future(anext(watch))]
+        waiting += [
+            asyncio.ensure_future(metadata.commit([], [Put("hang", b"")])) for _ in range(20)
+        ]
+        await asyncio.sleep(0)
+        assert len([one for one in threading.enumerate() if one.name.startswith("metadata_")]) <= 3
+        async with asyncio.timeout(METADATA_CLOSE_S + 2):
+            await metadata.close()
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert isinstance(outcomes[0], StopAsyncIteration)
+        assert all(isinstance(outcome, ShuttingDown) for outcome in outcomes[1:])
+
+    run(test)
+
+
+def test_a_store_without_history_needs_no_token() -> None:
+    async def test() -> None:
+        async with opened() as metadata:
+            assert await metadata.history_token() == ""
+            await metadata.check_not_older("")
+            with pytest.raises(ForeignData, match="is on etcd"):
+                await metadata.check_not_older("token")
+
+    run(test)

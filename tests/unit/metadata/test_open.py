@@ -92,7 +92,7 @@ def test_importing_the_stores_imports_nothing_slow() -> None:
     script = (
         "import sys, torus.metadata.open, torus.volume.catalog; "
         "print([name for name in ('asyncio', 'rich', 'uvloop', 'logging', 'concurrent.futures', "
-        "'pathlib', 'urllib', 'uuid') if name in sys.modules])"
+        "'pathlib', 'urllib', 'uuid', 'grpc', 'google.protobuf') if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
