@@ -81,7 +81,7 @@ def decide(
     if ring is None:
         return _first_ring(members, seen)
     frozen = _mass_failure(members, ring, seen, patience)
-    marked = _missed(members, seen, wall_ns - now_ns) if wall_ns else {}
+    marked = _missed(members, seen, now_ns, wall_ns, patience) if wall_ns else {}
     if frozen:
         return Decision(tuple(marked.values()), frozen=frozen)
     states = _states({**members, **marked}, seen, now_ns, patience)
@@ -135,17 +135,22 @@ def _mass_failure(
     return ""
 
 
-def _missed(members: Mapping[str, Member], seen: Seen, wall_ns: int) -> dict[str, Member]:
+def _missed(
+    members: Mapping[str, Member], seen: Seen, now_ns: int, wall_ns: int, patience: Patience
+) -> dict[str, Member]:
     """Return the members for which it is new that they are down, or that they are not.
 
-    ``wall_ns``: the time of day at 0 of the monotonic clock.
+    A new member may be seen before its node is.
     """
     changed = {}
     for disk, member in members.items():
         down_ns = seen.down_ns.get(disk)
-        if member.state != REMOVED and bool(member.down_ns) != (down_ns is not None):
-            since_ns = 0 if down_ns is None else wall_ns + down_ns
-            changed[disk] = replace(member, down_ns=since_ns)
+        if member.state == REMOVED or bool(member.down_ns) == (down_ns is not None):
+            continue
+        if down_ns is None:
+            changed[disk] = replace(member, down_ns=0)
+        elif now_ns - down_ns >= patience.join_wait_ns:
+            changed[disk] = replace(member, down_ns=wall_ns - (now_ns - down_ns))
     return changed
 
 
