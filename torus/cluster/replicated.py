@@ -146,6 +146,7 @@ class VolumeChunks:
         if not self.lost:
             return False
         await self._open.secure()
+        await self._call_back()
         pause_s = _PAUSE_FIRST_S
         while self._excluded() is None:
             self._open.waiting = f"fewer than {self._min_copies} disks can take new chunks"
@@ -158,6 +159,18 @@ class VolumeChunks:
                 pause_s = min(2 * pause_s, _PAUSE_MAX_S)
         self._open.waiting = ""
         return self._few or bool(self._open.lost)
+
+    async def _call_back(self) -> None:
+        """Let disks that rest and answer be used, where a new span had too few copies without."""
+        excluded = self._excluded()
+        copies = self._placement.copies
+        if excluded is not None and len(self._pool.view.ring.order(0, copies, excluded)) == copies:
+            return
+        resting = [disk for disk in self._left_out if disk not in self._open.lost]
+        answers = await asyncio.gather(*[self._answers(disk) for disk in resting])
+        for disk, back in zip(resting, answers, strict=True):
+            if back:
+                self._left_out[disk] = 0.0, self._left_out[disk][1]
 
     def new_span(self) -> tuple[int, tuple[str, ...]]:
         """Return the ring version that a new span is written under, and whom it leaves out."""

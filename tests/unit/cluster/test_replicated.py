@@ -410,7 +410,7 @@ def test_a_full_disk_is_left_out() -> None:
         replicas.nodes["a"].faults["open"] = [full] * 1000
 
         await write(attachment.volume, *range(1, 64))
-        assert (await spans_of(replicas))[-1].excluded == (replicas.nodes["a"].disk_id,)
+        assert (replicas.nodes["a"].disk_id,) in [one.excluded for one in await spans_of(replicas)]
 
         attachment.volume.queue.stop_waiting()
         for name in "bcd":
@@ -473,7 +473,7 @@ def test_checkpoints_and_seals_beside_each_other() -> None:
     """Losses at any time in a checkpoint, a snapshot or a flush: one head follows the other."""
 
     async def scenario(replicas: Replicas) -> None:
-        await replicas.create()
+        await replicas.create(3, 1)
         attachment = await replicas.attach()
         volume = attachment.volume
         for turn in range(12):
@@ -496,7 +496,8 @@ def test_checkpoints_and_seals_beside_each_other() -> None:
         await read_back(again.volume, *range(17))
         assert len(again.volume.core.pins.numbers) == 12
 
-    run(22, scenario)
+    for seed in range(220, 226):
+        run(seed, scenario)
 
 
 # --- two writers ----------------------------------------------------------------------------
