@@ -130,10 +130,10 @@ UPKEEP_EXAMINED_AT_ONCE = 256  # chunks in one question
 UPKEEP_DROP_CHUNKS = 16  # copies given up at a time
 UPKEEP_ANSWER_S = 60.0  # a question that makes the other side read chunks
 REPAIR_RATE_BYTES_DEFAULT = 128 * MIB  # per second and disk
-REPAIR_OPERATIONS = 400  # per second and disk
+REPAIR_OPERATIONS = 1000  # per second and disk
 REPAIR_PARALLEL = 4  # chunks that one disk pulls at once
 REPAIR_PIECE_BYTES = 1 * MIB  # read from a source at a time
-REPAIR_SLOW_US = 5_000  # a step that waits longer for its turn says that clients are slow
+REPAIR_SLOW_US = 10_000  # a step that waits longer for its turn says that clients are slow
 
 # --- snapshots and clones ---------------------------------------------------------------
 SNAPSHOTS_MAX = 1024  # of one volume: each checkpoint's root record carries the list of them

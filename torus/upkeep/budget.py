@@ -7,7 +7,8 @@ docs/upkeep.md, "Budget".
 
 from torus import limits
 
-_SHARE_MIN = 1 / 64
+_SHARE_MIN = 1 / 16
+_OPERATIONS_SHARE_MIN = 1 / 4  # questions cost clients little, and copies wait for them
 _RECOVER = 1.05
 
 
@@ -34,7 +35,8 @@ class Budget:
     def spent(self, count: int, operations: int, now_ns: int) -> None:
         """Note a step of ``count`` bytes and so many operations."""
         bytes_ns = count * 1e9 / (self.rate_bytes * self.share)
-        operations_ns = operations * 1e9 / (self._operations * self.share)
+        share = max(self.share, _OPERATIONS_SHARE_MIN)
+        operations_ns = operations * 1e9 / (self._operations * share)
         self._next_ns = max(self._next_ns, now_ns) + int(max(bytes_ns, operations_ns))
 
     def waited(self, waited_ns: int, *, slow: bool = False) -> None:

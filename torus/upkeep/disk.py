@@ -38,7 +38,7 @@ class Times:
     """When a disk looks, in seconds."""
 
     settle_s: float = limits.UPKEEP_SETTLE_S
-    retry_s: float = limits.UPKEEP_RETRY_S
+    retry_s: float = limits.UPKEEP_RETRY_S  # at most
     round_s: float = limits.UPKEEP_ROUND_S
 
 
@@ -102,9 +102,11 @@ class DiskUpkeep:
 
     async def _run(self) -> None:
         wait_s = self._times.round_s
+        retry_s = self._times.settle_s
         while True:
             try:
-                await asyncio.wait_for(self._changed.wait(), wait_s)
+                async with asyncio.timeout(wait_s):  # wait_for may swallow a cancellation
+                    await self._changed.wait()
                 await asyncio.sleep(self._times.settle_s)
             except TimeoutError:
                 pass
@@ -119,7 +121,8 @@ class DiskUpkeep:
                 self.progress.failed(exc.message)
                 log.info("upkeep.round.given_up", disk=self.disk_id, reason=str(exc))
                 done = False
-            wait_s = self._times.round_s if done else self._times.retry_s
+            wait_s = self._times.round_s if done else retry_s
+            retry_s = self._times.settle_s if done else min(2 * retry_s, self._times.retry_s)
 
     # --- what others want to know -------------------------------------------------------
 

@@ -153,12 +153,10 @@ class Survey:
         ]
         if not seen.lacking and not seen.doubtful:
             return found
-        ever = {
-            chunk: self._reasons(picture, closed, chunk, copies)
-            for chunk in (*seen.lacking, *seen.doubtful)
-        }
         for chunk in seen.doubtful:
-            sources = tuple(sorted(ever[chunk] & picture.up))
+            may = picture.placement.ever(chunk, closed.span, copies)
+            others = picture.up if may is None else may & picture.up
+            sources = tuple(sorted(others - {self._disk}))
             found.wants.append(
                 Want(
                     chunk, wanted.epoch, closed.exact(chunk.sequence), sources, True, 0, copies,
@@ -166,6 +164,7 @@ class Survey:
                 )
             )  # fmt: skip
         if seen.lacking:
+            ever = {chunk: self._reasons(picture, closed, chunk, copies) for chunk in seen.lacking}
             await self._lacking(picture, wanted, closed, seen.lacking, ever, found)
         return found
 

@@ -1,13 +1,16 @@
 """Rounds of several disks: copies come back, move, and go, and none is lost on the way."""
 
+import asyncio
 import random
 
 import pytest
 
 from tests.unit.upkeep.town import Town, Volume, run
 from torus.ids import ChunkId
+from torus.metadata.schema import RingHead
 from torus.store.content import FIRST
 from torus.testing.simdisk import SMALL, PowerLoss
+from torus.upkeep.disk import Times
 
 DISKS = [letter * 32 for letter in "abcdef"]
 
@@ -457,3 +460,69 @@ def test_power_cut_of_the_puller_at_any_moment_costs_nothing() -> None:
             assert town.misplaced() == []
 
         run(scenario)
+
+
+# --- life -------------------------------------------------------------------------------------
+
+
+def test_upkeep_that_is_closed_while_something_changes_ends() -> None:
+    """The change does not swallow the end."""
+
+    async def scenario() -> None:
+        town = Town(21, DISKS[:2])
+        house = town.houses[DISKS[0]]
+        house.upkeep.start()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        house.upkeep.poke()
+        await asyncio.wait_for(house.upkeep.close(), 5)
+        await house.upkeep.close()
+        assert town.view.on_change == []
+
+    run(scenario)
+
+
+def test_running_upkeep_follows_the_ring_until_it_is_settled() -> None:
+    """Nobody has to ask for rounds."""
+
+    async def scenario() -> None:
+        town = Town(22, DISKS[:3])
+        volume = await town.volume(2)
+        await town.write(volume, 12)
+        for house in town.houses.values():
+            house.upkeep._times = Times(0.001, 0.01, 5.0)
+            house.view.on_change = town.view.on_change
+            house.upkeep.start()
+        town.set_ring(DISKS[1:3])
+        for _ in range(2000):
+            settled = all(house.upkeep.settled() for house in town.houses.values())
+            if settled and not town.misplaced():
+                break
+            await asyncio.sleep(0.01)
+        assert town.misplaced() == []
+        for house in town.houses.values():
+            await house.upkeep.close()
+
+    run(scenario)
+
+
+def test_pause_stops_pulls_and_drops_and_resuming_goes_on() -> None:
+    """What is to be done is still known while nothing is done."""
+
+    async def scenario() -> None:
+        town = Town(23, DISKS[:3])
+        volume = await town.volume(2)
+        await town.write(volume, 12)
+        ring = town.set_ring(DISKS[1:3])
+        town.view.set_head(RingHead(ring.version, paused=True))
+        before = town.state()
+        await town.rounds()
+        assert town.state() == before
+        waiting = [house.upkeep.progress.pending_bytes for house in town.houses.values()]
+        assert sum(waiting) > 0
+        assert town.houses[DISKS[0]].upkeep.progress.state == "paused"
+        town.view.set_head(RingHead(ring.version))
+        await town.rounds()
+        assert town.misplaced() == []
+
+    run(scenario)
