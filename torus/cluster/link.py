@@ -421,7 +421,9 @@ class PeerLink(FramedProtocol):
         self.fail(Unavailable(f"connection to the node at {self.address} ended: {reason}"))
 
     def _lost_error(self, cause: TorusError) -> Unavailable:
-        error = Unavailable(
+        # A node that is silent is hung: nobody needs to find that out once more.
+        hung = isinstance(cause, TimedOut) and self._deadlines.silence_s is not None
+        error = (TimedOut if hung else Unavailable)(
             cause.message
             if isinstance(cause, Unavailable)
             else f"connection to the node at {self.address} ended: {cause.message}",

@@ -11,7 +11,8 @@ from typing import cast
 from torus.wire.connection import Connection
 from torus.wire.messages import Buffer
 
-_JOIN_BYTES = 16 * 1024  # below this one write of a copy is cheaper than several pieces
+_POST_BYTES = 64 * 1024  # written without waiting for more
+_JOIN_BYTES = 96 * 1024  # below this one write of a copy is cheaper than several pieces
 
 
 class FramedProtocol(asyncio.BufferedProtocol):
@@ -22,6 +23,9 @@ class FramedProtocol(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
         self.reading = True
         self._corked: list[Buffer] | None = None
+        self._corked_bytes = 0
+        self._posted: list[bytes] = []
+        self._posted_bytes = 0
         self.writable = True
 
     def pump(self) -> None:
@@ -34,8 +38,14 @@ class FramedProtocol(asyncio.BufferedProtocol):
 
     def send(self, pieces: Sequence[Buffer]) -> None:
         """Write a frame; dropped when the transport is gone or going."""
+        if self._posted:
+            self._send_posted()
         if self._corked is not None:
             self._corked += pieces
+            self._corked_bytes += sum([len(piece) for piece in pieces])
+            if self._corked_bytes >= _POST_BYTES:  # the other side may not be reading
+                self.uncork()
+                self.cork()
             return
         if self.transport is None or self.transport.is_closing() or not pieces:
             return
@@ -44,9 +54,23 @@ class FramedProtocol(asyncio.BufferedProtocol):
         else:
             self.transport.writelines(pieces)
 
+    def post(self, frame: bytes) -> None:
+        """Write a frame together with those that are posted in the same turn of the loop."""
+        if not self._posted:
+            asyncio.get_running_loop().call_soon(self._send_posted)
+        self._posted.append(frame)
+        self._posted_bytes += len(frame)
+        if self._posted_bytes >= _POST_BYTES:
+            self._send_posted()
+
+    def _send_posted(self) -> None:
+        posted, self._posted, self._posted_bytes = self._posted, [], 0
+        if posted:
+            self.send(posted)
+
     def cork(self) -> None:
         """Keep what is sent from now on, until `uncork`."""
-        self._corked = []
+        self._corked, self._corked_bytes = [], 0
 
     def uncork(self) -> None:
         """Write what was kept, in one go."""

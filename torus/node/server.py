@@ -87,22 +87,26 @@ class PeerServer:
 
     def protocol(self, *, near: bool = True) -> Session:
         """Return the protocol of a new connection; ``near``: through a unix socket."""
-        refusal: TorusError | None = None
+        return Session(self, near=near)
+
+    def joined(self, session: Session) -> TorusError | None:
+        """Take note of a connection; return why it is not served, if so."""
+        before = len(self._sessions)
+        self._sessions.add(session)
+        self._idle.clear()
         if self._closing:
-            refusal = ShuttingDown("the node is shutting down", hint="try again in a moment")
-        elif len(self._sessions) >= limits.PEER_CONNECTIONS_MAX:
-            refusal = Busy(f"the node has {len(self._sessions)} peers, its most")
-        elif not near and not self.secret:
-            refusal = PermissionDenied(
+            return ShuttingDown("the node is shutting down", hint="try again in a moment")
+        if before >= limits.PEER_CONNECTIONS_MAX:
+            return Busy(f"the node has {before} peers, its most")
+        if not session.near and not self.secret:
+            return PermissionDenied(
                 "this cluster has no secret: its nodes serve unix sockets only",
                 hint="a cluster whose metadata is in etcd has one",
             )
-        session = Session(self, self._on_ended, refusal)
-        self._sessions.add(session)
-        self._idle.clear()
-        return session
+        return None
 
-    def _on_ended(self, session: Session) -> None:
+    def left(self, session: Session) -> None:
+        """Take note of the end of a connection."""
         self._sessions.discard(session)
         if not self._sessions:
             self._idle.set()

@@ -7,7 +7,7 @@ from the connection, and the peer's bytes stay in the kernel.  What a request do
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -69,6 +69,12 @@ class Host(Protocol):
     secret: bytes
     load: "Load"
 
+    def joined(self, session: "Session") -> TorusError | None:
+        """Take note of a connection; return why it is not served, if so."""
+
+    def left(self, session: "Session") -> None:
+        """Take note of its end."""
+
     def choose(self, hello: Hello) -> Service:
         """Return who serves the disk that a client wants.
 
@@ -101,17 +107,14 @@ class Load:
 
 
 class Session(FramedProtocol):
-    """One peer's connection; ``ended`` is called once when it is gone."""
+    """One peer's connection."""
 
-    def __init__(
-        self, host: Host, ended: Callable[["Session"], None], refusal: TorusError | None
-    ) -> None:
-        """``refusal`` is what the peer is told at once, in place of being served."""
+    def __init__(self, host: Host, *, near: bool) -> None:
+        """``near``: through a unix socket."""
         super().__init__(Connection(Role.SERVER, host.hello, host.secret))
         self._host = host
         self.service: Service | None = None  # chosen by the hello
-        self._ended = ended
-        self._refusal = refusal
+        self.near = near
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Future[Any]] = set()
         self.in_flight_bytes = 0
@@ -127,8 +130,9 @@ class Session(FramedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the peer's hello, but not for ever."""
         super().connection_made(transport)
-        if self._refusal is not None:
-            self.refuse(self._refusal)
+        refusal = self._host.joined(self)
+        if refusal is not None:
+            self.refuse(refusal)
             return
         self._hello_timer = self._loop.call_later(limits.PEER_HELLO_TIMEOUT_S, self._on_no_hello)
 
@@ -141,7 +145,7 @@ class Session(FramedProtocol):
         name = self.connection.peer.name if self.connection.peer is not None else ""
         reason = "" if error is None else str(error)
         log.info("node.peer.left", peer=name, requests=self.requests, reason=reason)
-        self._ended(self)
+        self._host.left(self)
 
     def refuse(self, error: TorusError) -> None:
         """Tell the peer why and hang up, once what was sent has left."""
@@ -274,7 +278,7 @@ class Session(FramedProtocol):
                 self._on_done(number, future)  # type: ignore[arg-type]
             elif not self.connection.closed:
                 self.connection.drop_request(number)
-                self.send((boot_frame(SYNCED, number, boot_id),))
+                self.post(boot_frame(SYNCED, number, boot_id))
             if not self.reading:
                 self.pump()
 
