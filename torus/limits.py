@@ -108,6 +108,7 @@ ETCD_PREFIX_BYTES_MAX = 128  # of the keys of one cluster
 ETCD_MEMBERS_MAX = 16
 ETCD_COMPACT_EVERY = 4096  # revisions between two compactions that torus asks for
 ETCD_HISTORY_REVISIONS = 16384  # that a compaction leaves
+HISTORY_MARK_S = 3600.0  # between two marks by which a disk knows an older copy of etcd
 CATALOG_ATTEMPTS_MAX = 256  # lost races in a row before a command says "busy"
 
 # --- nodes and their ring ---------------------------------------------------------------

@@ -28,6 +28,7 @@ from torus.daemon.node_disks import NodeDisks, disk_status, open_disks
 from torus.daemon.orphans import OrphanRounds
 from torus.daemon.owner_control import OwnerControl, attached_now
 from torus.daemon.reach import Reach, free_volume, live_node, volume_options
+from torus.daemon.remembered import RememberedHistory
 from torus.daemon.reports import NodeStatus
 from torus.daemon.sources import NbdSource, ProcessSource, StoreSource, VolumesSource
 from torus.daemon.status import StatusServer
@@ -115,6 +116,8 @@ class RunningNode:
             await self._be_alone()
         self.disks = open_disks(config, cluster.cluster_id, self._clock)
         stack.push_async_callback(self.disks.close)
+        usable = [disk.data_dir for disk in self.disks.all if disk.store is not None]
+        await RememberedHistory(self.metadata, usable).start(stack)
         self._keep_disks(stack)
         if not shared:
             chunks = LocalChunks(self.disks.first)
