@@ -58,11 +58,18 @@ class Failure(Exception):
 CAUGHT = (Failure, OSError, subprocess.SubprocessError, sqlite3.Error, LookupError, ValueError)
 
 
-def run(*command: object, code: int | None = 0, seconds: float = 240.0, **options: Any) -> str:
-    """Run a program and return its output; ``code`` None: whatever its exit code."""
+def run(
+    *command: object,
+    code: int | None = 0,
+    seconds: float = 240.0,
+    given: str = "",
+    env: dict[str, str] | None = None,
+) -> str:
+    """Run a program with ``given`` as its input and return its output; ``code`` None: whatever
+    its exit code."""
     words = [str(word) for word in command]
     done = subprocess.run(
-        words, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL, **options
+        words, capture_output=True, text=True, timeout=seconds, input=given, env=env
     )
     if code is not None and done.returncode != code:
         raise Failure(
@@ -146,7 +153,10 @@ class Guest:
             sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), write_through=True)
             from torus.cli.main import main
 
-            os._exit(main([str(word) for word in words]))
+            ended = main([str(word) for word in words])
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(ended)
         os.close(writing)
         with os.fdopen(reading, "rb") as pipe:
             said = pipe.read().decode()

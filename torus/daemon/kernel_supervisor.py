@@ -114,6 +114,15 @@ class Supervisor:
             if not self._wait_for_better(index, misses):
                 return self._failure().exit_code
 
+    def close(self) -> None:
+        """Listen to signals no more, and let others choose the device."""
+        signal.set_wakeup_fd(-1)
+        self._woken.close()
+        self._waker.close()
+        if self._reserved is not None:
+            os.close(self._reserved)
+            self._reserved = None
+
     # --- one gateway --------------------------------------------------------------------
 
     def _one_gateway(self, index: int) -> int:
@@ -340,6 +349,8 @@ def supervise(wanted: Wanted, announce: Announce) -> int:
     except TorusError:
         wanted.place.forget()
         raise
+    finally:
+        supervisor.close()
 
 
 def _device_in_use(index: int) -> Busy:
