@@ -47,9 +47,13 @@ class _Gathered:
         return FIRST + len(self.whole)
 
     def add(self, chunk: ChunkId, content: bytes, found: Inspected) -> None:
+        """Take one more copy; not on the event loop: it may take milliseconds."""
         self.contents.append(content)
         self.furthest = max(self.furthest, found.furthest)
-        self.whole = assemble(chunk, self.contents)
+        if len(self.contents) == 1:
+            self.whole = content[: found.end - FIRST]
+        else:
+            self.whole = assemble(chunk, self.contents)
 
     def reaches(self, exact: int | None, known: int) -> bool:
         """Say whether this is the whole chunk; ``known``: as far as somebody said it goes."""
@@ -103,8 +107,7 @@ class Puller:
             [content] = await self._chunks.read([(chunk, FIRST, size)])
         except Corruption:
             return  # as good as not here: install replaces it
-        found = await self._store.in_pool(inspect, content, chunk, exact)
-        own.add(chunk, content, found)
+        await self._store.in_pool(_take, own, content, chunk, exact)
 
     async def _ask(self, chunk: ChunkId, sources: Sequence[str], pulled: Pulled) -> dict[str, int]:
         """Return how far the copies of those reach who have one."""
@@ -143,8 +146,7 @@ class Puller:
             except TorusError as exc:
                 problem = exc
                 continue
-            found = await self._store.in_pool(inspect, content, chunk, exact)
-            own.add(chunk, content, found)
+            await self._store.in_pool(_take, own, content, chunk, exact)
             if own.reaches(exact, known):
                 return own, source
         if problem is not None:
@@ -183,3 +185,7 @@ class Puller:
             raise Corruption(f"chunk {chunk} was installed up to {gathered.end}, found {found}")
         if found.end == gathered.end and found.crc != checksum(gathered.whole):
             raise Corruption(f"chunk {chunk} was installed and differs: {found}")
+
+
+def _take(gathered: _Gathered, content: bytes, chunk: ChunkId, exact: int | None) -> None:
+    gathered.add(chunk, content, inspect(content, chunk, exact))
