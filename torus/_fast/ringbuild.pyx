@@ -38,6 +38,7 @@ cdef class Workbench:
     cdef uint32_t* sequence                     # the slots in the order of this version
     cdef int32_t* loads                         # [column][member]
     cdef int32_t* targets
+    cdef int32_t* bounds
     cdef int32_t* wants
     cdef int32_t* gives
     cdef int32_t* demand                        # of a zone: places it should have in a column
@@ -57,15 +58,16 @@ cdef class Workbench:
         self.sequence = <uint32_t*>PyMem_Malloc(self.slots * sizeof(uint32_t))
         self.loads = <int32_t*>PyMem_Calloc(columns * n, sizeof(int32_t))
         self.targets = <int32_t*>PyMem_Calloc(columns * n, sizeof(int32_t))
+        self.bounds = <int32_t*>PyMem_Calloc(columns * n, sizeof(int32_t))
         self.wants = <int32_t*>PyMem_Calloc(n, sizeof(int32_t))
         self.gives = <int32_t*>PyMem_Calloc(n, sizeof(int32_t))
         self.demand = <int32_t*>PyMem_Calloc(n, sizeof(int32_t))
         self.chances = <int32_t*>PyMem_Calloc(n, sizeof(int32_t))
         self.choices = <uint16_t*>PyMem_Malloc(self.slots * FIRST_CHOICES * sizeof(uint16_t))
-        if (self.table is NULL or self.sequence is NULL
-                or self.loads is NULL or self.targets is NULL or self.wants is NULL
-                or self.gives is NULL or self.demand is NULL
-                or self.chances is NULL or self.choices is NULL):
+        if (self.table is NULL or self.sequence is NULL or self.loads is NULL
+                or self.targets is NULL or self.bounds is NULL or self.wants is NULL
+                or self.gives is NULL or self.demand is NULL or self.chances is NULL
+                or self.choices is NULL):
             raise MemoryError()
         memcpy(self.table, &table[0], len(table))
         for i in range(self.slots * <uint64_t>columns):
@@ -86,6 +88,7 @@ cdef class Workbench:
         PyMem_Free(self.sequence)
         PyMem_Free(self.loads)
         PyMem_Free(self.targets)
+        PyMem_Free(self.bounds)
         PyMem_Free(self.wants)
         PyMem_Free(self.gives)
         PyMem_Free(self.demand)
@@ -240,6 +243,7 @@ cdef class Workbench:
         cdef uint64_t slot_mix = mix_slot(slot), this, least = 0
         cdef int32_t* loads = &self.loads[column * self.layout.count]
         cdef int32_t* targets = &self.targets[column * self.layout.count]
+        cdef int32_t* bounds = &self.bounds[column * self.layout.count]
         cdef int i, found = -1, over, least_over = 0
         if choices[0] == NOBODY:
             self.choose_first(slot)
@@ -253,7 +257,7 @@ cdef class Workbench:
         for i in range(self.layout.count):  # who has too little, else who has least too much
             if not self.layout.shares[i] or (zone >= 0 and self.layout.zones[i] != zone):
                 continue
-            over = max(0, loads[i] - targets[i] + 1)
+            over = 0 if loads[i] < targets[i] else 1 + max(0, loads[i] - bounds[i] + 1)
             if found >= 0 and over > least_over:
                 continue
             this = cost(slot_mix, self.layout.keys[i], self.layout.shares[i])
@@ -262,10 +266,10 @@ cdef class Workbench:
                 found, least, least_over = i, this, over
         return found
 
-    def fill(self, targets):
+    def fill(self, targets, bounds):
         """Fill all places whose member is nobody or has no weight.
 
-        `targets[column][member]`.  Returns the slots that could not be brought to the rule.
+        Targets and bounds are [column][member].  Returns the slots that could not be brought to the rule.
         """
         cdef uint64_t k, slot
         cdef int c, p, i, found, zone
@@ -273,6 +277,7 @@ cdef class Workbench:
         for c in range(self.columns):
             for i in range(self.layout.count):
                 self.targets[c * self.layout.count + i] = targets[c][i]
+                self.bounds[c * self.layout.count + i] = bounds[c][i]
         for c in range(self.width):
             self.count_chances(c)
             for k in range(self.slots):

@@ -28,36 +28,29 @@ class _Bounds:
     under: int
 
 
-# Wider than what a change aims at, so that the next small change does not begin it all anew.
-_TRIGGER = _Bounds(over=15, under=40)
-_GOAL = _Bounds(over=10, under=20)
+# Wider for a ring that has data, or each small change would move a little of everybody's.
+_AT_FIRST = _Bounds(over=5, under=10)
+_LATER = _Bounds(over=15, under=40)
 
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """What each member should have in the columns up to this one, in slots."""
+    """What each member should have in the columns up to this one, in slots, and may have."""
 
     fair: list[int]
     exact: list[int]  # in units of 2**-_FRACTION_BITS
-
-    def low(self, bounds: _Bounds) -> list[int]:
-        """Return what members must have at least; a slot less is nothing to move for."""
-        return [share - share * bounds.under // 1000 - 1 for share in self.fair]
-
-    def high(self, bounds: _Bounds) -> list[int]:
-        """Return what members may have at most."""
-        return [
-            max(share, (fine * (1000 + bounds.over) // 1000) >> _FRACTION_BITS)
-            for share, fine in zip(self.fair, self.exact, strict=True)
-        ]
+    low: list[int]
+    high: list[int]
 
 
 def partitioned(old: bytes | None, members: tuple[RingMember, ...], version: int) -> bytes:
     """Return the next table; ``old`` names members by their new numbers."""
     empty = b"\xff" * (SLOTS * COLUMNS * 2)
     bench = Workbench(layout_of(members), old or empty, COLUMNS, version)
-    columns = [_column(members, copies) for copies in range(1, COLUMNS + 1)]
-    for slot in bench.fill([column.fair for column in columns]):
+    bounds = _AT_FIRST if old is None else _LATER
+    columns = [_column(members, copies, bounds) for copies in range(1, COLUMNS + 1)]
+    targets, limits = [one.fair for one in columns], [one.high for one in columns]
+    for slot in bench.fill(targets, limits):
         bench.set_row(slot, bench.chosen_row(slot))
     filled = bench.table_bytes()
     active = [member.weight > 0 for member in members]
@@ -66,28 +59,32 @@ def partitioned(old: bytes | None, members: tuple[RingMember, ...], version: int
     return towards(old, filled, bench.table_bytes(), bench)
 
 
-def _column(members: Sequence[RingMember], copies: int) -> _Column:
-    return _Column(
-        fair_shares(members, copies, SLOTS),
-        fair_shares(members, copies, SLOTS << _FRACTION_BITS),
-    )
+def _column(members: Sequence[RingMember], copies: int, bounds: _Bounds) -> _Column:
+    fair = fair_shares(members, copies, SLOTS)
+    exact = fair_shares(members, copies, SLOTS << _FRACTION_BITS)
+    low = [share - share * bounds.under // 1000 - 1 for share in fair]
+    high = [
+        max(share, (fine * (1000 + bounds.over) // 1000) >> _FRACTION_BITS)
+        for share, fine in zip(fair, exact, strict=True)
+    ]
+    return _Column(fair, exact, low, high)
 
 
 def _even(bench: Workbench, number: int, column: _Column, active: Sequence[bool]) -> None:
     """Even out one column, if somebody is far from fair; the columns before it stay."""
-    if not _unevenness(bench, number, column, _TRIGGER):
+    before = uneven = _unevenness(bench, number, column)
+    if not before:
         return
-    before = uneven = _unevenness(bench, number, column, _GOAL)
     begun = bench.table_bytes()
     _move(bench, number, column, active, detour=False)
     for _ in range(_DETOURS_MAX):
-        uneven = _unevenness(bench, number, column, _GOAL)
+        uneven = _unevenness(bench, number, column)
         if not uneven:
             return
         reached = bench.table_bytes()
         _move(bench, number, column, active, detour=True)
         _move(bench, number, column, active, detour=False)
-        if _unevenness(bench, number, column, _GOAL) >= uneven:
+        if _unevenness(bench, number, column) >= uneven:
             bench.restore(reached)
             break
     if uneven > before - before // 4:  # the rule allows no better: leave it, or it never ends
@@ -101,18 +98,15 @@ def _move(
     loads = bench.column_loads(number)
     wants, gives = _balance(loads, column, active)
     if detour:
-        low = column.low(_GOAL)
-        gives = [max(0, load - least) for load, least in zip(loads, low, strict=True)]
+        gives = [max(0, load - least) for load, least in zip(loads, column.low, strict=True)]
     if any(wants):
         bench.even(number, wants, gives)
 
 
-def _unevenness(bench: Workbench, number: int, column: _Column, bounds: _Bounds) -> int:
+def _unevenness(bench: Workbench, number: int, column: _Column) -> int:
     return sum(
         max(0, load - high) + max(0, low - load)
-        for load, low, high in zip(
-            bench.column_loads(number), column.low(bounds), column.high(bounds), strict=True
-        )
+        for load, low, high in zip(bench.column_loads(number), column.low, column.high, strict=True)
     )
 
 
@@ -125,9 +119,9 @@ def _balance(
     """
     wants = [
         fair - load if load < low else 0
-        for load, low, fair in zip(loads, column.low(_GOAL), column.fair, strict=True)
+        for load, low, fair in zip(loads, column.low, column.fair, strict=True)
     ]
-    gives = [max(0, load - high) for load, high in zip(loads, column.high(_GOAL), strict=True)]
+    gives = [max(0, load - high) for load, high in zip(loads, column.high, strict=True)]
     missing = sum(wants) - sum(gives)
     if missing > 0:
         _spread(gives, missing, loads, column, active, sign=-1)
