@@ -133,10 +133,11 @@ def run_attach(arguments: argparse.Namespace, session: Session) -> int:
     _require_driver(order.driver)
     order = replace(order, backend=_backend(name, session))
     lock = place.lock()
-    _check_owner(order, session)
+    taken = _check_owner(order, session)
+    resume = Resume(order.backend, lock, takeover=taken, folder=os.getcwd())
     if arguments.foreground:
-        become_supervisor(Resume(order.backend, lock, folder=os.getcwd()))
-    state = start_in_background(place, order.backend, lock)
+        become_supervisor(resume)
+    state = start_in_background(place, resume)
     document = asdict(state)
 
     def render() -> None:
@@ -151,13 +152,13 @@ def _supervise(order: AttachOrder, place: AttachPlace, resume: Any, session: Ses
     from torus.daemon.kernel_start import announcer, become_supervisor
     from torus.daemon.kernel_supervisor import Wanted, supervise
 
-    order = replace(order, backend=resume.backend)
+    order = replace(order, backend=resume.backend, takeover=resume.takeover)
     common = session.common()
     config = GatewayConfig(common, volumes=(order.volume,), nbd_addresses=(),
                            read_only=order.read_only)  # fmt: skip
     log.configure(common.log_level, common.log_format)
     announce, fail = announcer(resume.ready)
-    again = replace(resume, ready=-1)
+    again = replace(resume, ready=-1, takeover=False)
     wanted = Wanted(
         order, config, place, str(place.log_path) if resume.background else "",
         lambda: become_supervisor(again),
@@ -218,20 +219,23 @@ def _backend(name: str, session: Session) -> str:
         return backend_name(cluster.cluster_id, catalog.get(name).spec.volume)
 
 
-def _check_owner(order: AttachOrder, session: Session) -> None:
-    """Refuse a volume that somebody has, before a process is started for it.
+def _check_owner(order: AttachOrder, session: Session) -> bool:
+    """Refuse a volume that somebody has, before a process is started for it; tell whether it is
+    to be taken from somebody.
 
     Safety rests on the epoch; this is for the message.  Who keeps it for clients that may come
     back is asked to let go by the gateway.
 
     Raises: Busy.
     """
-    if order.takeover or "@" in order.volume:
-        return
+    if "@" in order.volume:
+        return False
     with session.metadata() as store:
         owner = Catalog(store, SystemClock()).get(order.volume).head.owner
-    if owner is None or owner.role == "node" or is_alive(owner) is False:
-        return
+    if owner is None or is_alive(owner) is False:
+        return False
+    if order.takeover or owner.role == "node":
+        return order.takeover
     raise Busy(
         f"volume {order.volume!r} is attached by {describe(owner)}"
         + (f" as {owner.address}" if owner.address else ""),
@@ -258,7 +262,7 @@ def _require_driver(driver: str) -> None:
 
 def run_detach(arguments: argparse.Namespace, session: Session) -> int:
     """Take a device away."""
-    from torus.daemon import kernel_start
+    from torus.daemon.kernel_start import end_process
 
     _require_root("detach")
     home = session.common().home
@@ -267,10 +271,13 @@ def run_detach(arguments: argparse.Namespace, session: Session) -> int:
     if found.index >= 0 and block_device.connector_of(found.index) is not None:
         _check_unused(found, force=arguments.force)
         _write_back(found, force=arguments.force)
-        with NbdFamily() as family:
-            family.disconnect(found.index)
+        if found.known is not None and found.known.driver == "ioctl":
+            end_process(found.supervisor_pid, force=False)
+        else:
+            with NbdFamily() as family:
+                family.disconnect(found.index)
     elif found.supervisor_pid:
-        kernel_start.end_process(found.supervisor_pid, force=False)
+        end_process(found.supervisor_pid, force=False)
     if place is not None:
         _see_it_end(place, found, force=arguments.force)
     document = {"volume": found.volume, "device": found.device}
@@ -303,7 +310,7 @@ def _write_back(found: AttachedDevice, *, force: bool) -> None:
             hint=f"start one with 'torus nbd attach {found.volume or 'NAME'}', or --force",
         )
     try:
-        flush_device(found.index)
+        flush_device(found.index, _END_S / 6 if force else None)
     except OSError as failure:
         if force:
             return

@@ -14,10 +14,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torus import errors, limits, log
@@ -44,6 +45,7 @@ class Resume:
     lock: int  # the descriptor that makes it the only one
     ready: int = -1  # where it tells the command how its start went; -1: nobody waits
     background: bool = False
+    takeover: bool = False  # somebody has the volume, and is to lose it
     folder: str = ""  # where the command was given: relative paths in it mean that
 
 
@@ -71,15 +73,14 @@ def become_supervisor(resume: Resume) -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
-def start_in_background(
-    place: AttachPlace, backend: str, lock: int, wait_s: float = START_S
-) -> AttachState:
+def start_in_background(place: AttachPlace, resume: Resume, wait_s: float = START_S) -> AttachState:
     """Run this very command again, in a session of its own, as a supervisor; wait until it serves.
 
     Raises: why it does not.
     """
     reading, writing = os.pipe()
-    resume = Resume(backend, lock, writing, background=True, folder=os.getcwd())
+    lock = resume.lock
+    resume = replace(resume, ready=writing, background=True)
     _begin_log(place)
     environment = {**os.environ, RESUME_VARIABLE: json.dumps(asdict(resume))}
     command = [sys.executable, *sys.orig_argv[1:]]
@@ -204,16 +205,31 @@ def end_process(pid: int, *, force: bool) -> bool:
     return _tell_process(pid, signal.SIGKILL if force else signal.SIGTERM)
 
 
-def flush_device(index: int) -> None:
+def flush_device(index: int, wait_s: float | None = None) -> None:
     """Write what the page cache holds of a device, while nobody can begin to use it.
 
-    Raises: OSError, EBUSY when somebody uses it.
+    Raises: OSError, EBUSY when somebody uses it; TimeoutError, an OSError, after ``wait_s``.
     """
-    descriptor = block_device.claim(index)
-    try:
-        block_device.flush(descriptor)
-    finally:
-        os.close(descriptor)
+    failures: list[OSError] = []
+
+    def work() -> None:
+        try:
+            descriptor = block_device.claim(index)
+            try:
+                block_device.flush(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as failure:
+            failures.append(failure)
+
+    # A gateway that hangs would keep this process in the kernel beyond any signal.
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(wait_s)
+    if thread.is_alive():
+        raise TimeoutError(f"/dev/nbd{index} was not written back in {wait_s:g} s")
+    if failures:
+        raise failures[0]
 
 
 def _tell_process(pid: int, number: int) -> bool:

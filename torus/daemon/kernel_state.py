@@ -62,6 +62,7 @@ class AttachState:
     problem: str = ""  # why it is in this state, for people
     code: str = ""  # of that, in torus.errors
     log: str = ""
+    driver: str = "netlink"
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ class Supervisor:
             volume=order.volume, backend=order.backend, state="starting",
             read_only=order.read_only, connections=order.connections,
             dead_timeout_s=order.dead_timeout_s, supervisor_pid=os.getpid(),
-            since_ns=SystemClock().wall_ns(), log=wanted.log_path,
+            since_ns=SystemClock().wall_ns(), log=wanted.log_path, driver=order.driver,
         )  # fmt: skip
         self._hint: str | None = None
         self._child = 0
@@ -293,7 +293,7 @@ class Supervisor:
         """
         order, folder = self._wanted.order, self._wanted.place.folder
         waiting = device_of_backend(order.backend)
-        if waiting is not None:
+        if waiting is not None and not order.takeover:  # else its gateway lives, and will lose it
             if order.index not in (None, waiting):
                 raise Busy(
                     f"volume {order.volume!r} is /dev/nbd{waiting} already, which waits for its "

@@ -2,10 +2,13 @@
 
 Decides what a failure means to a client that turns every error into a broken file system: what
 may pass (a node that is away, a process that stops) ends the connection without an answer, so
-that the kernel asks again on the next one; what stays is answered.
+that the kernel asks again on the next one; what stays is answered.  A connection that the kernel
+gave up is not served any more: what is left in it was asked again on another one, and may be
+older than what was written there since.
 """
 
 import asyncio
+import select
 import socket
 from collections.abc import Callable
 
@@ -31,6 +34,8 @@ class HandedConnection(Transmission):
         super().__init__(gateway, transport, peer, export, Handshake())
         self._on_gone = on_gone
         self.failure: BaseException | None = None
+        self._hang_up = select.poll()
+        self._hang_up.register(transport.get_extra_info("socket").fileno(), 0)
 
     @property
     def disconnected(self) -> bool:
@@ -43,6 +48,15 @@ class HandedConnection(Transmission):
             return
         super().connection_lost(exc)
         self._on_gone(self)
+
+    def _serve(self) -> None:
+        # The kernel shuts a connection down before it asks anew elsewhere, so what is seen to be
+        # open here, in this turn of the event loop, has nothing in it that was overtaken.
+        if any(events & select.POLLHUP for _, events in self._hang_up.poll(0)):
+            self._ending = True
+            self._transport.abort()
+            return
+        super()._serve()
 
     def _on_served(self, task: asyncio.Future[None]) -> None:
         failure = None if task.cancelled() else task.exception()

@@ -6,12 +6,14 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from torus.daemon import kernel_device
 from torus.daemon.kernel_device import Ending, KernelDevice
 from torus.errors import Busy, DiskFailed, Fenced, NotFound, Unavailable
+from torus.gateway.handed import HandedConnection
 from torus.gateway.server import NbdServer
 from torus.nbd import constants as nbd
 from torus.net.netlink_nbd import DeviceOptions
@@ -105,12 +107,17 @@ class World:
         self.exports = MemoryExports(self.disk)
         self.server = NbdServer(self.exports)
         self.kernel = FakeKernel()
+        self.served: list[HandedConnection] = []
         self.resized: list[int] = []
         self.device = KernelDevice(
-            self.server, self.disk, "disk", 10_007, self.kernel,
+            self, self.disk, "disk", 10_007, self.kernel,
             connections=int(options.get("connections", 1)),  # type: ignore[call-overload]
             block_bytes=4096, dead_timeout_s=9, backend="torus:x", on_resized=self.resized.append,
         )  # fmt: skip
+
+    async def serve_socket(self, *arguments: Any) -> HandedConnection:
+        self.served.append(await self.server.serve_socket(*arguments))
+        return self.served[-1]
 
     async def close(self) -> None:
         await self.device.close()
@@ -188,6 +195,31 @@ def test_a_connection_that_the_kernel_gave_up_is_replaced() -> None:
         )
         assert await world.kernel.ask(1, nbd.NBD_CMD_READ, 0, 4096) == (0, bytes(4096))
         assert not world.device.ended.done()
+        await world.close()
+
+    run(scenario)
+
+
+def test_a_connection_that_was_given_up_is_not_served() -> None:
+    """What the kernel asked on a connection before it shut it down was asked again elsewhere, and
+    may be older than what was written since: it is not carried out any more."""
+
+    async def scenario() -> None:
+        world = World(connections=2)
+        await world.device.connect(again=False)
+        given_up = world.kernel.sockets[0]
+        assert given_up is not None
+        # the gateway is not reading it just now, as when too much is in flight
+        slow = world.served[0]
+        slow._transport.pause_reading()
+        given_up.send(request_bytes(nbd.NBD_CMD_WRITE, 0, 4096, payload=b"old!" * 1024))
+        given_up.shutdown(socket.SHUT_RDWR)
+        world.kernel.drop(0)
+        new = b"new!" * 1024
+        assert await world.kernel.ask(1, nbd.NBD_CMD_WRITE, 0, 4096, payload=new) == (0, b"")
+        slow._transport.resume_reading()
+        await until(lambda: None not in world.kernel.sockets)
+        assert await world.kernel.ask(0, nbd.NBD_CMD_READ, 0, 4096) == (0, new)
         await world.close()
 
     run(scenario)
