@@ -6,103 +6,46 @@ request gets when the connection ends: `Unavailable`.  Whether to connect again 
 """
 
 import asyncio
-import errno
 import math
-import os
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from torus import limits
 from torus._fast.peerframe import (
-    APPENDED,
-    READ_DONE,
-    SYNCED,
     append_frame,
     read_frame,
     sync_frame,
 )
-from torus.errors import PermissionDenied, ShuttingDown, TimedOut, TorusError, Unavailable
+from torus.cluster.asked import MESSAGES, Asked, Deadlines, plain
+from torus.errors import TimedOut, TorusError, Unavailable
 from torus.ids import CHUNK_ID_SIZE, ChunkId
-from torus.net.address import Address, UnixAddress
+from torus.net.address import Address
+from torus.net.connecting import connect_error
 from torus.net.framing import FramedProtocol
-from torus.net.tls import TlsFiles, client_context, failure
-from torus.wire import failures, proof
+from torus.wire import failures
 from torus.wire.connection import Connection
 from torus.wire.messages import (
     Answer,
     Append,
-    Appended,
     Error,
     Hello,
     Message,
     MessageType,
-    Open,
     Ping,
-    ReadDone,
-    Reopen,
     Request,
     Sync,
-    Synced,
     in_flight_bytes,
 )
 from torus.wire.states import Role
 
 _FREQUENT_BYTES_MAX = 128 * limits.KIB  # larger frames are not copied together
-_MESSAGES: dict[int, Callable[[Any], Answer]] = {
-    APPENDED: Appended,
-    SYNCED: Synced,
-    READ_DONE: ReadDone,
-}
 _TICKS = 4  # looks at the deadlines in the time that a node may be silent
 
 
 def _none(_volume: int, _epoch: int) -> int:
     return 0
-
-
-def _plain(answer: ReadDone | Appended | Synced) -> list[bytes] | int:
-    if isinstance(answer, ReadDone):
-        return [bytes(piece) for piece in answer.pieces]
-    return answer.boot_id
-
-
-@dataclass(frozen=True, slots=True)
-class Deadlines:
-    """How long a node may take, in seconds."""
-
-    answer_s: float = limits.PEER_REQUEST_TIMEOUT_S
-    silence_s: float | None = None  # None: only answers have a deadline
-
-    def of(self, kind: type) -> float:
-        """Return how long an answer to a request of ``kind`` may take."""
-        if self.silence_s is None:
-            return self.answer_s
-        if kind in (Append, Open, Ping):
-            return min(self.silence_s, self.answer_s)
-        if kind in (Sync, Reopen):
-            return min(limits.REPLICA_SYNC_S, self.answer_s)
-        return self.answer_s
-
-
-class _Open:
-    """A request without an answer."""
-
-    __slots__ = ("cost", "deadline_s", "future", "name", "plain", "sent_s")
-
-    def __init__(
-        self, future: asyncio.Future[Any], cost: int, sent_s: float, limit_s: float, name: str,
-        plain: bool = False,
-    ) -> None:  # fmt: skip
-        """``plain``: the future gets the boot id, or the pieces, and not a message."""
-        self.future = future
-        self.cost = cost
-        self.sent_s = sent_s  # of the loop's clock
-        self.deadline_s = sent_s + limit_s
-        self.name = name
-        self.plain = plain
 
 
 class PeerLink(FramedProtocol):
@@ -117,7 +60,7 @@ class PeerLink(FramedProtocol):
         self._deadline_s = 0.0  # the earliest of the open requests, or earlier
         self._loop = asyncio.get_running_loop()
         self._hello: asyncio.Future[Hello] = self._loop.create_future()
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, Asked] = {}
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._in_flight_bytes = 0
         self._in_flight = 0
@@ -157,7 +100,7 @@ class PeerLink(FramedProtocol):
             raise
         future: asyncio.Future[Answer] = self._loop.create_future()
         kind = type(request)
-        self._enter(number, _Open(
+        self._enter(number, Asked(
             future, cost, self._loop.time(), self._deadlines.of(kind), kind.__name__.upper()
         ))  # fmt: skip
         self.send(pieces)
@@ -253,7 +196,7 @@ class PeerLink(FramedProtocol):
         self._in_flight_bytes += cost
         self._in_flight += 1
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._enter(number, _Open(future, cost, self._loop.time(), limit_s, name, True))
+        self._enter(number, Asked(future, cost, self._loop.time(), limit_s, name, True))
         self.post(frame)
         return future
 
@@ -270,7 +213,7 @@ class PeerLink(FramedProtocol):
         request = self._open.pop(number)
         self._give_room(request.cost)
         if not request.future.done():
-            request.future.set_result(said if request.plain else _MESSAGES[kind](said))
+            request.future.set_result(said if request.plain else MESSAGES[kind](said))
         return True
 
     # --- answers ------------------------------------------------------------------------
@@ -311,14 +254,13 @@ class PeerLink(FramedProtocol):
         if isinstance(answer, Error):
             request.future.set_exception(failures.from_message(answer))
         elif request.plain:  # it came in a large frame
-            plain = _plain(answer)  # type: ignore[arg-type]
-            request.future.set_result(plain)
+            request.future.set_result(plain(answer))  # type: ignore[arg-type]
         else:  # the connection lets nothing but answers through
             request.future.set_result(cast(Answer, answer))
 
     # --- deadlines and the end ----------------------------------------------------------
 
-    def _enter(self, number: int, request: _Open) -> None:
+    def _enter(self, number: int, request: Asked) -> None:
         self._open[number] = request
         if self._timer is None or request.deadline_s < self._deadline_s:
             self._watch(request.deadline_s)
@@ -370,7 +312,7 @@ class PeerLink(FramedProtocol):
         future.add_done_callback(self._on_pong)
         self._pinged = True
         self._in_flight += 1
-        self._enter(number, _Open(future, 0, self._loop.time(), self._deadlines.of(Ping), "PING"))
+        self._enter(number, Asked(future, 0, self._loop.time(), self._deadlines.of(Ping), "PING"))
         if self._timer is None:
             self._watch(math.inf)
         self.send(pieces)
@@ -415,7 +357,7 @@ class PeerLink(FramedProtocol):
     def lost(self, error: Exception | None) -> None:
         """The transport is gone."""
         if isinstance(error, ssl.SSLError):
-            self.fail(_connect_error(self.address, error))
+            self.fail(connect_error(self.address, error))
             return
         reason = "the node closed the connection" if error is None else str(error)
         self.fail(Unavailable(f"connection to the node at {self.address} ended: {reason}"))
@@ -438,75 +380,3 @@ class PeerLink(FramedProtocol):
         Raises: Unavailable, ForeignData, UnknownVersion, RemoteProtocolError, Busy.
         """
         return await asyncio.shield(self._hello)
-
-
-@dataclass(frozen=True, slots=True)
-class Dialing:
-    """How nodes are connected to: what this side says of itself and proves."""
-
-    hello: Hello  # its nonce is drawn anew for each connection
-    secret: bytes = b""
-    tls: TlsFiles | None = None  # for TCP
-    deadlines: Deadlines = Deadlines()
-
-
-async def connect(address: Address, dialing: Dialing) -> PeerLink:
-    """Connect to a node, exchange hellos and proofs.
-
-    Raises: Unavailable, PermissionDenied, ForeignData, UnknownVersion, RemoteProtocolError,
-    NotFound when the node has not the disk that is wanted, Busy, ConfigError.
-    """
-    hello = replace(dialing.hello, nonce=os.urandom(proof.NONCE_BYTES))
-    link = PeerLink(address, hello, dialing.secret, dialing.deadlines)
-    silence_s = dialing.deadlines.silence_s
-    limit_s = limits.PEER_CONNECT_TIMEOUT_S if silence_s is None else 2 * silence_s
-    try:
-        async with asyncio.timeout(limit_s):
-            await _dial(link, address, dialing)
-            await link.hello()
-    except TimeoutError as exc:
-        late = Unavailable(f"node at {address} did not say hello in {limit_s:g} s")
-        link.fail(late)
-        raise late from exc
-    except ShuttingDown as exc:
-        raise Unavailable(exc.message, hint=exc.hint) from exc
-    except OSError as exc:
-        raise _connect_error(address, exc) from exc
-    except asyncio.CancelledError:
-        link.fail(Unavailable(f"connecting to {address} was given up"))
-        raise
-    return link
-
-
-async def _dial(link: PeerLink, address: Address, dialing: Dialing) -> None:
-    loop = asyncio.get_running_loop()
-    if isinstance(address, UnixAddress):
-        await loop.create_unix_connection(lambda: link, address.path)
-        return
-    if not dialing.secret:
-        raise PermissionDenied(
-            f"node at {address} cannot be asked through TCP: this cluster has no secret",
-            hint="use its unix socket; a cluster whose metadata is in etcd has a secret",
-        )
-    context = client_context(dialing.tls) if dialing.tls is not None else None
-    await loop.create_connection(
-        lambda: link, address.host, address.port, ssl=context,
-        server_hostname="" if context is not None else None,
-    )  # fmt: skip
-
-
-def _connect_error(address: Address, exc: OSError) -> TorusError:
-    if isinstance(exc, ssl.SSLError):
-        return PermissionDenied(
-            f"TLS with the node at {address} failed: {failure(exc)}",
-            hint="both certificates must be signed by the authority of --tls-ca",
-        )
-    if exc.errno in (errno.EACCES, errno.EPERM):
-        return PermissionDenied(
-            f"node at {address} cannot be reached: {os.strerror(exc.errno)}",
-            hint="run as the user that runs the node",
-        )
-    reason = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else str(exc)
-    return Unavailable(
-        f"node at {address} cannot be reached: {reason}", hint="start it: torus node"
-    )

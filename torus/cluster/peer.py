@@ -6,18 +6,17 @@ records may be gone.  Implements docs/protocol.md, "Loss of a connection" and "B
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from torus import limits
 from torus._fast.record import RecordBuilder
+from torus.cluster.asked import Deadlines
 from torus.cluster.chunks import OneDisk
-from torus.cluster.link import Deadlines, Dialing, PeerLink, connect
+from torus.cluster.dialing import Dialing, connect
+from torus.cluster.link import PeerLink
+from torus.cluster.reconnecting import Reconnecting
 from torus.errors import (
-    Corruption,
-    ForeignData,
     RemoteProtocolError,
-    TimedOut,
     Unavailable,
 )
 from torus.ids import ChunkId
@@ -26,11 +25,7 @@ from torus.net.tls import TlsFiles
 from torus.store.content import Bytes, Examined, Presence, Reopened
 from torus.wire import messages as m
 
-_PAUSE_FIRST_S = 0.02
-_PAUSE_MAX_S = 0.5
 _NO_ID = bytes(16)
-AnswerKind = TypeVar("AnswerKind", bound=m.Answer)
-Sent = TypeVar("Sent")
 
 
 class _Unflushed:
@@ -69,6 +64,14 @@ class PeerWriter:
         """
         await self._peer.append(self._chunk, index, offset, record.tobytes(), self.boot_id)
 
+    def append_soon(self, index: int, offset: int, record: bytes) -> asyncio.Future[int] | None:
+        """Send a record at once, without a coroutine; None when that takes waiting: `append_bytes`.
+
+        The future gets the boot id of the answer, to be compared with ``boot_id``, or an error as
+        from `append`.
+        """
+        return self._peer.append_soon(self._chunk, index, offset, record, self.boot_id)
+
     async def append_bytes(self, index: int, offset: int, record: bytes) -> None:
         """Append a finished record's bytes; the same object may go to many disks.
 
@@ -77,24 +80,17 @@ class PeerWriter:
         await self._peer.append(self._chunk, index, offset, record, self.boot_id)
 
 
-class PeerChunks(OneDisk):
+class PeerChunks(Reconnecting, OneDisk):
     """A `Chunks` over one disk of a node; made by `PeerChunks.connect`, closed by its maker."""
 
     io = None
 
     def __init__(self, address: Address, link: PeerLink, dialing: Dialing, retry_s: float) -> None:
         """For `connect`."""
-        self._address = address
-        self._dialing = dialing
-        self._link: PeerLink | None = link
-        self._node = link.peer
-        self._retry_s = retry_s
-        self._connecting = asyncio.Lock()
+        super().__init__(address, link, dialing, retry_s)
         self._unflushed: dict[ChunkId, _Unflushed] = {}
         self._writers: WeakValueDictionary[ChunkId, PeerWriter] = WeakValueDictionary()
-        self._closed = False
         self.slot_bytes = link.peer.slot_bytes
-        self.reconnects = 0
 
     @classmethod
     async def connect(
@@ -128,28 +124,6 @@ class PeerChunks(OneDisk):
         )  # fmt: skip
         dialing = Dialing(hello, secret.encode(), tls, Deadlines(timeout_s, silence_s))
         return cls(address, await connect(address, dialing), dialing, retry_s)
-
-    async def close(self) -> None:
-        """Hang up; requests under way get Unavailable.  Idempotent."""
-        self._closed = True
-        if self._link is not None:
-            self._link.fail(Unavailable(f"connection to the node at {self._address} was closed"))
-            self._link = None
-
-    @property
-    def disk_id(self) -> str:
-        """The disk that this reaches, as 32 hexadecimal digits."""
-        return self._node.disk_id.hex()
-
-    @property
-    def boot_id(self) -> int:
-        """The newest boot id that is known of it."""
-        return self._node.boot_id
-
-    @property
-    def node(self) -> m.Hello:
-        """Return what the node said of itself at the last connecting."""
-        return self._node
 
     # --- Chunks -------------------------------------------------------------------------
 
@@ -203,18 +177,6 @@ class PeerChunks(OneDisk):
         if link is None or link.failure is not None or link.peer.boot_id != boot_id:
             return None
         return link.append_soon(chunk, index, offset, record)
-
-    async def _unless_lost(self, sent: asyncio.Future[Sent] | None) -> Sent | None:
-        """Return what was answered; None when it could not be sent at once, or the connection was
-        lost and asking again is due."""
-        try:
-            return None if sent is None else await sent
-        except TimedOut:
-            raise
-        except Unavailable:
-            if not self._retry_s or self._closed:
-                raise
-            return None
 
     async def sync(self, chunks: Iterable[ChunkId]) -> None:
         """Make all that was appended to ``chunks`` durable.
@@ -402,77 +364,6 @@ class PeerChunks(OneDisk):
         Raises: Unavailable.
         """
         return await self._ask(m.Status(), m.StatusIs)
-
-    # --- connections --------------------------------------------------------------------
-
-    async def _ask(
-        self,
-        request: m.Request,
-        kind: type[AnswerKind],
-        *,
-        chunk: ChunkId | None = None,
-        boot_id: int | None = None,
-    ) -> AnswerKind:
-        """Ask until there is an answer, or a connection cannot be had for `retry_s`.
-
-        Every request may be asked twice: an append is told by (chunk, index), and goes only to a
-        node that has ``boot_id`` when that is given.
-        """
-        loop = asyncio.get_running_loop()
-        give_up_s: float | None = None
-        pause_s = _PAUSE_FIRST_S
-        while True:
-            try:
-                link = await self._connected()
-                if chunk is not None and boot_id is not None:
-                    self._check_boot(chunk, boot_id, link.peer.boot_id)
-                answer = await link.ask(request)
-            except TimedOut:
-                raise
-            except Unavailable:
-                now_s = loop.time()
-                give_up_s = now_s + self._retry_s if give_up_s is None else give_up_s
-                if self._closed or now_s + pause_s >= give_up_s:
-                    raise
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, _PAUSE_MAX_S)
-                continue
-            assert isinstance(answer, kind)  # the connection has checked it
-            return answer
-
-    async def _connected(self) -> PeerLink:
-        link = self._link
-        if link is not None and link.failure is None:
-            return link
-        async with self._connecting:
-            if self._closed:
-                raise Unavailable(f"connection to the node at {self._address} was closed")
-            if self._link is not None and self._link.failure is None:
-                return self._link
-            link = await connect(self._address, self._dialing)
-            self._check_node(link)
-            self._link, self._node = link, link.peer
-            self.reconnects += 1
-            return link
-
-    def _check_node(self, link: PeerLink) -> None:
-        before, now = self._node, link.peer
-        if (before.disk_id, before.slot_bytes) != (now.disk_id, now.slot_bytes):
-            error = ForeignData(
-                f"node at {self._address} has disk {now.disk_id.hex()}, it was disk "
-                f"{before.disk_id.hex()} before",
-                hint="another node took the address: start this gateway again",
-            )
-            link.fail(error)
-            raise error
-
-    def _check_boot(self, chunk: ChunkId, expected: int, found: int) -> None:
-        if expected != found:
-            raise Corruption(
-                f"node at {self._address} restarted since the appends to chunk {chunk} (boot id "
-                f"{expected:016x}, now {found:016x}): what was not flushed may be gone",
-                hint="attach the volume again: its log is read anew from the disk",
-            )
 
 
 def _split(

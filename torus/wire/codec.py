@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from torus._fast.crc import checksum
 from torus.errors import LocalProtocolError, RemoteProtocolError
-from torus.wire.bodies import DECODERS, ENCODERS, Malformed
+from torus.wire.bodies import DECODERS, ENCODERS
+from torus.wire.fields import Malformed
 from torus.wire.frames import BODY_BYTES_MAX, Header, pack_header
 from torus.wire.messages import Buffer, Message, MessageType
 

@@ -11,8 +11,7 @@ import pytest
 
 from tests.contract.chunk_places import CLUSTER, FIRST, LOOPS, SLOT_BYTES, Place, build, record
 from torus import limits
-from torus.cluster import link as link_module
-from torus.cluster.link import Dialing, connect
+from torus.cluster.dialing import Dialing, connect
 from torus.cluster.peer import PeerChunks
 from torus.errors import (
     Busy,
@@ -25,6 +24,7 @@ from torus.errors import (
 )
 from torus.ids import ChunkId
 from torus.net.address import TcpAddress, UnixAddress
+from torus.net.connecting import connect_error
 from torus.node.server import PeerServer, listen_for_peers
 from torus.node.service import PeerService
 from torus.node.session import Outcome
@@ -653,8 +653,8 @@ def test_status_tells_how_the_disk_is(place: Place) -> None:
 
 def test_connect_error_names_the_reason() -> None:
     """A permission is not an absence."""
-    denied = link_module._connect_error(UnixAddress("/x"), PermissionError(13, "no"))
-    unknown = link_module._connect_error(TcpAddress("h", 1), OSError("Name or service not known"))
+    denied = connect_error(UnixAddress("/x"), PermissionError(13, "no"))
+    unknown = connect_error(TcpAddress("h", 1), OSError("Name or service not known"))
 
     assert denied.code == "permission"
     assert "Name or service not known" in unknown.message
