@@ -95,6 +95,10 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     raise ConnectionResetError("the other side is gone")
 
 
+def _state(thread: Path) -> str:
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0]
+
+
 class EtcdMember:
     """One process of etcd, and the proxy in front of its peer port."""
 
@@ -134,8 +138,12 @@ class EtcdMember:
             self._process = None
 
     def pause(self) -> None:
+        """Stop every thread of it; returns when they have stopped."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        threads = Path(f"/proc/{self._process.pid}/task")
+        while any(_state(one) != "T" for one in threads.iterdir()):
+            time.sleep(0.001)
 
     def resume(self) -> None:
         assert self._process is not None
