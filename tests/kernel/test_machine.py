@@ -83,28 +83,27 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-@pytest.mark.timeout(1500)
-@pytest.mark.skipif(WHOLE, reason="all of it is asked for")
-def test_short_form(machine: Machine) -> None:
-    """Files, growth, snapshots, kill and restart, refusals; then a power cut."""
-    machine.run_until_cut("short", seconds=1000, after_s=3.0)
-    machine.run("after_the_cut", seconds=400)
+if not WHOLE:
 
+    @pytest.mark.timeout(1500)
+    def test_short_form(machine: Machine) -> None:
+        """Files, growth, snapshots, kill and restart, refusals; then a power cut."""
+        machine.run_until_cut("short", seconds=1000, after_s=3.0)
+        machine.run("after_the_cut", seconds=400)
 
-@pytest.mark.timeout(6 * 3600)
-@pytest.mark.skipif(not WHOLE, reason="./dev kernel runs it")
-def test_everything(machine: Machine) -> None:
-    """Every check."""
-    machine.run("all", seconds=5 * 3600)
+else:
 
+    @pytest.mark.timeout(6 * 3600)
+    def test_everything(machine: Machine) -> None:
+        """Every check."""
+        machine.run("all", seconds=5 * 3600)
 
-@pytest.mark.timeout(6 * 3600)
-@pytest.mark.skipif(not WHOLE, reason="./dev kernel runs it")
-def test_power_cuts(machine: Machine) -> None:
-    """Cut after cut, each at another moment; after each everything acknowledged is there."""
-    moments = random.Random(SEED)
-    print(f"seed {SEED}, {CUTS} cuts")
-    for cut in range(CUTS):
-        before = ("after_the_cut",) if cut else ()
-        machine.run_until_cut(*before, seconds=900, after_s=moments.uniform(0.0, 12.0))
-    machine.run("after_the_cut", seconds=900)
+    @pytest.mark.timeout(6 * 3600)
+    def test_power_cuts(machine: Machine) -> None:
+        """Cut after cut, each at another moment; after each everything acknowledged is there."""
+        moments = random.Random(SEED)
+        print(f"seed {SEED}, {CUTS} cuts")
+        for cut in range(CUTS):
+            before = ("after_the_cut",) if cut else ()
+            machine.run_until_cut(*before, seconds=900, after_s=moments.uniform(0.0, 12.0))
+        machine.run("after_the_cut", seconds=900)
