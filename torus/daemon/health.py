@@ -36,7 +36,13 @@ def judge(survey: Survey, *, away: str = "") -> Health:
         code = Unavailable.exit_code
     down = sorted(_nodes_down(survey))
     problems += [_down_sentence(survey, node) for node in down]
-    failed = [disk for disk in survey.disks if _is_failed(disk, survey)]
+    silent = _silent(survey)
+    problems += [_silent_sentence(survey, node) for node in sorted(silent)]
+    failed = [
+        disk
+        for disk in survey.disks
+        if disk.place.node_id not in silent and _is_failed(disk, survey)
+    ]
     problems += [
         f"disk {d.place.disk_id} of node {d.place.node_id}: {d.problem or 'it does not work'}"
         for d in failed
@@ -54,7 +60,7 @@ def judge(survey: Survey, *, away: str = "") -> Health:
         state, code = DOWN, Unavailable.exit_code
     elif failed:
         code = DiskFailed.exit_code
-    elif down:
+    elif down or silent:
         code = code or Unavailable.exit_code
     return Health(state, tuple(problems), tuple(_notes(survey)), code or (1 if problems else 0))
 
@@ -74,6 +80,21 @@ def _down_sentence(survey: Survey, node: str) -> str:
     kind = "is put out: its data is copied to others" if out else "is down"
     count = f"{len(disks)} disk" + ("s" if len(disks) > 1 else "")
     return f"node {node} on {disks[0].place.host} {kind} ({count})"
+
+
+def _silent(survey: Survey) -> set[str]:
+    """Return the nodes that are registered and say nothing: they died or hang just now."""
+    found = set()
+    for node in survey.nodes:
+        disks = [disk for disk in survey.disks_of(node) if disk.place.up]
+        if disks and all(disk.answer is None and disk.problem for disk in disks):
+            found.add(node)
+    return found
+
+
+def _silent_sentence(survey: Survey, node: str) -> str:
+    disk = next(disk for disk in survey.disks_of(node) if disk.problem)
+    return f"node {node} on {disk.place.host} does not answer: {disk.problem}"
 
 
 def _is_failed(disk: DiskView, survey: Survey) -> bool:
