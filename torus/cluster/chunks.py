@@ -27,6 +27,7 @@ __all__ = [
     "OneDisk",
     "Presence",
     "Reopened",
+    "chunks_of",
 ]
 
 Check = Callable[[int, bytes], bool]
@@ -337,3 +338,10 @@ class OneDisk:
 
 ChunksOf = Callable[[VolumeSpec], Chunks]
 """Returns the chunks of a volume, for one writer or reader of it, who calls `Chunks.stop`."""
+
+
+def chunks_of(chunks: Chunks | ChunksOf) -> ChunksOf:
+    """Return what gives every volume ``chunks``, unless that is a `ChunksOf` already."""
+    if callable(chunks):
+        return chunks
+    return lambda _spec: chunks

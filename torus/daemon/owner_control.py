@@ -189,10 +189,6 @@ class OwnerControl:
     async def _reclaim(
         self, attachment: Attachment, _question: Question, _report: Report
     ) -> Answer:
-        known = attachment.volume.core.pins.numbers
-        # Asked after `known` was taken: what is missing was deleted, not just not yet made.
-        listed = {one.number for one in await self._catalog.snapshots(attachment.volume.name)}
-        attachment.snapshots_gone(known - listed)
         return {"chunks": await attachment.reclaim()}
 
     async def _gc(self, attachment: Attachment, question: Question, report: Report) -> Answer:

@@ -74,10 +74,17 @@ async def attach(
 ) -> Attachment:
     """Become the only writer of a volume and recover it.
 
+    ``chunks`` is the volume's from now on: it is stopped by `Attachment.detach`, or here when the
+    volume cannot be attached.
+
     Raises: Busy, NotFound, Fenced, Corruption, Unavailable, DiskFailed, UnknownVersion.
     """
     began = clock.monotonic_ns()
-    taken = await take(found, catalog, chunks, owner, options, takeover=takeover)
+    try:
+        taken = await take(found, catalog, chunks, owner, options, takeover=takeover)
+    except BaseException:
+        await chunks.stop()
+        raise
     recovered, spec = taken.recovered, shrunk(taken.held.spec)
     family = Family(taken.spans, taken.origin.ancestors)
     volume = assemble(taken, spec, family, recovered.blocks, chunks, options, clock)

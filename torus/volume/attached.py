@@ -7,21 +7,23 @@ how the map's memory is shared between volumes, and how one is handed over to an
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torus import limits
 from torus.clock import Clock
-from torus.cluster.chunks import Chunks
-from torus.errors import Busy, DiskFailed, ShuttingDown, TorusError
+from torus.cluster.chunks import Chunks, ChunksOf, chunks_of
+from torus.errors import Busy, DiskFailed, Fenced, ShuttingDown, TorusError
 from torus.ids import split_snapshot
 from torus.log import get_logger
 from torus.metadata.loop import AsyncMetadata
 from torus.metadata.schema import Owner
 from torus.volume.attach import VolumeOptions, attach
 from torus.volume.attachment import Attachment
+from torus.volume.catalog_ask import describe
 from torus.volume.catalog_async import AsyncCatalog
 from torus.volume.offer import Offer
 from torus.volume.owner import same_process
+from torus.volume.past import Past
 from torus.volume.served_contexts import Context, ServedContexts
 from torus.volume.served_snapshots import ServedSnapshots
 from torus.volume.snapshot_export import SnapshotVolume
@@ -47,17 +49,6 @@ class _Place:
         self.lingering: asyncio.Task[None] | None = None
 
 
-@dataclass(slots=True)
-class Past:
-    """What volumes that are detached by now had counted."""
-
-    records: int = 0
-    log_bytes: int = 0
-    client_bytes: int = 0
-    collected_bytes: int = 0
-    checkpoints: int = 0
-
-
 class AttachedVolumes:
     """Attaches volumes on demand and keeps them in step with the metadata."""
 
@@ -65,7 +56,7 @@ class AttachedVolumes:
         self,
         metadata: AsyncMetadata,
         catalog: AsyncCatalog,
-        chunks: Chunks,
+        chunks: Chunks | ChunksOf,
         owner: Owner,
         clock: Clock,
         options: VolumeOptions,
@@ -75,12 +66,14 @@ class AttachedVolumes:
         linger_s: float | None = limits.DETACH_LINGER_S,
         standby: bool = False,
     ) -> None:
-        """With ``names``, no other volumes are offered; with ``standby`` those are not attached
+        """``chunks``: those of all volumes, or what returns those of one.
+
+        With ``names``, no other volumes are offered; with ``standby`` those are not attached
         before a client's first request (`torus.volume.standby`).  ``linger_s``: how long a volume
         without clients stays attached, for those who come back at once; None: as long as this
         process runs, unless it is taken away."""
         self._catalog = catalog
-        self._chunks = chunks
+        self._chunks_of = chunks_of(chunks)
         self._owner = owner
         self._clock = clock
         self._options = options
@@ -93,6 +86,7 @@ class AttachedVolumes:
         waiting = [name for name in names or () if standby and "@" not in name]
         self.standbys = Standbys(waiting, self.close, read_only=read_only)
         self.past = Past()
+        self._losing: set[asyncio.Task[None]] = set()
         self.on_lost: Callable[[Volume | StandbyVolume, TorusError], None] | None = None
         self._closing = False
         self._watch = VolumeWatch(metadata, self._attached)
@@ -197,7 +191,7 @@ class AttachedVolumes:
         takeover = force or same_process(found.head.owner, self._owner)
         owner = replace(self._owner, since_ns=self._clock.wall_ns())
         attachment = await attach(
-            found, self._catalog, self._chunks, owner, self._clock, self._options,
+            found, self._catalog, self._chunks_of(found.spec), owner, self._clock, self._options,
             takeover=takeover,
         )  # fmt: skip
         volume = attachment.volume
@@ -207,8 +201,24 @@ class AttachedVolumes:
 
     def _on_failure(self, volume: Volume, error: TorusError) -> None:
         # Later: whoever found the failure is in the middle of something.
-        if not isinstance(error, DiskFailed):
+        if isinstance(error, Fenced):
+            task = asyncio.ensure_future(self._lose_to_another(volume, error))
+            self._losing.add(task)
+            task.add_done_callback(self._losing.discard)
+        elif not isinstance(error, DiskFailed):
             asyncio.get_running_loop().call_soon(self._lose, volume, error)
+
+    async def _lose_to_another(self, volume: Volume, why: Fenced) -> None:
+        """Cut the clients off, and say who has the volume now."""
+        self._lose(volume, why)
+        try:
+            owner = (await self._catalog.get_by_id(volume.core.spec.volume)).head.owner
+            new_owner = "nobody" if owner is None else describe(owner)
+        except TorusError as exc:
+            new_owner = f"unknown: {exc.message}"
+        log.warning(
+            "volume.taken_over", volume=volume.name, epoch=volume.core.epoch, owner=new_owner
+        )
 
     def _lose(self, volume: Volume, why: TorusError) -> None:
         for export in self._exports_of(volume):
@@ -319,11 +329,7 @@ class AttachedVolumes:
         except TorusError as exc:
             error = exc
             log.error("volume.detach.failed", volume=attachment.volume.name, error=str(exc))
-        self.past.records += attachment.volume.core.journal.records
-        self.past.log_bytes += attachment.volume.core.journal.appended_bytes
-        self.past.client_bytes += attachment.volume.core.client_bytes
-        self.past.collected_bytes += attachment.volume.core.collected_bytes
-        self.past.checkpoints += attachment.volume.checkpointer.count
+        self.past.add(attachment.volume)
         self._share_cache()
         return error
 
@@ -354,8 +360,11 @@ class AttachedVolumes:
         found = []
         for attachment, _ in self.attachments():
             core, queue = attachment.volume.core, attachment.volume.queue
+            waiting = core.chunks.waiting or attachment.holder.waiting
             if core.failure is not None:
                 found.append(f"volume {core.spec.name!r}: {core.failure.message}")
+            elif waiting:
+                found.append(f"volume {core.spec.name!r} waits: {waiting}")
             elif queue.blocked:
                 found.append(f"volume {core.spec.name!r}: {queue.blocked} writes wait for space")
         return found
@@ -374,8 +383,8 @@ class AttachedVolumes:
         tasks = [place.lingering for place in self._places.values() if place.lingering]
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        if tasks or self._losing:
+            await asyncio.wait([*tasks, *self._losing])
         await self.snapshots.stop()
         for place in self._places.values():
             async with place.lock:

@@ -95,14 +95,22 @@ class Attachment:
         writer, which alone makes them."""
         core = self.volume.core
         core.pins = core.pins.without(numbers)
+        self.volume.checkpointer.reclaimer.snapshots_gone()
 
     async def reclaim(self) -> int:
-        """Free what only deleted snapshots needed; return how many chunks went.
+        """Learn which snapshots were deleted and free what only they needed; return how many
+        chunks went.
 
         Raises: the volume's failure, PoolFull, Unavailable.
         """
         core, checkpointer = self.volume.core, self.volume.checkpointer
         core.check()
+        known = core.pins.numbers
+        # Asked after `known` was taken: what is missing was deleted, not just not yet made.
+        gone = known - await self.holder.snapshot_numbers()
+        if gone:
+            self.snapshots_gone(gone)
+            log.info("snapshots.gone", volume=core.name, snapshots=len(gone))
         await checkpointer.reclaim()
         return await checkpointer.delete_due(at_once=True)
 

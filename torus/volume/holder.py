@@ -95,6 +95,10 @@ class Holder:
         """Return the specification as it is now.  Raises: NotFound, Unavailable."""
         return (await self._catalog.get_by_id(self._volume)).spec
 
+    async def snapshot_numbers(self) -> set[int]:
+        """Return the numbers of the volume's snapshots.  Raises: Unavailable."""
+        return {one.number for one in await self._catalog.snapshots_of(self._volume)}
+
     async def settle_cut(self, cut_bytes: int) -> VolumeSpec:
         """Forget a cut that is done; return the specification.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from torus import limits
 from torus.clock import Clock
-from torus.cluster.chunks import Chunks
+from torus.cluster.chunks import Chunks, ChunksOf, chunks_of
 from torus.errors import Busy, ShuttingDown, TorusError
 from torus.ids import join_snapshot
 from torus.log import get_logger
@@ -44,14 +44,14 @@ class ServedSnapshots:
     def __init__(
         self,
         catalog: AsyncCatalog,
-        chunks: Chunks,
+        chunks: Chunks | ChunksOf,
         owner: Owner,
         clock: Clock,
         on_change: Callable[[], None],
     ) -> None:
         """``on_change`` is called when another number of snapshots is open: to `use_cache`."""
         self._catalog = catalog
-        self._chunks = chunks
+        self._chunks_of = chunks_of(chunks)
         self._owner = owner
         self._clock = clock
         self._places: dict[str, _Place] = {}
@@ -126,9 +126,14 @@ class ServedSnapshots:
         place.reader_key = reader_key(entry.snapshot.volume, entry.snapshot.number, number)
         try:
             await self._catalog.add_reader(entry, reader, number)
-            view = await open_snapshot(
-                self._catalog, self._chunks, entry.snapshot, _FIRST_CACHE_BYTES
-            )
+            chunks = self._chunks_of(entry.volume.spec)
+            try:
+                view = await open_snapshot(
+                    self._catalog, chunks, entry.snapshot, _FIRST_CACHE_BYTES
+                )
+            except BaseException:
+                await chunks.stop()
+                raise
         except BaseException:
             await self._shut(place)
             raise
@@ -151,6 +156,7 @@ class ServedSnapshots:
             place.reader_key = ""
             await self._remove_readers()
         if served is not None:
+            await served.view.chunks.stop()
             log.info("snapshot.closed", snapshot=served.name)
             self._on_change()
 

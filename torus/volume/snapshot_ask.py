@@ -63,6 +63,16 @@ def read_snapshot(volume: Volume, entry: Entry) -> SnapshotEntry:
     return SnapshotEntry(volume, Snapshot.from_bytes(entry.value, entry.key), entry.revision)
 
 
+def read_snapshot_again(entry: SnapshotEntry) -> Steps[SnapshotEntry | None]:
+    """Return a snapshot that was read before as it is now; None when it was deleted."""
+    volume = yield from find_volume(entry.snapshot.volume)
+    present = yield from read_entry(entry.key)
+    if volume is None or present is None:
+        return None
+    again = read_snapshot(volume, present)
+    return again if again.snapshot.number == entry.snapshot.number else None
+
+
 def get_snapshot(name: str, snap: str) -> Steps[SnapshotEntry]:
     """Return a snapshot by the names of its volume and its own.
 

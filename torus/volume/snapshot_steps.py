@@ -26,9 +26,9 @@ from torus.volume.catalog_steps import get
 from torus.volume.epoch_steps import commit_head
 from torus.volume.snapshot_ask import (
     SnapshotEntry,
-    find_by_number,
     find_snapshots,
     get_snapshot,
+    read_snapshot_again,
     refuse_snapshot_deleting,
 )
 
@@ -199,7 +199,7 @@ def add_reader(entry: SnapshotEntry, reader: Reader, reader_id: str) -> Steps[st
     snapshot = entry.snapshot
     key = reader_key(snapshot.volume, snapshot.number, reader_id)
     for _ in range(CATALOG_ATTEMPTS_MAX):
-        present = yield from find_by_number(snapshot.volume, snapshot.number)
+        present = yield from read_snapshot_again(entry)
         if present is None:
             raise Busy(f"snapshot {str(entry)!r} was deleted meanwhile")
         refuse_deleting(present.volume)

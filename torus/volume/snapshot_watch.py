@@ -45,14 +45,7 @@ class SnapshotWatch:
 
     async def _catch_up(self, attachment: Attachment) -> None:
         """Free what deleted snapshots held; an error leaves it to a later reclaim."""
-        core = attachment.volume.core
-        known = core.pins.numbers
         try:
-            # Asked after `known` was taken: what is missing was deleted, not just not yet made.
-            listed = {one.number for one in await self._catalog.snapshots(core.name)}
-            if gone := known - listed:
-                attachment.snapshots_gone(gone)
-                count = await attachment.reclaim()
-                log.info("snapshots.gone", volume=core.name, snapshots=len(gone), chunks=count)
+            await attachment.reclaim()
         except TorusError as exc:
-            log.warning("snapshots.not_reclaimed", volume=core.name, error=str(exc))
+            log.warning("snapshots.not_reclaimed", volume=attachment.volume.name, error=str(exc))

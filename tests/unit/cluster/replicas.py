@@ -58,7 +58,9 @@ class SimNode:
     def __post_init__(self) -> None:
         """Make its disk."""
         self.disk_id = f"{ord(self.name):02x}" * 16
-        self.identity = DiskIdentity(self.disk_id, CLUSTER, SMALL.slot_bytes, SMALL.segment_slots, 1)
+        self.identity = DiskIdentity(
+            self.disk_id, CLUSTER, SMALL.slot_bytes, SMALL.segment_slots, 1
+        )
         self._start(DiskImage())
 
     def _start(self, image: DiskImage) -> None:
@@ -289,8 +291,7 @@ class Replicas:
     def next_ring(self, *without: str) -> None:
         """Let the ring change: the weights of some nodes become 0."""
         self.members = [
-            replace(member, weight=0 if member.node_id in without else 1)
-            for member in self.members
+            replace(member, weight=0 if member.node_id in without else 1) for member in self.members
         ]
         self.ring = next_ring(self.ring, self.members)
         self.view.set_ring(self.ring)

@@ -621,9 +621,7 @@ def test_a_short_copy_is_made_as_long_as_the_longest() -> None:
         new = await replicas.attach(2)
 
         await read_back(new.volume, 0, 1)
-        found = [
-            (await node.chunks.examine([chunk]))[0] for node in replicas.owners(chunk)
-        ]
+        found = [(await node.chunks.examine([chunk]))[0] for node in replicas.owners(chunk)]
         assert {one.state for one in found} == {Presence.PRESENT}
         assert len({(one.end, one.crc) for one in found}) == 1
         dying.cancel()
