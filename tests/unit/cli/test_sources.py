@@ -16,7 +16,7 @@ from torus.daemon.sources import NbdSource, ProcessSource, StoreSource, VolumesS
 from torus.gateway.counters import GatewayStats
 from torus.metadata.schema import RootRef, Snapshot, Span
 from torus.store.space import Usage
-from torus.volume.attached import Past
+from torus.volume.past import Past
 from torus.volume.pins import Pins
 
 
