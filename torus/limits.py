@@ -117,6 +117,8 @@ COORDINATOR_LEASE_S = 5.0
 COORDINATOR_STEP_S = 1.0  # between two looks at what is to be changed
 JOIN_WAIT_S = 1.0  # disks that come so soon after one another join in one version of the ring
 AUTO_OUT_S = 600.0  # a disk that is gone so long is put out of the ring
+HOUSEKEEPING_S = 30.0  # between two looks at interrupted deletions and old rings
+RINGS_KEPT = 16  # versions of the ring below which none is removed
 MASS_FAILURE_S = 30.0  # more than a third of the disks gone within it: nothing is moved
 
 # --- upkeep: copies where the ring wants them -------------------------------------------
@@ -185,6 +187,8 @@ ATTACH_DEAD_TIMEOUT_S = 3600  # how long the kernel waits for a gateway that is 
 ATTACH_RESEND_MS = (
     5000  # after which the kernel asks a new gateway what the old one left unanswered
 )
+ATTACH_GIVE_UP_MS = 30000  # with several connections: a slow request costs its connection then
+ATTACH_RESTART_RESEND_MS = 1000  # the same while a gateway is replaced in order
 ATTACH_REQUEST_KIB = 4096  # largest request of a device; the kernel's own default is 128
 ATTACH_READ_AHEAD_KIB = 1024
 ATTACH_SOCKET_BYTES = 1 << 20  # buffers between the kernel and its gateway

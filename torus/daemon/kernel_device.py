@@ -202,8 +202,15 @@ class KernelDevice:
         except NotFound as gone:
             log.debug("attach.not_connected", device=self.path, error=gone.message)
 
-    async def leave(self) -> None:
-        """Expect the connections to end: the device is to wait for another process."""
+    async def leave(self, *, briefly: bool = False) -> None:
+        """Expect the connections to end: the device is to wait for another process.
+
+        ``briefly``: that one comes at once.  The kernel then looks sooner for what it asked here
+        and nobody read; the next process sets the time that it takes else.
+        """
+        if briefly and self._wanted == 1:
+            soon_ms = limits.ATTACH_RESTART_RESEND_MS
+            await asyncio.to_thread(block_device.set_queue, self.index, "io_timeout", soon_ms)
         self._leaving = True
 
     async def close(self) -> None:
@@ -314,11 +321,11 @@ class KernelDevice:
             block_device.set_queue(index, "read_ahead_kb", limits.ATTACH_READ_AHEAD_KIB)
         if block_device.queue_value(index, "rotational"):
             block_device.set_queue(index, "rotational", 0)
-        if self._wanted == 1:
-            # After so long the kernel looks whether a request went out on a socket that is dead
-            # by now, and sends it again.  With several connections it would take a request that
-            # is only slow for lost, and its connection for dead: then its own 30 s stay.
-            block_device.set_queue(index, "io_timeout", limits.ATTACH_RESEND_MS)
+        # After so long the kernel looks whether a request went out on a socket that is dead by
+        # now, and sends it again.  With several connections it takes a request that is only slow
+        # for lost, and its connection for dead: then it gets the kernel's own default.
+        resend_ms = limits.ATTACH_RESEND_MS if self._wanted == 1 else limits.ATTACH_GIVE_UP_MS
+        block_device.set_queue(index, "io_timeout", resend_ms)
 
     async def _watch_size(self) -> None:
         while True:

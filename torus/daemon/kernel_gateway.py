@@ -105,7 +105,7 @@ async def _until_over(
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if not device.ended.done() and restarting.done():
-            await device.leave()
+            await device.leave(briefly=True)
             return Ending.RESTART
         if not device.ended.done():
             tell({"state": "stopping"})
