@@ -158,7 +158,7 @@ def lose(guest: Guest, how: str) -> None:
     taker = None
     if how == "deleted":
         said = guest.torus("volume", "delete", how, code=75)
-        expect("nbd" in said, f"the refusal does not say where it is attached: {said}")
+        expect(f"as {device}" in said, f"the refusal does not say where it is attached: {said}")
         guest.torus("volume", "delete", how, "--force")
     else:
         other = {**guest.environment, "TORUS_HOME": "/run/other"}

@@ -139,6 +139,15 @@ class Guest:
         self._node.wait()
         self.socket.unlink(missing_ok=True)
 
+    def clean(self) -> None:
+        """Take away what a check that failed has left behind."""
+        for line in reversed(Path("/proc/mounts").read_text().splitlines()):
+            place = line.split(" ")[1]
+            if place.startswith("/mnt/"):
+                run("umount", "-l", place, code=None)
+        for one in self.ask("nbd", "list")["devices"]:
+            self.torus("nbd", "detach", one["volume"] or one["device"], "--force", code=None)
+
     # --- torus --------------------------------------------------------------------------
 
     def torus(self, *words: object, code: int | None = 0) -> str:
@@ -256,6 +265,8 @@ def main(names: list[str]) -> int:
             verdict.update(ok=False, message=traceback.format_exc())
             print(verdict["message"], kernel_log()[-3000:], sep="\n", flush=True)
             failed += 1
+            with contextlib.suppress(*CAUGHT):
+                guest.clean()
         verdict["seconds"] = round(time.monotonic() - began, 1)
         print(f"--- {name}: {'ok' if verdict['ok'] else 'FAILED'}, {verdict['seconds']} s")
         with open(OUT / "verdicts", "a", encoding="utf-8") as file:

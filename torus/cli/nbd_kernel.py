@@ -237,8 +237,7 @@ def _check_owner(order: AttachOrder, session: Session) -> bool:
     if order.takeover or owner.role == "node":
         return order.takeover
     raise Busy(
-        f"volume {order.volume!r} is attached by {describe(owner)}"
-        + (f" as {owner.address}" if owner.address else ""),
+        f"volume {order.volume!r} is attached by {describe(owner)}",
         hint="detach it there, or take it from there with --takeover: its users there get errors",
     )
 

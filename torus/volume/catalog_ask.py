@@ -129,7 +129,9 @@ def get_by_id(volume_id: int) -> Steps[Volume]:
 def describe(owner: Owner | Reader) -> str:
     """Return where a volume is attached or a snapshot is read, for people."""
     since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(owner.since_ns // 10**9))
-    return f"{owner.role} pid {owner.pid} on {owner.host} since {since}"
+    device = owner.address if isinstance(owner, Owner) else ""
+    disk = f" as {device}" if device.startswith("/dev/") else ""  # of that host's kernel
+    return f"{owner.role} pid {owner.pid} on {owner.host}{disk} since {since}"
 
 
 def refuse_deleting(volume: Volume) -> None:
