@@ -205,6 +205,7 @@ class EtcdStreams:
         grpc = self.link.package.grpc
         requests: SimpleQueue[Any] = SimpleQueue()
         useful = False
+        call = None
         try:
             call = member.watch.Watch(iter(requests.get, None), metadata=self.link.headers())
             with self._lock:
@@ -233,12 +234,14 @@ class EtcdStreams:
                 self._by_id.clear()
                 self._asked.clear()
             requests.put(None)  # lets gRPC's thread that reads the requests end
+            if call is not None:
+                call.cancel()  # no effect on one that has ended
         return useful
 
     def _take(self, response: Any) -> None:
         """Hand one response to its watch."""
         with self._lock:
-            if response.created:
+            if response.created and self._asked:
                 watch = self._asked.popleft()
                 if watch in self._watches and not response.canceled:
                     self._by_id[response.watch_id] = watch

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from torus import limits
-from torus.errors import TorusError, Unavailable
+from torus.errors import Corruption, ShuttingDown, TorusError, Unavailable
 from torus.log import get_logger
 from torus.metadata.base import Event, Listing
 from torus.metadata.loop import AsyncMetadata
@@ -68,12 +68,17 @@ class Following:
                     self._on_away(exc)
                 await asyncio.sleep(limits.WATCH_RETRY_S)
                 revision = await self._start_over(revision)
+            except ShuttingDown:
+                return
+            except Corruption as exc:  # for good: the store refuses everything from now on
+                log.error("metadata.watch.ended", prefix=self._prefix, error=str(exc))
+                return
 
     async def _start_over(self, revision: int) -> int:
         try:
             listing = await self._metadata.list(self._prefix)
-        except Unavailable:
-            return revision
+        except (Unavailable, ShuttingDown, Corruption):
+            return revision  # the watch says it once more
         await self._on_gap(listing)
         if self._on_away is not None:
             self._on_away(None)
