@@ -11,14 +11,17 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from torus import limits
 from torus._fast.stats import Histogram
-from torus.config import GatewayConfig
+from torus.config import GatewayConfig, is_shared
 from torus.daemon.handover import Mover
+from torus.daemon.leased_key import LeasedKey
 from torus.daemon.owner_control import OwnerControl, attached_now
 from torus.daemon.reach import Reach, let_go, reach, volume_options
 from torus.daemon.reports import AttachedVolume
 from torus.daemon.sources import NbdSource, ProcessSource, VolumesSource
 from torus.daemon.status import StatusServer
+from torus.daemon.systemd import notify
 from torus.errors import TorusError
 from torus.gateway.server import NbdServer
 from torus.log import get_logger
@@ -57,7 +60,9 @@ async def serve_volumes(config: GatewayConfig, stack: AsyncExitStack, stop: asyn
         nbd=[str(address) for address in gateway.nbd.addresses],
         control=gateway.owner.control,
     )
+    notify(ready="1", status="serving")
     await stop.wait()
+    notify(stopping="1", status="finishing what is in flight")
 
 
 class RunningGateway:
@@ -91,8 +96,8 @@ class RunningGateway:
         )  # fmt: skip
         options = volume_options(config.common, self.checkpoint_times.observe)
         self.volumes = AttachedVolumes(
-            reached.metadata, reached.catalog, reached.chunks, self.owner, reached.clock, options,
-            names=config.volumes, read_only=config.read_only, linger_s=None,
+            reached.metadata, reached.catalog, reached.chunks_of, self.owner, reached.clock,
+            options, names=config.volumes, read_only=config.read_only, linger_s=None,
             standby=config.standby,
         )  # fmt: skip
         stack.push_async_callback(self.volumes.stop)
@@ -151,9 +156,22 @@ class RunningGateway:
             since_ns=self.owner.since_ns,
         )
         key = gateway_key(self.gateway_id)
+        if is_shared(self._config.common.meta_url):
+            await self._lease(stack, reached, key, gateway.to_bytes())
+            return
         revision = await reached.metadata.commit((), (Put(key, gateway.to_bytes()),))
         assert revision is not None, "a change without expectations is not refused"
         stack.push_async_callback(self._unregister, reached, key, revision)
+
+    async def _lease(self, stack: AsyncExitStack, reached: Reach, key: str, value: bytes) -> None:
+        """Be registered as long as this process is well: other hosts cannot see it end."""
+        leased = LeasedKey(
+            reached.metadata, reached.clock, key, lambda: value,
+            ttl_s=limits.NODE_LEASE_S, is_mine=lambda found: found == value,
+        )  # fmt: skip
+        stack.push_async_callback(leased.close)
+        await leased.claim(0)
+        leased.start()
 
     async def _unregister(self, reached: Reach, key: str, revision: int) -> None:
         try:

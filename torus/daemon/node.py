@@ -15,7 +15,7 @@ from dataclasses import asdict
 from torus import __version__
 from torus._fast.stats import Histogram
 from torus.clock import Clock, SystemClock
-from torus.cluster.chunks import Chunks
+from torus.cluster.chunks import ChunksOf, chunks_of
 from torus.cluster.local import LocalChunks
 from torus.config import NodeConfig, is_shared
 from torus.daemon.advertise import advertised, listen_address
@@ -23,6 +23,7 @@ from torus.daemon.cluster_parts import ClusterParts
 from torus.daemon.dialing import tls_files
 from torus.daemon.disks import read_identity
 from torus.daemon.handover import Mover
+from torus.daemon.housekeeping import Housekeeping
 from torus.daemon.metrics import Source
 from torus.daemon.node_disks import NodeDisks, disk_status, open_disks
 from torus.daemon.orphans import OrphanRounds
@@ -120,8 +121,8 @@ class RunningNode:
         await RememberedHistory(self.metadata, usable).start(stack)
         self._keep_disks(stack)
         if not shared:
-            chunks = LocalChunks(self.disks.first)
-            await self._finish_deletions(Reach(self.metadata, catalog, chunks, self._clock))
+            reached = Reach(self.metadata, catalog, self._chunks_of(), self._clock)
+            await self._finish_deletions(reached)
         await self._serve_peers(stack)
         if shared:
             await self._join_cluster(stack)
@@ -129,6 +130,8 @@ class RunningNode:
         if self.cluster is not None:
             await self._begin_upkeep(stack, self.cluster)
         await self._serve_http(stack)
+        if self.cluster is not None:
+            self._keep_house(stack, catalog, self.cluster)
         await self._register(stack)
         for rounds in self._orphans:
             rounds.start()
@@ -211,16 +214,23 @@ class RunningNode:
         )  # fmt: skip
         cluster.coordinator.settled = self.upkeep.settled
 
+    def _chunks_of(self) -> ChunksOf:
+        """Return where volumes have their chunks."""
+        if self.cluster is None:
+            return chunks_of(LocalChunks(self.disks.first))
+        return self.cluster.way.pool.chunks_of
+
     async def _serve_volumes(self, stack: AsyncExitStack, catalog: AsyncCatalog) -> None:
         """Offer the volumes over NBD, and answer questions about them."""
         config = self._config
-        chunks: Chunks = LocalChunks(self.disks.first)
         options = volume_options(config.common, self.checkpoint_times.observe)
         owner = this_process(
             "node", ",".join(config.nbd_addresses), self._clock,
             control=control_path_beside(str(self._peer)),
         )  # fmt: skip
-        self.volumes = AttachedVolumes(self.metadata, catalog, chunks, owner, self._clock, options)
+        self.volumes = AttachedVolumes(
+            self.metadata, catalog, self._chunks_of(), owner, self._clock, options
+        )
         stack.push_async_callback(self.volumes.stop)
         await self.volumes.start()
         self.nbd = NbdServer(self.volumes, clock=self._clock)
@@ -234,6 +244,14 @@ class RunningNode:
         stack.callback(self.volumes.stop_waiting)
         await self.nbd.start([parse_address(text) for text in config.nbd_addresses])
         self._serves = True
+
+    def _keep_house(
+        self, stack: AsyncExitStack, catalog: AsyncCatalog, cluster: ClusterParts
+    ) -> None:
+        reached = Reach(self.metadata, catalog, self._chunks_of(), self._clock)
+        housekeeping = Housekeeping(reached, lambda: cluster.coordinator.elected)
+        stack.push_async_callback(housekeeping.close)
+        housekeeping.start()
 
     async def _serve_http(self, stack: AsyncExitStack) -> None:
         if self._config.http_address is None:

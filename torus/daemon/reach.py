@@ -1,26 +1,31 @@
-"""How a command reaches the chunks: through the running node, or the data directory itself.
+"""How a command reaches the chunks: through the cluster's nodes, the one that runs on a single
+machine, or the data directory itself.
 
-Decides between the two: a live node that is registered in the metadata is asked; where none
-runs, the directory is opened by this process, which its lock makes safe.
+Decides between these: the disks of a cluster are asked wherever they are; on a single machine a
+live node that is registered in the metadata is asked, and where none runs, the directory is
+opened by this process, which its lock makes safe.
 """
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from torus.clock import Clock, SystemClock
-from torus.cluster.chunks import Chunks
+from torus.cluster.chunks import Chunks, ChunksOf, chunks_of
 from torus.cluster.local import LocalChunks
 from torus.cluster.peer import PeerChunks
-from torus.config import CommonConfig
+from torus.config import CommonConfig, is_shared
+from torus.daemon.cluster_parts import way_into
 from torus.daemon.disks import open_store
 from torus.errors import NotFound, TorusError, Unavailable
 from torus.log import get_logger
 from torus.metadata.keys import NODES
 from torus.metadata.loop import AsyncMetadata
 from torus.metadata.open import open_metadata
-from torus.metadata.schema import Node
+from torus.metadata.schema import Cluster, Node, VolumeSpec
 from torus.net.address import parse_address
 from torus.node.control_task import run_task
 from torus.volume.attach import VolumeOptions, attach
@@ -37,7 +42,7 @@ class Reach:
 
     metadata: AsyncMetadata
     catalog: AsyncCatalog
-    chunks: Chunks
+    chunks_of: ChunksOf
     clock: Clock
 
 
@@ -72,31 +77,55 @@ async def reach(common: CommonConfig, *, node_only: bool = False) -> AsyncIterat
     Raises: NotFound without metadata or data directory, Unavailable, Busy, ForeignData.
     """
     clock = SystemClock()
-    metadata = AsyncMetadata(open_metadata(common.meta_url, clock, create=False))
-    try:
+    async with AsyncExitStack() as stack:
+        metadata = AsyncMetadata(open_metadata(common.meta_url, clock, create=False))
+        stack.push_async_callback(metadata.close)
         catalog = AsyncCatalog(metadata, clock)
         cluster = await catalog.get_cluster()
-        node = await live_node(metadata)
-        if node is not None:
-            address = parse_address(node.peer_address)
-            chunks = await PeerChunks.connect(address, cluster.cluster_id, secret=cluster.secret)
-            try:
-                yield Reach(metadata, catalog, chunks, clock)
-            finally:
-                await chunks.close()
+        if is_shared(common.meta_url):
+            name = f"{socket.gethostname()}:{os.getpid()}"
+            way = await way_into(stack, metadata, clock, common, cluster, name=name, local={})
+            yield Reach(metadata, catalog, way.pool.chunks_of, clock)
             return
-        if node_only:
-            raise Unavailable(
-                "no node is running, and a gateway has no disk of its own",
-                hint="start one with 'torus node', or serve the volume from it",
-            )
-        store = open_store(common.data_dir, cluster.cluster_id, clock, size_bytes=None, make=False)
-        try:
-            yield Reach(metadata, catalog, LocalChunks(store), clock)
-        finally:
-            await store.close()
+        chunks = await _single_machine(stack, metadata, common, cluster, node_only=node_only)
+        yield Reach(metadata, catalog, chunks_of(chunks), clock)
+
+
+async def _single_machine(
+    stack: AsyncExitStack,
+    metadata: AsyncMetadata,
+    common: CommonConfig,
+    cluster: Cluster,
+    *,
+    node_only: bool,
+) -> Chunks:
+    """Return the chunks of the only disk: the running node's, or the data directory's own."""
+    node = await live_node(metadata)
+    if node is not None:
+        address = parse_address(node.peer_address)
+        chunks = await PeerChunks.connect(address, cluster.cluster_id, secret=cluster.secret)
+        stack.push_async_callback(chunks.close)
+        return chunks
+    if node_only:
+        raise Unavailable(
+            "no node is running, and a gateway has no disk of its own",
+            hint="start one with 'torus node', or serve the volume from it",
+        )
+    store = open_store(
+        common.data_dir, cluster.cluster_id, SystemClock(), size_bytes=None, make=False
+    )
+    stack.push_async_callback(store.close)
+    return LocalChunks(store)
+
+
+@asynccontextmanager
+async def chunks_for(reached: Reach, spec: VolumeSpec) -> AsyncIterator[Chunks]:
+    """Give a volume's chunks for one operation.  Raises: Unavailable."""
+    chunks = reached.chunks_of(spec)
+    try:
+        yield chunks
     finally:
-        await metadata.close()
+        await chunks.stop()
 
 
 async def let_go(reached: Reach, name: str) -> bool:
@@ -130,11 +159,12 @@ async def attached(
     found = await reached.catalog.get(name)
     owner = this_process(role, "", reached.clock)
     options = replace(options, gc_rate_bytes=0)
-    attachment = await attach(found, reached.catalog, reached.chunks, owner, reached.clock, options)
-    try:
-        yield attachment
-    finally:
-        await attachment.detach()
+    async with chunks_for(reached, found.spec) as chunks:
+        attachment = await attach(found, reached.catalog, chunks, owner, reached.clock, options)
+        try:
+            yield attachment
+        finally:
+            await attachment.detach()
 
 
 async def free_volume(
@@ -149,8 +179,9 @@ async def free_volume(
     await let_go(reached, name)
     marked = await reached.catalog.mark_deleting(name, force=force, with_snapshots=with_snapshots)
     volume, epoch = marked.spec.volume, marked.head.epoch
-    await reached.chunks.fence(volume, epoch)
-    await reached.chunks.delete(volume, epoch, await reached.chunks.list(volume))
+    async with chunks_for(reached, marked.spec) as chunks:
+        await chunks.fence(volume, epoch)
+        await chunks.delete(volume, epoch, await chunks.list(volume))
     await reached.catalog.forget(marked)
 
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 from torus.config import CommonConfig
 from torus.daemon.copying import copy_volume
-from torus.daemon.reach import Reach, attached, let_go, reach, volume_options
+from torus.daemon.reach import Reach, attached, chunks_for, let_go, reach, volume_options
 from torus.daemon.reports import CopyReport, Progress
 from torus.metadata.schema import Reader, Snapshot
 from torus.volume.owner import this_process
@@ -62,10 +62,10 @@ async def restore(config: CommonConfig, name: str, snap: str) -> None:
         async with read_by(reached, entry, "rollback"):
             found = await reached.catalog.get(name)
             owner = this_process("rollback", "", reached.clock)
-            await roll_back(
-                found, entry.snapshot, reached.catalog, reached.chunks, owner, reached.clock,
-                options,
-            )  # fmt: skip
+            async with chunks_for(reached, found.spec) as chunks:
+                await roll_back(
+                    found, entry.snapshot, reached.catalog, chunks, owner, reached.clock, options
+                )
 
 
 async def copy(
@@ -93,7 +93,8 @@ async def opened(
     """
     entry = await reached.catalog.get_snapshot(name, snap)
     async with read_by(reached, entry, role):
-        yield await open_snapshot(reached.catalog, reached.chunks, entry.snapshot, cache_bytes)
+        async with chunks_for(reached, (await reached.catalog.get(name)).spec) as chunks:
+            yield await open_snapshot(reached.catalog, chunks, entry.snapshot, cache_bytes)
 
 
 @asynccontextmanager
