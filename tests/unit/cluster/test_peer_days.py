@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -306,7 +307,7 @@ def test_slow_sync_on_a_node_that_is_alive_is_waited_for(place: Place) -> None:
         writer = await place.chunks.open(ONE, from_reserve=False)
         await writer.append(0, FIRST, build(ONE, 0, FIRST))
         sync = place.disk.sync
-        place.disk.sync = lambda segment: (time.sleep(0.7), sync(segment))[1]  # type: ignore[method-assign]
+        place.disk.sync = lambda segment: (threading.Event().wait(0.7), sync(segment))[1]  # type: ignore[method-assign]
         await place.chunks.sync([ONE])
         assert place.chunks.reconnects == 0  # type: ignore[union-attr]
 
