@@ -87,6 +87,7 @@ def document_of(state: "ClusterState") -> dict[str, Any]:
         "frozen": state.head.frozen,
         "settled": state.settled,
         "lacking_bytes": {str(copies): count for copies, count in state.lacking().items()},
+        "degraded_bytes": {str(copies): count for copies, count in state.degraded().items()},
         "moving_bytes": state.total("moving_bytes"),
         "pending_bytes": state.total("pending_bytes"),
         "doubtful_bytes": state.total("doubtful_bytes"),
@@ -140,6 +141,10 @@ def _render(session: Session, state: "ClusterState") -> None:
             output.warning(f"disk {one.place.disk_id}: {one.report['last_error']}")
 
 
+def _copies(count: int) -> str:
+    return "1 copy" if count == 1 else f"{count} copies"
+
+
 def _sentence(state: "ClusterState") -> str:
     """Return how it stands, in a line."""
     parts = [f"ring version {state.head.version}"]
@@ -147,9 +152,10 @@ def _sentence(state: "ClusterState") -> str:
         parts.append("PAUSED")
     if state.head.frozen:
         parts.append(f"FROZEN: {state.head.frozen}")
+    for copies, count in state.degraded().items():
+        parts.append(f"{format_size(count)} with {_copies(copies)} on disks that are up")
     for copies, count in state.lacking().items():
-        left = "1 copy" if copies == 1 else f"{copies} copies"
-        parts.append(f"{format_size(count)} with {left} left")
+        parts.append(f"{format_size(count)} with {_copies(copies)} left")
     if state.total("pending_bytes"):
         seconds = state.seconds_left
         left = "time left unknown" if seconds is None else f"{format_seconds(seconds)} left"

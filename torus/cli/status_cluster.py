@@ -180,6 +180,7 @@ def _upkeep_line(upkeep: dict[str, Any]) -> str:
     parts = [
         f"{format_size(upkeep[key])} {text}"
         for key, text in (
+            ("degraded_bytes", "degraded: a disk with a copy is not up"),
             ("lacking_bytes", "under-replicated"),
             ("moving_bytes", "to move"),
             ("surplus_bytes", "to give up"),

@@ -151,6 +151,8 @@ def _notes(survey: Survey) -> Iterator[str]:
         if count:
             yield f"{count} disks {text}"
     upkeep = upkeep_sum(survey.upkeep)
+    if upkeep["degraded_bytes"]:
+        yield f"{upkeep['degraded_bytes']} bytes have copies on disks that are not up"
     if upkeep["lacking_bytes"]:
         yield f"{upkeep['lacking_bytes']} bytes have too few copies and are being copied"
     if upkeep["moving_bytes"]:
@@ -160,8 +162,8 @@ def _notes(survey: Survey) -> Iterator[str]:
 def upkeep_sum(documents: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """Return what all disks together still have to do, in bytes and chunks."""
     total = dict.fromkeys(
-        ("lacking_bytes", "moving_bytes", "surplus_bytes", "damaged_chunks", "unknown_chunks",
-         "rate_bytes"), 0,
+        ("degraded_bytes", "lacking_bytes", "moving_bytes", "surplus_bytes",
+         "damaged_chunks", "unknown_chunks", "rate_bytes"), 0,
     )  # fmt: skip
     for document in documents:
         for key in total:

@@ -74,6 +74,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("torus_node_registered", "gauge", "1 while the node holds its registration."),
     Metric("torus_metadata_away_seconds", "gauge", "Since when it cannot be reached; 0: it can."),
     Metric("torus_upkeep_lacking_bytes", "gauge", "To be pulled, too few copies.", ("copies",)),
+    Metric("torus_upkeep_degraded_bytes", "gauge", "Copies on disks not up.", ("copies",)),
     Metric("torus_upkeep_moving_bytes", "gauge", "To be pulled, all copies are elsewhere."),
     Metric("torus_upkeep_surplus_bytes", "gauge", "Copies that others are to have instead."),
     Metric("torus_upkeep_suspect_chunks", "gauge", "Deleted while a disk was away that has them."),

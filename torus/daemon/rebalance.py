@@ -53,6 +53,7 @@ class ClusterState:
             and one.report["settled"]
             and one.report["ring"] == self.head.version
             and not one.report["surplus_bytes"]
+            and not one.report["degraded_bytes"]
             for one in self.disks
             if one.place.up
         )
@@ -63,9 +64,16 @@ class ClusterState:
 
     def lacking(self) -> dict[int, int]:
         """Return the bytes that lack copies, by how many good ones are left."""
+        return self._by_copies("lacking_bytes")
+
+    def degraded(self) -> dict[int, int]:
+        """Return the bytes with a copy on a disk that is not up, by how many owners are."""
+        return self._by_copies("degraded_bytes")
+
+    def _by_copies(self, name: str) -> dict[int, int]:
         found: dict[int, int] = {}
         for one in self.disks:
-            for copies, count in (one.report or {}).get("lacking_bytes", {}).items():
+            for copies, count in (one.report or {}).get(name, {}).items():
                 found[int(copies)] = found.get(int(copies), 0) + int(count)
         return {copies: count for copies, count in sorted(found.items()) if count}
 

@@ -1,9 +1,17 @@
 """The metrics of a node's upkeep."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torus.daemon.metrics import Sample
 from torus.daemon.upkeep import RunningUpkeep
+
+
+def _sum(parts: Iterable[Mapping[int, int]]) -> dict[int, int]:
+    total: dict[int, int] = {}
+    for part in parts:
+        for copies, count in part.items():
+            total[copies] = total.get(copies, 0) + count
+    return total
 
 
 class UpkeepSource:
@@ -15,12 +23,12 @@ class UpkeepSource:
     def samples(self) -> Iterable[Sample]:
         """Return the present values, all disks together."""
         disks = [disk.progress for disk in self._upkeep.node.disks.values()]
-        lacking: dict[int, int] = {}
-        for disk in disks:
-            for copies, count in disk.lacking_bytes.items():
-                lacking[copies] = lacking.get(copies, 0) + count
-        for copies in sorted({1, 2, *lacking}):
-            yield Sample("torus_upkeep_lacking_bytes", lacking.get(copies, 0), (str(copies),))
+        lacking = _sum(disk.lacking_bytes for disk in disks)
+        degraded = _sum(disk.degraded_bytes for disk in disks)
+        for copies in sorted({1, 2, *lacking, *degraded}):
+            label = (str(copies),)
+            yield Sample("torus_upkeep_lacking_bytes", lacking.get(copies, 0), label)
+            yield Sample("torus_upkeep_degraded_bytes", degraded.get(copies, 0), label)
         yield Sample("torus_upkeep_moving_bytes", sum(disk.moving_bytes for disk in disks))
         yield Sample("torus_upkeep_surplus_bytes", sum(disk.surplus_bytes for disk in disks))
         yield Sample("torus_upkeep_suspect_chunks", sum(disk.suspect_chunks for disk in disks))

@@ -174,6 +174,7 @@ class DiskUpkeep:
         wants: list[Want] = []
         surplus: list[Surplus] = []
         suspects = unknown = 0
+        degraded: dict[int, int] = {}
         more = False
         for one in logs:
             found = await self._survey.volume(picture, one)
@@ -181,12 +182,15 @@ class DiskUpkeep:
             surplus += found.surplus
             suspects += len(found.suspects)
             unknown += found.unknown
+            for copies, count in (await self._survey.degraded(picture, one)).items():
+                degraded[copies] = degraded.get(copies, 0) + count * self._slot_bytes
             if len(wants) > limits.UPKEEP_WORK_MAX:
                 more = True
                 break
         progress = self.progress
         progress.suspect_chunks, progress.unknown_chunks = suspects, unknown
         progress.damaged_chunks = len(self._damaged)
+        progress.degraded_bytes = degraded
         progress.ring = picture.placement.version
         self._count(wants, surplus)
         progress.settled = not wants and not more
@@ -199,8 +203,7 @@ class DiskUpkeep:
         progress.last_round_ns = self._clock.wall_ns()
         if not self._changed.is_set() and (more or (wants and not left)):
             self._changed.set()  # what was done is looked at again
-        if left:
-            progress.state = "waiting"
+        progress.state = "waiting" if left else "settled"
         return not left
 
     async def look(self) -> list[Found]:

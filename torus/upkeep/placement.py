@@ -54,6 +54,11 @@ class Placement:
         self._slot_of = slot_of
         self._owners: dict[tuple[int, int, int], tuple[str, ...]] = {}
 
+    @property
+    def members(self) -> Sequence[Disk]:
+        """Return the disks of the newest ring."""
+        return self.rings[self.version].members
+
     def owners(self, chunk: ChunkId, copies: int) -> tuple[str, ...]:
         """Return the disks that have to have a chunk, the first one first."""
         return self._at(self.version, self._slot_of(chunk), copies)

@@ -117,6 +117,15 @@ def may_witness(
     return not closed.in_tail(chunk.sequence) and placement.stayed(disk, chunk, closed.span, copies)
 
 
+def is_degraded(disk: str, owners: Sequence[str], up: Collection[str]) -> int | None:
+    """Return how many owners of a chunk are up, if some are not; None: all are, or another disk
+    than ``disk`` counts this chunk: the first one that is up does."""
+    reached = [one for one in owners if one in up]
+    if len(reached) == len(owners) or not reached or reached[0] != disk:
+        return None
+    return len(reached)
+
+
 class Verdict(Enum):
     """What is to become of a chunk that a disk lacks."""
 

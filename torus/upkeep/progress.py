@@ -23,6 +23,7 @@ class Progress:
     moving_bytes: int = 0  # to pull, with all copies elsewhere
     doubtful_bytes: int = 0  # here, to be compared with others
     surplus_bytes: int = 0  # here, to be given up
+    degraded_bytes: dict[int, int] = field(default_factory=dict)  # here, by owners that are up
     suspect_chunks: int = 0  # deleted, but a disk that was away has them
     damaged_chunks: int = 0  # nobody has them whole
     unknown_chunks: int = 0  # perhaps on disks that are away
@@ -71,6 +72,9 @@ def as_document(progress: Progress, rate: float) -> dict[str, Any]:
     document = asdict(progress)
     document["lacking_bytes"] = {
         str(copies): count for copies, count in sorted(progress.lacking_bytes.items())
+    }
+    document["degraded_bytes"] = {
+        str(copies): count for copies, count in sorted(progress.degraded_bytes.items())
     }
     document["pending_bytes"] = progress.pending_bytes
     document["rate_bytes"] = round(rate)

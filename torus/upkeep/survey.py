@@ -25,6 +25,7 @@ from torus.upkeep.plan import (
     Verdict,
     Want,
     closed_spans,
+    is_degraded,
     judge,
     look,
     may_witness,
@@ -118,6 +119,26 @@ class Survey:
             found.suspects += part.suspects
             found.unknown += part.unknown
         self.suspicions.note(found.suspects, wanted.epoch)
+        return found
+
+    async def degraded(self, picture: Picture, wanted: Log) -> dict[int, int]:
+        """Return how many chunks here have owners that are not up, by how many are.
+
+        Each chunk is counted by one disk.
+        """
+        found: dict[int, int] = {}
+        if all(one.disk_id in picture.up for one in picture.placement.members):
+            return found
+        closed = {(one.span.epoch, one.span.tag): one for one in closed_spans(wanted)}
+        for number, chunk in enumerate(self._store.chunks_of(wanted.volume)):
+            if chunk[1:3] not in closed:
+                continue
+            owners = picture.placement.owners(chunk, wanted.copies)
+            left = is_degraded(self._disk, owners, picture.up)
+            if left is not None:
+                found[left] = found.get(left, 0) + 1
+            if number % limits.UPKEEP_LOOK_CHUNKS == 0:
+                await asyncio.sleep(0)
         return found
 
     async def _span(

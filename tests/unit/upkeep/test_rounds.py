@@ -42,6 +42,10 @@ def test_lost_disk_copies_come_back_and_nothing_else_moves() -> None:
         lost = DISKS[0]
         mine = [chunk for chunk in volume.chunks if lost in town.holders(chunk)]
         town.view.set_down(lost)
+        await town.rounds()
+        houses = [house for disk, house in town.houses.items() if disk != lost]
+        degraded = [house.upkeep.progress.degraded_bytes for house in houses]
+        assert sum(one.get(1, 0) for one in degraded) == len(mine) * houses[0].chunks.slot_bytes
         town.set_ring(DISKS[1:4])
         await town.rounds()
         del town.houses[lost]
