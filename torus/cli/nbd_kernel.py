@@ -133,7 +133,11 @@ def run_attach(arguments: argparse.Namespace, session: Session) -> int:
     _require_driver(order.driver)
     order = replace(order, backend=_backend(name, session))
     lock = place.lock()
-    taken = _check_owner(order, session)
+    try:
+        taken = _check_owner(order, session)
+    except TorusError:
+        os.close(lock)
+        raise
     resume = Resume(order.backend, lock, takeover=taken, folder=os.getcwd())
     if arguments.foreground:
         become_supervisor(resume)

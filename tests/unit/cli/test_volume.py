@@ -189,7 +189,7 @@ def test_nothing_served_and_nothing_there_is_a_note(run) -> None:
 
     assert (ended.code, ended.out) == (0, "")
     assert "nothing is served" in ended.err
-    assert parsed(run("nbd", "list", "-o", "json").out) == {"exports": []}
+    assert parsed(run("nbd", "list", "-o", "json").out) == {"exports": [], "devices": []}
 
 
 def test_status_of_a_node_that_is_down(run, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_status_of_a_node_that_is_down(run, tmp_path: Path) -> None:
     assert document["healthy"] is False
     assert document["nodes"][0]["running"] is False
     assert document["volumes"] == {"count": 1, "attached": 0}
-    assert parsed(run("nbd", "list", "-o", "json").out) == {"exports": []}
+    assert parsed(run("nbd", "list", "-o", "json").out) == {"exports": [], "devices": []}
 
 
 def test_running_node_serves_every_volume_at_every_address(run, tmp_path: Path) -> None:
