@@ -21,7 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("asyncio", "uvloop", "rich", "grpc", "prometheus_client", "sqlite3", "shtab")
 
 # What a distribution is called where its module has another name.
-DISTRIBUTION_OF = {"prometheus_client": "prometheus-client"}
+DISTRIBUTION_OF = {
+    "google": "protobuf",
+    "grpc": "grpcio",
+    "prometheus_client": "prometheus-client",
+}
 
 
 def _docs() -> ModuleType:

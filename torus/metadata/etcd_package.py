@@ -12,7 +12,6 @@ Implements docs/decisions/0016-etcd-through-etcd3.md.
 """
 
 import ast
-import importlib
 import importlib.util
 import os
 import sys
@@ -52,16 +51,16 @@ def load() -> Package:
             os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what fails is raised, not printed
             try:
                 _make_messages()
-                etcd3 = importlib.import_module("etcd3")
-                messages = importlib.import_module(_MESSAGES)
-                grpc = importlib.import_module("grpc")
+                import etcd3  # type: ignore[import-untyped]
+                import grpc  # type: ignore[import-untyped]
+                from etcd3 import etcdrpc
             except (ImportError, OSError, ValueError, SyntaxError, TypeError) as exc:
                 raise ConfigError(
                     f"metadata on etcd needs etcd3, grpcio and protobuf: {exc}",
                     hint="install them as torus asks: pip install 'etcd3==0.12.0' "
                     "'protobuf>=4.25,<8' 'grpcio>=1.66,<2'",
                 ) from exc
-            _loaded = Package(etcd3.client, messages, grpc)
+            _loaded = Package(etcd3.client, etcdrpc, grpc)
         return _loaded
 
 
@@ -74,8 +73,9 @@ def _make_messages() -> None:
     if found is None or found.origin is None:
         raise ImportError("no package named etcd3")
     folder = os.path.join(os.path.dirname(found.origin), "etcdrpc")
-    pools = importlib.import_module("google.protobuf.descriptor_pool")
-    pool = pools.DescriptorPool()
+    from google.protobuf import descriptor_pool  # type: ignore[import-untyped]
+
+    pool = descriptor_pool.DescriptorPool()
     for name, module in zip(_FILES, names, strict=True):
         pool.AddSerializedFile(_descriptor(os.path.join(folder, f"{name}_pb2.py")))
         sys.modules[module] = _module(module, pool.FindFileByName(f"{name}.proto"))
@@ -96,13 +96,14 @@ def _descriptor(path: str) -> bytes:
 
 def _module(name: str, file: Any) -> ModuleType:
     """Return a module with the classes of all messages and enumerations of one file."""
-    factory = importlib.import_module("google.protobuf.message_factory")
-    wrapper = importlib.import_module("google.protobuf.internal.enum_type_wrapper")
+    from google.protobuf import message_factory
+    from google.protobuf.internal import enum_type_wrapper  # type: ignore[import-untyped]
+
     module = ModuleType(name, f"Messages of {file.name}, made by torus.")
     for message, descriptor in file.message_types_by_name.items():
-        setattr(module, message, factory.GetMessageClass(descriptor))
+        setattr(module, message, message_factory.GetMessageClass(descriptor))
     for enumeration, descriptor in file.enum_types_by_name.items():
-        setattr(module, enumeration, wrapper.EnumTypeWrapper(descriptor))
+        setattr(module, enumeration, enum_type_wrapper.EnumTypeWrapper(descriptor))
         for value in descriptor.values:
             setattr(module, value.name, value.number)
     return module
