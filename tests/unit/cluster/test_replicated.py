@@ -8,7 +8,7 @@ from tests.unit.cluster.replicas import BLOCK, Replicas, SimNode, block, run
 from torus import limits
 from torus.errors import DiskFailed, Fenced, PoolFull, TorusError, Unavailable
 from torus.metadata.schema import Head, Span
-from torus.store.content import Presence
+from torus.store.content import Presence, walk
 from torus.volume.attachment import Attachment
 from torus.volume.volume import Volume
 
@@ -573,6 +573,43 @@ def test_what_the_old_writer_was_told_is_what_the_new_one_finds() -> None:
         await read_back(new.volume, 0, *told)
 
     for seed in range(25, 37):
+        run(seed, scenario, nodes="abc")
+
+
+def test_a_disk_is_fenced_and_read_in_one_step() -> None:
+    """Between the read and the fence nothing may be answered: also on a disk that was away when
+    all were fenced."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        old = await replicas.attach()
+        await write(old.volume, 0)
+        chunk = old.volume.core.journal.chunk
+        reached = replicas.owners(chunk)[1]
+        told: list[int] = []
+
+        async def go_on() -> None:
+            for number in range(1, 10):  # one record each, in the same chunk
+                await old.volume.write(number * BLOCK, block(number), durable=False)
+                told.append(number)
+
+        racing = asyncio.ensure_future(go_on())
+        for _ in range(replicas.rng.randrange(60)):
+            await asyncio.sleep(0)
+        found = await replicas.catalog.get("one")
+        others = {name for name in replicas.nodes if name != reached.name}
+        chunks = replicas.pool(others).chunks_of(found.spec)
+        chunks.learn(found.spec.volume, found.head.spans)
+
+        data = await chunks.scan(chunk, found.head.epoch + 1, limits.SLOT_HEADER_BYTES)
+
+        with pytest.raises(Fenced):
+            await racing
+        assert data is not None
+        assert walk(data, chunk).records >= 2 + len(told)
+        await chunks.stop()
+
+    for seed in range(60, 80):
         run(seed, scenario, nodes="abc")
 
 
