@@ -21,6 +21,7 @@ NOUNS: dict[str, tuple[str, str]] = {
         "torus.cli.nbd",
         "serve volumes from a process of its own, move them; list what is served",
     ),
+    "ring": ("torus.cli.ring", "show which disks own what, and what a change would move"),
     "gc": ("torus.cli.gc", "free what overwriting left behind in the logs"),
     "status": ("torus.cli.status", "show whether nodes, disk, metadata and volumes are well"),
     "check": ("torus.cli.check", "verify a stopped node's data directory"),

@@ -18,6 +18,7 @@ from torus.clock import Clock
 from torus.cluster.membership import Membership
 from torus.daemon.coordinator_plan import Decision, Patience, Seen, Shares, decide, look, thawed
 from torus.daemon.leased_key import LeasedKey
+from torus.daemon.rings import is_frozen_by_operator
 from torus.errors import Corruption, TorusError, UnknownVersion
 from torus.log import get_logger
 from torus.metadata.base import Expect, Put
@@ -133,6 +134,10 @@ class Coordinating:
             self._seen = Seen({}, {})  # nobody can be seen to be gone
             return False
         membership = self._membership
+        if membership.head is not None and is_frozen_by_operator(membership.head):
+            self._seen = Seen({}, {})  # who is gone then has all its time when it ends
+            self.decision = Decision(frozen=membership.head.frozen)
+            return False
         followed = self._decide(
             dict(membership.members()), membership.ring if membership.has_ring else None
         )
