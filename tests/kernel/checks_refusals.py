@@ -6,14 +6,11 @@ from pathlib import Path
 from tests.kernel.guest import TORUS, Guest, check, expect, run, wait_for
 
 
-@check(short=True)
-def two_at_once(guest: Guest) -> None:
-    """Two attaches of one volume at the same moment: one device, one clear refusal; and what a
-    mounted disk refuses."""
-    guest.create("twice", "100MiB")
+def attach_twice(guest: Guest, name: str) -> str:
+    """Attach a volume twice at the same moment: one device, which is returned, one refusal."""
     both = [
         subprocess.Popen(
-            [TORUS, "nbd", "attach", "twice"], env=guest.environment, stdin=subprocess.DEVNULL,
+            [TORUS, "nbd", "attach", name], env=guest.environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for _ in range(2)
@@ -22,6 +19,14 @@ def two_at_once(guest: Guest) -> None:
     expect([code for _, code in said] == [0, 75], f"{said}")
     device = said[0][0].strip()
     expect("is attached on this machine already" in said[1][0], said[1][0])
+    return device
+
+
+@check()
+def two_at_once(guest: Guest) -> None:
+    """Two attaches of one volume, and what a mounted disk refuses."""
+    guest.create("twice", "100MiB")
+    device = attach_twice(guest, "twice")
     run("mkfs.ext4", "-q", "-F", device)
     with guest.mounted(device):
         refused = guest.detach(device, code=75)

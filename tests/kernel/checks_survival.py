@@ -39,7 +39,7 @@ def end_of(process: "subprocess.Popen[bytes]", seconds: float = 300) -> None:
     expect(code == 0, f"fio ended with {code}: {Path('/run/load.out').read_text()[-1500:]}")
 
 
-@check(short=True)
+@check()
 def kill_and_restart(guest: Guest) -> None:
     """kill -9 of the gateway under load, then `torus nbd restart`: no error, nothing is lost."""
     guest.create("killed", "300MiB")

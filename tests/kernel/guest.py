@@ -32,8 +32,7 @@ Check = Callable[["Guest"], None]
 CHECKS: dict[str, Check] = {}
 SHORT: list[str] = []
 ALL: list[str] = []
-MODULES = ("checks_files", "checks_survival", "checks_refusals", "checks_driver", "checks_speed",
-           "checks_power")  # fmt: skip
+MODULES = ("short", "files", "survival", "refusals", "driver", "speed", "power")
 
 
 def check(*, short: bool = False, apart: bool = False) -> Callable[[Check], Check]:
@@ -215,10 +214,13 @@ class Guest:
         os.kill(pid, signal.SIGKILL)
         return pid
 
-    def used_bytes(self, name: str) -> int:
-        """Return how much data a volume maps, as of its last checkpoint."""
-        volumes = self.ask("volume", "list")["volumes"]
-        return int(next(one["used_bytes"] for one in volumes if one["name"] == name))
+    def mapped_bytes(self, name: str) -> int:
+        """Return how much data a volume that is attached maps just now."""
+        from torus.node.control import ask
+
+        path = self.home / "gateways" / f"{self.state(name)['gateway_pid']}.ctl"
+        volumes = ask(str(path), {"ask": "status"}, 60.0)["volumes"]
+        return int(next(one["mapped_bytes"] for one in volumes if one["name"] == name))
 
     @contextlib.contextmanager
     def mounted(self, device: str, place: str = "/mnt/torus", *options: str) -> Iterator[Path]:
@@ -251,7 +253,7 @@ def io_errors(since: str = "") -> list[str]:
 def main(names: list[str]) -> int:
     """Run checks; return 0 when all were well."""
     for module in MODULES:
-        importlib.import_module(f"tests.kernel.{module}")
+        importlib.import_module(f"tests.kernel.checks_{module}")
     groups = {"short": SHORT, "all": ALL}
     chosen = [one for name in names for one in groups.get(name, [name])]
     guest = Guest()
