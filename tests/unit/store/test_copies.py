@@ -290,6 +290,56 @@ def test_install_replaces_a_copy_with_other_bytes() -> None:
     run(scenario)
 
 
+def test_install_into_a_slot_that_held_more_of_the_chunk() -> None:
+    """What a longer copy left in the slot, with the same salt, does not come back."""
+
+    async def scenario(machine: Machine) -> None:
+        long, short = b"".join(made(CHUNK, 4)), b"".join(made(CHUNK, 2))
+        copies = machine.store.copies
+        await copies.install(CHUNK, EPOCH, FIRST + len(long), long)
+        before = machine.store.find(CHUNK)
+        await copies.drop([CHUNK])
+        await copies.install(CHUNK, EPOCH, FIRST + len(short), short)
+
+        after = machine.store.find(CHUNK)
+        assert before is not None
+        assert after is not None
+        assert after.address == before.address, "the test is about a slot that is used again"
+        [found] = await copies.examine([CHUNK])
+        assert (found.end, found.records) == (FIRST + len(short), 2)
+
+    run(scenario, grace_s=0.0)
+
+
+def test_of_two_copies_the_later_one_is_the_chunk(seed: int) -> None:
+    """The power goes when the new copy is durable and the old one is not freed, in either order
+    of their slots."""
+
+    async def scenario(machine: Machine) -> None:
+        rng = random.Random(seed)
+        for _ in range(6):  # the copies change places
+            old = machine.store.find(CHUNK)
+            if old is None:
+                append(machine, CHUNK, made(CHUNK, 2, fill=50))
+                old = machine.store.find(CHUNK)
+            assert old is not None
+            header = machine.store.slot_header(old)
+            content = b"".join(made(CHUNK, 3, fill=rng.randint(60, 200)))
+            await machine.store.copies.install(CHUNK, EPOCH, FIRST + len(content), content)
+            image = machine.disk.image.copy()
+            segment, at = divmod(old.address, SMALL.segment_bytes)
+            image.segments[segment][at : at + len(header)] = header
+            second = Machine(2, image=image)
+            assert second.store.damaged == []
+            assert await content_of(second, CHUNK, FIRST + len(content)) == content
+            assert second.store.usage.used == 1
+            assert second.disk.read(old.address, len(FREED_SLOT)) == FREED_SLOT
+            assert [event.kind for event in second.disk.history[-2:]] == ["write", "sync"]
+            await second.store.close()
+
+    run(scenario, grace_s=0.0)
+
+
 def test_install_refuses_what_is_not_the_chunk() -> None:
     """Each byte counts, as do the chunk, the end, the fence and the order of records."""
 
