@@ -153,8 +153,7 @@ class Checkpointer:
         Raises: Fenced, PoolFull, DiskFailed, Unavailable.
         """
         async with self._lock:
-            prepare()
-            await self._write(None, urgent=urgent)
+            await self._write(None, urgent=urgent, prepare=prepare)
 
     async def snapshot(self, wanted: Snapshot) -> Snapshot:
         """Make a snapshot of this moment; its root, base, number and size are filled in.
@@ -200,12 +199,22 @@ class Checkpointer:
             finally:
                 self._change, self._publish = _unchanged, self._holder.publish
 
-    async def _write(self, wanted: Snapshot | None, *, urgent: bool) -> RootRef:
+    async def _write(
+        self,
+        wanted: Snapshot | None,
+        *,
+        urgent: bool,
+        prepare: Callable[[], object] = lambda: None,
+    ) -> RootRef:
         began = self._clock.monotonic_ns()
         core, era = self._core, self.head.newest_snapshot
-        start, log_bytes = core.journal.position, core.journal.appended_bytes
-        dead = self.reclaimer.candidates(start.sequence)
-        leaves = core.blocks.begin_checkpoint()
+        # In turn: a seal waits between a record's place in the log and its entry into the map,
+        # and replay must not begin behind a record that the map does not have.
+        async with core.journal.turn:
+            prepare()
+            start, log_bytes = core.journal.position, core.journal.appended_bytes
+            dead = self.reclaimer.candidates(start.sequence)
+            leaves = core.blocks.begin_checkpoint()
         try:
             root = await self._write_log(leaves, start, wanted)
             await self._publish_root(root, None if wanted is None else replace(wanted, root=root))
@@ -239,10 +248,11 @@ class Checkpointer:
         await self._write_pages(leaves)
         root = await self._write_root(start, wanted)
         await core.journal.sync()
-        if core.last_data_lsn > start.lsn:
-            return root
-        # Nothing but this checkpoint came after: replay has nothing to read.
-        end = core.journal.position
+        async with core.journal.turn:  # as at the beginning
+            if core.last_data_lsn > start.lsn:
+                return root
+            # Nothing but this checkpoint came after: replay has nothing to read.
+            end = core.journal.position
         return replace(
             root,
             lsn=end.lsn,
