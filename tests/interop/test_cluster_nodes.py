@@ -201,3 +201,61 @@ def test_failed_disk_of_several_is_left_out(cluster: Cluster) -> None:
     found = cluster.disks()
     assert (found[ids[0]]["up"], found[ids[1]]["up"]) == (True, False)
     assert "disk.json" in str(cluster.any.status()["problems"])
+
+
+def test_volume_is_served_by_any_node_and_by_a_gateway(cluster: Cluster) -> None:
+    """What is written through one is read through another, after a node with copies died."""
+    cluster.start("a", "b", "c")
+    cluster.wait_ring(set(cluster.disks()))
+    a = cluster.machine("a")
+    a.run("volume", "create", "vm", "32MiB", "--redundancy", "replica:2")
+    pattern = bytes(range(256)) * 4096
+    with a.open("vm") as client:
+        for index in range(8):
+            client.write(index << 20, pattern)
+        client.flush()
+    cluster.machine("c").services[-1].kill()
+    with cluster.machine("b").open("vm") as client:  # the owner lets go of what nobody uses
+        assert client.read(3 << 20, 1 << 20) == pattern
+        client.write(0, pattern[::-1], durable=True)
+
+    far = cluster.machine("gate")
+    socket = far.folder / "gate.sock"
+    far.gateway("vm", "--socket", socket)
+    with far.open("vm", socket) as client:
+        assert client.read(0, 1 << 20) == pattern[::-1]
+        assert client.read(7 << 20, 1 << 20) == pattern
+    image = far.folder / "image"
+    far.services[-1].stop()
+    far.run("volume", "export", "vm", image)
+    assert image.read_bytes()[: 1 << 20] == pattern[::-1]
+    far.run("volume", "delete", "vm", "--force")
+
+
+def test_store_that_is_away_lets_io_go_on_and_status_says_what_waits(
+    socket_folder: Path,
+) -> None:
+    """And everything is as it was when it comes back."""
+    with running(1) as etcd, cluster_in(socket_folder, etcd, "away") as cluster:
+        cluster.start("a", "b", "c")
+        everybody = set(cluster.disks())
+        version = cluster.wait_ring(everybody)
+        a = cluster.machine("a")
+        with a.client_of_new("vm", "32MiB") as client:
+            client.write(0, b"x" * 4096, durable=True)
+            etcd.members[0].pause()
+            try:
+                for block in range(1, 100):
+                    client.write(block * 4096, b"y" * 4096, durable=block % 10 == 0)
+                node = a.services[-1]
+                node.wait_for("lease.not_renewed")
+                text = a.run("status", code=69).out
+                assert "AWAY" in text
+                assert "attaching, snapshots, ring changes and deletions wait" in text
+                assert client.read(99 * 4096, 4096) == b"y" * 4096
+            finally:
+                etcd.members[0].resume()
+            wait_until(lambda: a.status()["healthy"], "all is well again", 30)
+            client.write(0, b"z" * 4096, durable=True)
+        assert cluster.ring() == (version, everybody)
+        assert {disk["state"] for disk in cluster.disks().values()} == {"in"}

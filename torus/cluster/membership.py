@@ -19,9 +19,9 @@ from torus.errors import Corruption, NotFound, TorusError, Unavailable, UnknownV
 from torus.log import get_logger
 from torus.metadata.base import Event, Listing
 from torus.metadata.following import Following
-from torus.metadata.keys import MEMBERS, NODES, RING, RING_HEAD, RING_VERSIONS, ring_key
+from torus.metadata.keys import GATEWAYS, MEMBERS, NODES, RING, RING_HEAD, RING_VERSIONS, ring_key
 from torus.metadata.loop import AsyncMetadata
-from torus.metadata.schema import Member, Node, RingHead, RingVersion
+from torus.metadata.schema import Gateway, Member, Node, RingHead, RingVersion
 
 if TYPE_CHECKING:
     from torus.ring.table import Ring
@@ -137,6 +137,7 @@ class Membership:
         self._machine = _machine_boot_id() if machine is None else machine
         self._nodes: dict[str, Node] = {}
         self._members: dict[str, Member] = {}
+        self._gateways: dict[str, Gateway] = {}
         self._places: Mapping[str, Place] = {}
         self._head: RingHead | None = None
         self._rings = Rings()
@@ -147,6 +148,7 @@ class Membership:
             self._follow(NODES, self._on_node),
             self._follow(MEMBERS, self._on_member),
             self._follow(RING, self._on_ring),
+            self._follow(GATEWAYS, self._on_gateway),
         ]
 
     async def start(self) -> None:
@@ -222,6 +224,10 @@ class Membership:
         """Return all members by disk id."""
         return self._members
 
+    def gateways(self) -> Mapping[str, Gateway]:
+        """Return the registrations of gateways that are up, by their id."""
+        return self._gateways
+
     def note_away(self, who: str, *, away: bool) -> None:
         """Learn that ``who`` of this process finds the metadata store away, or back."""
         if away == (who in self._away):
@@ -273,6 +279,8 @@ class Membership:
             return [prefix + node for node in self._nodes]
         if prefix == MEMBERS:
             return [prefix + disk for disk in self._members]
+        if prefix == GATEWAYS:
+            return [prefix + gateway for gateway in self._gateways]
         versions = [ring_key(version) for version in self._rings.versions()]
         return versions + ([RING_HEAD] if self._head is not None else [])
 
@@ -282,6 +290,13 @@ class Membership:
             self._nodes.pop(node_id, None)
         else:
             self._nodes[node_id] = Node.from_bytes(value, key)
+
+    def _on_gateway(self, key: str, value: bytes | None) -> None:
+        gateway_id = key.removeprefix(GATEWAYS)
+        if value is None:
+            self._gateways.pop(gateway_id, None)
+        else:
+            self._gateways[gateway_id] = Gateway.from_bytes(value, key)
 
     def _on_member(self, key: str, value: bytes | None) -> None:
         disk_id = key.removeprefix(MEMBERS)

@@ -104,6 +104,8 @@ class RunningGateway:
         await self.volumes.start()
         self.nbd = NbdServer(self.volumes, clock=reached.clock)
         self.volumes.on_lost = self.nbd.cut_off
+        if reached.way is not None:
+            self.volumes.let_go = lambda name: let_go(reached, name)
         mover = Mover(
             self.volumes, reached.catalog, reached.clock, self.owner, self.nbd.hand_over,
             device=self._device,

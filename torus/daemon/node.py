@@ -28,7 +28,8 @@ from torus.daemon.metrics import Source
 from torus.daemon.node_disks import NodeDisks, disk_status, open_disks
 from torus.daemon.orphans import OrphanRounds
 from torus.daemon.owner_control import OwnerControl, attached_now
-from torus.daemon.reach import Reach, free_volume, live_node, volume_options
+from torus.daemon.owners_elsewhere import alive_in
+from torus.daemon.reach import Reach, free_volume, let_go, live_node, volume_options
 from torus.daemon.remembered import RememberedHistory
 from torus.daemon.reports import NodeStatus
 from torus.daemon.sources import NbdSource, ProcessSource, StoreSource, VolumesSource
@@ -121,11 +122,10 @@ class RunningNode:
         await RememberedHistory(self.metadata, usable).start(stack)
         self._keep_disks(stack)
         if not shared:
-            reached = Reach(self.metadata, catalog, self._chunks_of(), self._clock)
-            await self._finish_deletions(reached)
+            await self._finish_deletions(self._reach(catalog))
         await self._serve_peers(stack)
         if shared:
-            await self._join_cluster(stack)
+            catalog = await self._join_cluster(stack)
         await self._serve_volumes(stack, catalog)
         if self.cluster is not None:
             await self._begin_upkeep(stack, self.cluster)
@@ -201,10 +201,12 @@ class RunningNode:
         assert isinstance(tcp.address, TcpAddress), "it was asked for one"
         self._peer_tcp = await asyncio.to_thread(advertised, tcp.address, config.common.meta_url)
 
-    async def _join_cluster(self, stack: AsyncExitStack) -> None:
-        """Become one of the cluster's nodes."""
+    async def _join_cluster(self, stack: AsyncExitStack) -> AsyncCatalog:
+        """Become one of the cluster's nodes; return the catalog as it is seen from one."""
         self.cluster = ClusterParts(self.metadata, self._clock, self._config)
         await self.cluster.start(stack, self._cluster, self.disks, self.registration)
+        alive = alive_in(self.cluster.membership)
+        return AsyncCatalog(self.metadata, self._clock, alive=alive)
 
     async def _begin_upkeep(self, stack: AsyncExitStack, cluster: ClusterParts) -> None:
         """Let the disks have what the ring wants them to have."""
@@ -213,6 +215,11 @@ class RunningNode:
             self._clock, rate_bytes=self._config.repair_rate_bytes,
         )  # fmt: skip
         cluster.coordinator.settled = self.upkeep.settled
+
+    def _reach(self, catalog: AsyncCatalog) -> Reach:
+        """Return this process's way to chunks."""
+        way = None if self.cluster is None else self.cluster.way
+        return Reach(self.metadata, catalog, self._chunks_of(), self._clock, way)
 
     def _chunks_of(self) -> ChunksOf:
         """Return where volumes have their chunks."""
@@ -235,11 +242,14 @@ class RunningNode:
         await self.volumes.start()
         self.nbd = NbdServer(self.volumes, clock=self._clock)
         self.volumes.on_lost = self.nbd.cut_off
+        if self.cluster is not None:
+            reached = self._reach(catalog)
+            self.volumes.let_go = lambda name: let_go(reached, name)
         mover = Mover(self.volumes, catalog, self._clock, owner, self.nbd.hand_over)
-        control = OwnerControl(
+        self._control = OwnerControl(
             self.volumes, catalog, self._clock, lambda: asdict(self.status()), mover=mover
         )
-        await control.serve(owner.control, stack)
+        await self._control.serve(owner.control, stack)
         stack.push_async_callback(self.nbd.close)
         stack.callback(self.volumes.stop_waiting)
         await self.nbd.start([parse_address(text) for text in config.nbd_addresses])
@@ -248,8 +258,7 @@ class RunningNode:
     def _keep_house(
         self, stack: AsyncExitStack, catalog: AsyncCatalog, cluster: ClusterParts
     ) -> None:
-        reached = Reach(self.metadata, catalog, self._chunks_of(), self._clock)
-        housekeeping = Housekeeping(reached, lambda: cluster.coordinator.elected)
+        housekeeping = Housekeeping(self._reach(catalog), lambda: cluster.coordinator.elected)
         stack.push_async_callback(housekeeping.close)
         housekeeping.start()
 
@@ -321,6 +330,8 @@ class RunningNode:
             documents = [] if self.upkeep is None else self.upkeep.documents()
             answer = {"status": asdict(self.status()), "upkeep": documents}
             return json.dumps(answer, sort_keys=True).encode()
+        if self._serves and question.startswith(b'{"ask": "release"'):
+            return json.dumps(await self._control.answer(json.loads(question))).encode()
         if self.upkeep is None:
             raise Unavailable("this node does no upkeep: it is starting, or of no cluster")
         return await self.upkeep.answer(question)

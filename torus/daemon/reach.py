@@ -18,8 +18,9 @@ from torus.cluster.chunks import Chunks, ChunksOf, chunks_of
 from torus.cluster.local import LocalChunks
 from torus.cluster.peer import PeerChunks
 from torus.config import CommonConfig, is_shared
-from torus.daemon.cluster_parts import way_into
+from torus.daemon.cluster_parts import Way, way_into
 from torus.daemon.disks import open_store
+from torus.daemon.owners_elsewhere import alive_in, ask_to_let_go
 from torus.errors import NotFound, TorusError, Unavailable
 from torus.log import get_logger
 from torus.metadata.keys import NODES
@@ -44,6 +45,7 @@ class Reach:
     catalog: AsyncCatalog
     chunks_of: ChunksOf
     clock: Clock
+    way: Way | None = None  # None: a single machine
 
 
 def volume_options(
@@ -85,7 +87,8 @@ async def reach(common: CommonConfig, *, node_only: bool = False) -> AsyncIterat
         if is_shared(common.meta_url):
             name = f"{socket.gethostname()}:{os.getpid()}"
             way = await way_into(stack, metadata, clock, common, cluster, name=name, local={})
-            yield Reach(metadata, catalog, way.pool.chunks_of, clock)
+            catalog = AsyncCatalog(metadata, clock, alive=alive_in(way.membership))
+            yield Reach(metadata, catalog, way.pool.chunks_of, clock, way)
             return
         chunks = await _single_machine(stack, metadata, common, cluster, node_only=node_only)
         yield Reach(metadata, catalog, chunks_of(chunks), clock)
@@ -137,7 +140,12 @@ async def let_go(reached: Reach, name: str) -> bool:
     Raises: NotFound, Unavailable.
     """
     owner = (await reached.catalog.get(name)).head.owner
-    if owner is None or not owner.control or not is_alive(owner):
+    if owner is None:
+        return False
+    near = is_alive(owner)
+    if near is None and reached.way is not None:
+        return await ask_to_let_go(reached.way.membership, reached.way.pool, owner, name)
+    if not owner.control or not near:
         return False
     try:
         answer = await asyncio.to_thread(run_task, owner.control, "release", name)

@@ -88,6 +88,8 @@ class AttachedVolumes:
         self.past = Past()
         self._losing: set[asyncio.Task[None]] = set()
         self.on_lost: Callable[[Volume | StandbyVolume, TorusError], None] | None = None
+        self.let_go: Callable[[str], Awaitable[object]] | None = None
+        """Asks who has a volume to give it up, if nobody there uses it; may be set."""
         self._closing = False
         self._watch = VolumeWatch(metadata, self._attached)
         self._snapshot_watch = SnapshotWatch(metadata, catalog, self._attached)
@@ -187,6 +189,10 @@ class AttachedVolumes:
 
     async def _attach(self, name: str, *, force: bool) -> Attachment:
         found = await self._catalog.get(name)
+        owned = found.head.owner is not None and not same_process(found.head.owner, self._owner)
+        if owned and not force and self.let_go is not None:
+            await self.let_go(name)
+            found = await self._catalog.get(name)
         # Our own earlier attachment, lost to an error, does not stand in its own way.
         takeover = force or same_process(found.head.owner, self._owner)
         owner = replace(self._owner, since_ns=self._clock.wall_ns())
