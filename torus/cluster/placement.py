@@ -7,7 +7,7 @@ right when they disagree is the reader's.  Implements docs/replication.md, "Wher
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from torus.cluster.membership import ClusterView
+from torus.cluster.membership import FIRST_RING, ClusterView
 from torus.errors import TorusError, Unavailable
 from torus.ids import ChunkId
 from torus.log import get_logger
@@ -78,3 +78,17 @@ class Placement:
         except TorusError as exc:
             log.debug("placement.unknown", chunk=str(chunk), error=str(exc))
         return list(dict.fromkeys(owners))
+
+    def ever(self, chunk: ChunkId) -> list[str]:
+        """Return the disks that may still have a chunk: its owners, and those of the rings in
+        between, which may not have given it up yet."""
+        disks = self.owners(chunk)
+        written = self._spans.get(chunk[:3])
+        if written is not None and not written.open and self._view.has_ring:
+            for version in range(max(written.ring, FIRST_RING) + 1, self._view.ring.version):
+                try:
+                    between = self._view.ring_at(version).owners(chunk, self._copies)
+                except TorusError:
+                    continue  # a version that was forgotten: nobody's data waits for it
+                disks += [member.disk_id for member in between]
+        return list(dict.fromkeys(disks))

@@ -58,7 +58,7 @@ class Care:
         self._epochs[volume] = epoch
         by_disk: dict[str, list[ChunkId]] = {}
         for chunk in chunks:
-            for disk in self._placement.owners(chunk):
+            for disk in self._placement.ever(chunk):
                 by_disk.setdefault(disk, []).append(chunk)
             by_disk.setdefault("", []).append(chunk)
         everywhere = by_disk.pop("", [])

@@ -80,6 +80,12 @@ class ToyRing:
         able = [one for one in self.members if one.disk_id not in excluded]
         return sorted(able, key=lambda one: _draw(slot, one.disk_id))[:count]
 
+    def owners(
+        self, chunk: ChunkId, count: int, excluded: frozenset[str] = frozenset()
+    ) -> Sequence[ToyMember]:
+        """Return the first owners of a chunk."""
+        return self.order(slot_of(chunk), count, excluded)
+
 
 def ring_of(version: int, disks: Iterable[str]) -> ToyRing:
     """Return a ring of these disks."""

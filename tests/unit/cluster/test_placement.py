@@ -1,0 +1,46 @@
+"""Where chunks lie: what the rings between a span's and the present one add."""
+
+from tests.unit.upkeep.town import ring_of
+from torus.cluster.membership import Place
+from torus.cluster.placement import Placement
+from torus.ids import ChunkId
+from torus.metadata.schema import Span
+from torus.testing.membership import StaticMembership
+
+DISKS = [letter * 32 for letter in "abcdef"]
+
+
+def _view() -> StaticMembership:
+    places = [Place(disk, disk, "h", "", "unix:x", "in") for disk in DISKS]
+    view = StaticMembership(places)
+    for version, disks in enumerate((DISKS[:3], DISKS[1:4], DISKS[2:5], DISKS[3:6]), 1):
+        view.set_ring(ring_of(version, disks))  # type: ignore[arg-type]
+    return view
+
+
+def test_disks_that_ever_had_to_have_a_chunk_include_those_in_between() -> None:
+    """A deletion must reach who has not given its copy up yet."""
+    view = _view()
+    placement = Placement(view, 2)
+    placement.learn(1, [Span(1, 0, 1, 500, None, 1)])
+    newest = view.ring.version
+    more = 0
+    for sequence in range(1, 501):
+        chunk = ChunkId(1, 1, 0, sequence)
+        between = {
+            member.disk_id
+            for version in range(1, newest + 1)
+            for member in view.ring_at(version).owners(chunk, 2)
+        }
+        assert set(placement.ever(chunk)) == between
+        assert set(placement.owners(chunk)) <= between
+        more += len(between) > len(placement.owners(chunk))
+    assert more > 0
+
+
+def test_chunk_of_an_open_span_lies_where_it_was_written() -> None:
+    """Open chunks never move, so no ring in between counts."""
+    placement = Placement(_view(), 2)
+    placement.learn(1, [Span(1, 0, 1, None, None, 1)])
+    chunk = ChunkId(1, 1, 0, 7)
+    assert placement.ever(chunk) == placement.written_to(chunk)
