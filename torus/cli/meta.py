@@ -52,7 +52,7 @@ def declare(verbs: Verbs, noun: str, summary: str) -> None:
         below, "export", "write all metadata to a file", run_export,
         description="Write all metadata, as it is at one moment, to a new file: the backup of "
         "what etcd or SQLite holds.  It contains the secret by which nodes know each other.",
-        examples=(("every night", "torus meta export /backup/meta-$(date +%F).jsonl"),),
+        examples=(("keep what etcd holds", "torus meta export /backup/meta.jsonl"),),
     )  # fmt: skip
     out.add_argument("file", metavar="FILE")
     back = add_command(
