@@ -53,6 +53,7 @@ class StoppedDisk:
         self.slots = 0
         self.slots_free = 0
         self.chunks: dict[ChunkId, int] = {}
+        self._copies: dict[ChunkId, int] = {}
         self.bytes_read = 0
         self._disk = _open(path)
         try:
@@ -190,7 +191,7 @@ class StoppedDisk:
                     if lost is None:
                         self.slots_free += 1
                     else:
-                        self._take(lost, address, where)
+                        self._take(lost, 0, address, where)
                     continue
                 slot.check_place(self._own[0], segment, number, where)
             except OSError as exc:
@@ -200,7 +201,7 @@ class StoppedDisk:
             except TorusError as exc:
                 self.findings.error("bad-slot", where, exc.message)
             else:
-                self._take(slot.chunk, address, where)
+                self._take(slot.chunk, slot.copy, address, where)
 
     def _lost(self, header: bytes, address: int) -> ChunkId | None:
         """Return the chunk whose slot header is all zeroes: the store makes it anew, too."""
@@ -208,10 +209,13 @@ class StoppedDisk:
             return None
         return chunk_behind(lambda size: self._disk.read(address, size), self.geometry.slot_bytes)
 
-    def _take(self, chunk: ChunkId, address: int, where: str) -> None:
+    def _take(self, chunk: ChunkId, copy: int, address: int, where: str) -> None:
+        """Enter a chunk; of two copies that lie here the later one is it, as for the store."""
         other = self.chunks.get(chunk)
-        if other is None:
-            self.chunks[chunk] = address
+        if other is None or copy != self._copies.get(chunk, 0):
+            if other is None or copy > self._copies.get(chunk, 0):
+                self.chunks[chunk] = address
+                self._copies[chunk] = copy
             return
         self.findings.error(
             "duplicate-chunk", where, f"chunk {chunk} lies in {self.where(other)} too"
