@@ -89,15 +89,6 @@ def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
         help="each disk pulls so much in a second that it lacks (default 128MiB), or none; half of "
         "it and less while clients are slow",
     )
-    add_tls_options(parser)
-
-
-def add_tls_options(parser: argparse.ArgumentParser) -> None:
-    """Add what every process that talks to peers of other hosts can be told."""
-    add = parser.add_argument_group("TLS between hosts").add_argument
-    add("--tls-cert", metavar="FILE", help="certificate of this host, for the peer protocol")
-    add("--tls-key", metavar="FILE", help="its private key")
-    add("--tls-ca", metavar="FILE", help="certificates of those who sign for peers")
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:

@@ -113,6 +113,10 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--meta-user", metavar="NAME", default=argparse.SUPPRESS,
         help="user of etcd, with --meta-password-file FILE")  # fmt: skip
     add("--meta-password-file", metavar="FILE", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    add("--tls-cert", metavar="FILE", default=argparse.SUPPRESS,
+        help="certificate for nodes of other hosts, with --tls-key and --tls-ca")  # fmt: skip
+    for name in ("--tls-key", "--tls-ca"):
+        add(name, metavar="FILE", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     add("--home", metavar="DIR", default=argparse.SUPPRESS,
         help="this machine's state (default /var/lib/torus for root, "
         "else ~/.local/state/torus)")  # fmt: skip

@@ -10,7 +10,10 @@ from collections.abc import Iterator
 
 from torus.cli.parser import Parser, build_parser
 
-_COMMON = {"help", "output", "meta", "home", "config"}
+_COMMON = {
+    "help", "output", "meta", "meta_ca", "meta_cert", "meta_key", "meta_user",
+    "meta_password_file", "tls_cert", "tls_key", "tls_ca", "home", "config",
+}  # fmt: skip
 
 
 def reference() -> str:
