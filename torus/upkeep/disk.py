@@ -193,7 +193,7 @@ class DiskUpkeep:
         progress.degraded_bytes = degraded
         progress.ring = picture.placement.version
         self._count(wants, surplus)
-        progress.settled = not wants and not more
+        progress.settled = not more and all(want.here for want in wants)
         if head.paused:
             progress.state = "paused"
             return not wants and not surplus
@@ -259,6 +259,9 @@ class DiskUpkeep:
             self._unsure.clear()
             self._damaged.clear()
             self._full_round_ns = now_ns
+            self._survey.verified = {
+                one for one in self._survey.verified if one in self._store.slots
+            }
             self._survey.suspicions.keep({one.volume for one in logs})
         self._placement, self._up = picture.placement, up
 
@@ -323,10 +326,12 @@ class DiskUpkeep:
             if not still():
                 return False
             batch = due[first : first + limits.UPKEEP_DROP_CHUNKS]
-            dropped = await self._giveup.give_up(batch, placement, still)
-            self.progress.dropped_chunks += dropped
-            self.progress.surplus_bytes -= dropped * self._slot_bytes
-            left |= dropped < len(batch)
+            done = await self._giveup.give_up(batch, placement, still)
+            gone = done.dropped + len(done.strays)
+            self.progress.dropped_chunks += done.dropped
+            self.progress.suspect_chunks += len(done.strays)
+            self.progress.surplus_bytes -= gone * self._slot_bytes
+            left |= gone < len(batch)
         return left
 
     async def _pull(self, want: Want) -> bool:

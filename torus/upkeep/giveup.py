@@ -7,6 +7,7 @@ too, as the marks are what makes both safe.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from torus.cluster.local import LocalChunks
 from torus.errors import Corruption, TorusError
@@ -31,6 +32,13 @@ from torus.upkeep.placement import Placement
 from torus.upkeep.plan import Surplus, may_drop
 
 log = get_logger("torus.upkeep")
+
+
+class GivenUp(NamedTuple):
+    """What became of copies that were to be given up."""
+
+    dropped: int
+    strays: list[ChunkId]  # that no owner has: deleted, or not pulled yet
 
 
 class GiveUp:
@@ -89,8 +97,8 @@ class GiveUp:
 
     async def give_up(
         self, batch: Sequence[Surplus], placement: Placement, still: Callable[[], bool]
-    ) -> int:
-        """Drop those of ``batch`` that all owners have; return how many went.
+    ) -> GivenUp:
+        """Drop those of ``batch`` that all owners have.
 
         ``still``: says whether ``placement`` is that of the newest ring, and nothing is paused.
         Raises: DiskFailed, PoolFull of the own disk.
@@ -101,8 +109,10 @@ class GiveUp:
             await self._pace.turn(0, len(own))
             answers = await self._ask(own, placement)
             going = [one.chunk for one in own if await self._may_go(one, placement, answers)]
+            strays = [one.chunk for one in own if _nobody_has(one, placement, answers)]
             # Between this look and the drop there is no turn of the event loop for a change.
-            return await self._chunks.drop(going) if going and still() else 0
+            dropped = await self._chunks.drop(going) if going and still() else 0
+            return GivenUp(dropped, strays)
         finally:
             self._leaving.difference_update(one.chunk for one in own)
 
@@ -156,6 +166,15 @@ class GiveUp:
                 for copy, answer in zip(copies, result, strict=True):
                     found[owner, copy.chunk] = answer
         return found
+
+
+def _nobody_has(
+    one: Surplus, placement: Placement, answers: Mapping[tuple[str, ChunkId], Confirmed]
+) -> bool:
+    """Say whether every owner said with certainty that it has no copy."""
+    owners = placement.owners(one.chunk, one.copies)
+    said = [answers.get((owner, one.chunk)) for owner in owners]
+    return bool(said) and all(answer is not None and answer.state == ABSENT for answer in said)
 
 
 def _good(answer: Confirmed | None) -> tuple[int, int] | None:

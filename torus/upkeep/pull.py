@@ -103,6 +103,7 @@ class Puller:
 
     async def _read_own(self, chunk: ChunkId, exact: int | None, own: _Gathered) -> None:
         size = (exact or self._slot_bytes) - FIRST
+        await self._pace.turn(size)
         try:
             [content] = await self._chunks.read([(chunk, FIRST, size)])
         except Corruption:

@@ -530,3 +530,23 @@ def test_pause_stops_pulls_and_drops_and_resuming_goes_on() -> None:
         assert town.misplaced() == []
 
     run(scenario)
+
+
+def test_copy_that_no_owner_has_any_more_stays_and_is_waited_for_by_nobody() -> None:
+    """It was deleted, or its owners have yet to pull it: they say so themselves."""
+
+    async def scenario() -> None:
+        town = Town(24, DISKS[:3])
+        volume = await town.volume(2)
+        [chunk, *_] = await town.write(volume, 200)
+        stranger = next(disk for disk in DISKS[:3] if disk not in town.holders(chunk))
+        house = town.houses[stranger]
+        house.write(chunk, volume.chunks[chunk])
+        for disk in town.owners(chunk, 2):
+            await town.houses[disk].chunks.delete(volume.number, 1, [chunk])
+        assert await house.upkeep.round()
+        assert chunk in house.store.slots
+        assert house.upkeep.progress.suspect_chunks == 1
+        assert house.upkeep.progress.surplus_bytes == 0
+
+    run(scenario)
