@@ -2,8 +2,9 @@
 
 Decides which thread the blocking calls run on: one for all operations of an embedded store, in
 the order in which they were asked for; several for a store behind a network, so that one that
-waits for it does not keep back a lease's renewal; and one for each open watch.  It decides
-nothing about their meaning.
+waits for it does not keep back a lease's renewal; and one for each open watch.  Commits that have
+a key in common keep their order in any case, also behind one whose caller was cancelled.  It
+decides nothing about their meaning.
 
 A cancelled caller stops waiting, but an operation that has begun happens all the same; its
 outcome is then as unknown as after `Unavailable`.
@@ -11,7 +12,7 @@ outcome is then as unknown as after `Unavailable`.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -30,6 +31,7 @@ from torus.metadata.base import (
 from torus.metadata.rules import closed
 
 _T = TypeVar("_T")
+_LATEST_MAX = 1024  # keys whose last commit is remembered, before those that have ended go
 _LOOK_S = 5.0  # a watch's thread comes back this often when nothing changes
 
 
@@ -42,6 +44,7 @@ class AsyncMetadata:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="metadata")
         self._remote = threads > 1
         self._running: set[asyncio.Future[Any]] = set()
+        self._latest: dict[str, Future[Any]] = {}  # by key: the commit that was asked for last
         self._watches: set[AsyncWatch] = set()
         self._closed = False
 
@@ -55,7 +58,10 @@ class AsyncMetadata:
 
     async def commit(self, expect: Sequence[Expect], changes: Sequence[Put | Delete]) -> int | None:
         """Apply all ``changes`` at once if every expectation holds; see `MetadataStore`."""
-        return await self._run(lambda: self._store.commit(expect, changes))
+        return await self._run(
+            lambda: self._store.commit(expect, changes),
+            [one.key for one in expect] + [one.key for one in changes],
+        )
 
     async def watch(self, prefix: str, after_revision: int) -> "AsyncWatch":
         """Watch changes under ``prefix`` with a revision greater than ``after_revision``."""
@@ -123,13 +129,31 @@ class AsyncMetadata:
         finally:
             self._threads.shutdown()  # idle by now: it ends at once
 
-    async def _run(self, operation: Callable[[], _T]) -> _T:
+    async def _run(self, operation: Callable[[], _T], keys: Sequence[str] = ()) -> _T:
+        """Carry out ``operation`` in a thread, behind earlier ones that have one of ``keys``."""
         if self._closed:
             raise closed("the metadata store")
-        running = asyncio.get_running_loop().run_in_executor(self._threads, operation)
+        if self._remote and keys:
+            before = {self._latest[key] for key in keys if key in self._latest}
+            future = self._threads.submit(_behind, before, operation)
+            self._latest.update(dict.fromkeys(keys, future))
+            if len(self._latest) > _LATEST_MAX:
+                self._latest = {key: one for key, one in self._latest.items() if not one.done()}
+        else:
+            future = self._threads.submit(operation)
+        running = asyncio.wrap_future(future)
         self._running.add(running)
         running.add_done_callback(self._running.discard)
         return await running
+
+
+def _behind(before: set[Future[Any]], operation: Callable[[], _T]) -> _T:
+    """Carry out ``operation`` when those ``before`` it have ended, however they did.
+
+    They were given to the same threads earlier, so each has a thread or has ended: some goes on.
+    """
+    wait(before)
+    return operation()
 
 
 class AsyncWatch:

@@ -208,6 +208,33 @@ def test_its_threads_are_bounded_and_closing_ends_what_waits() -> None:
     run(test)
 
 
+def test_commits_of_one_key_keep_their_order() -> None:
+    """Also behind one whose caller has gone; those of other keys do not wait."""
+
+    class SlowMemory(FarMemory):
+        def commit(self, expect: Sequence[Expect], changes: Sequence[Put | Delete]) -> int | None:
+            if any(change.key == "slow" for change in changes):
+                assert self.ended.wait(WAIT_S)
+            return MemoryMetadata.commit(self, expect, changes)
+
+    async def test() -> None:
+        store = SlowMemory()
+        async with opened(store) as metadata:
+            first = asyncio.ensure_future(metadata.commit([], [Put("slow", b""), Put("a", b"1")]))
+            await asyncio.sleep(0)
+            first.cancel()
+            second = asyncio.ensure_future(metadata.commit([Expect("a", 0)], [Put("b", b"")]))
+            assert await metadata.commit([], [Put("c", b"")]) == 1
+            assert not second.done()
+            store.ended.set()
+            assert await second is None
+            entry = await metadata.get("a")
+            assert entry is not None
+            assert entry.revision == 2
+
+    run(test)
+
+
 def test_a_store_without_history_needs_no_token() -> None:
     async def test() -> None:
         async with opened() as metadata:
