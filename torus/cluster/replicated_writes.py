@@ -67,6 +67,7 @@ class OpenChunks:
         self._min_copies = min_copies
         self._healing: dict[str, asyncio.Lock] = {}
         self._heals: dict[str, int] = {}
+        self._newest: OpenChunk | None = None
         self.chunks: dict[ChunkId, OpenChunk] = {}
         self.lost: dict[str, TorusError] = {}  # disks that miss something, and why
         self.stopping = False
@@ -100,9 +101,9 @@ class OpenChunks:
             self.lose(disk, error)
         if self.lost:
             raise CopiesLost(f"chunk {chunk} cannot be opened on disks {sorted(self.lost)}")
-        for old in [one for one in self.chunks.values() if not one.kept]:
-            del self.chunks[old.chunk]
         opened = self.chunks[chunk] = OpenChunk(chunk, copies, from_reserve=from_reserve)
+        self._newest = opened
+        self._forget_finished()
         return ReplicaWriter(self, opened)
 
     async def _open_on(self, disk_id: str, chunk: ChunkId, *, from_reserve: bool) -> DiskWriter:
@@ -189,6 +190,13 @@ class OpenChunks:
         for opened, mark in marks.items():
             if durable.issuperset(opened.copies):
                 opened.forget(mark)
+        self._forget_finished()
+
+    def _forget_finished(self) -> None:
+        """Forget chunks that nothing is appended to and that every copy has durably."""
+        for opened in list(self.chunks.values()):
+            if not opened.kept and opened is not self._newest:
+                del self.chunks[opened.chunk]
 
     async def _sync_patiently(self, disk_id: str, chunks: Sequence[OpenChunk]) -> None:
         """Sync a disk; one whose node answers may take its time."""

@@ -1,0 +1,235 @@
+"""Reads of chunks with several copies: the nearest, another when that is wrong, slow or away."""
+
+import asyncio
+
+import pytest
+
+from tests.unit.cluster.replicas import BLOCK, Replicas, SimNode, block, run
+from tests.unit.cluster.test_replicated import read_back, until, write
+from torus import limits
+from torus.cluster.replicated import VolumeChunks
+from torus.errors import Corruption, Unavailable
+from torus.ids import ChunkId
+from torus.store.content import Presence
+from torus.volume.attachment import Attachment
+
+pytestmark = pytest.mark.usefixtures("short_times")
+
+
+async def closed_chunk(replicas: Replicas) -> tuple[Attachment, ChunkId]:
+    """Write a chunk and begin another; return the writer and the closed one."""
+    await replicas.create()
+    attachment = await replicas.attach()
+    chunk = None
+    number = 0
+    while chunk is None or attachment.volume.core.journal.chunk == chunk:
+        await write(attachment.volume, number)
+        chunk = chunk or attachment.volume.core.journal.chunk
+        number += 1
+    await attachment.volume.flush()
+    return attachment, chunk
+
+
+def order(attachment: Attachment, replicas: Replicas, chunk: ChunkId) -> list[SimNode]:
+    """Return the nodes of a chunk in the order in which they are asked."""
+    chunks = attachment.volume.core.chunks
+    assert isinstance(chunks, VolumeChunks)
+    nodes = {node.disk_id: node for node in replicas.nodes.values()}
+    return [nodes[disk] for disk in chunks._reads._order(chunk)]
+
+
+def rot(node: SimNode, chunk: ChunkId, offset: int) -> None:
+    """Let a byte rot on a disk."""
+    slot = node.store.find(chunk)
+    assert slot is not None
+    byte = node.disk.read(slot.address + offset, 1)
+    node.disk.write(slot.address + offset, bytes([byte[0] ^ 1]))
+
+
+def test_a_rotten_copy_is_not_handed_out_and_is_repaired() -> None:
+    """Another copy is right; the bad one is written again from it."""
+
+    async def scenario(replicas: Replicas) -> None:
+        attachment, chunk = await closed_chunk(replicas)
+        bad = order(attachment, replicas, chunk)[0]
+        place = attachment.volume.core.blocks.get(2)
+        assert place is not None
+        rot(bad, chunk, place[1] * 512 + 100)
+        assert (await bad.chunks.examine([chunk], afresh=True))[0].records < 5
+
+        await read_back(attachment.volume, 0, 1, 2, 3)
+
+        others = [node for node in order(attachment, replicas, chunk) if node is not bad]
+        [right] = await others[0].chunks.examine([chunk])
+        for _ in range(400):
+            [found] = await bad.chunks.examine([chunk], afresh=True)
+            if found == right:
+                break
+            await asyncio.sleep(0.005)
+        assert found == right
+
+    run(1, scenario)
+
+
+def test_a_block_that_is_rotten_everywhere_is_an_error() -> None:
+    """No copy is right, and all were asked: that is damage, never data."""
+
+    async def scenario(replicas: Replicas) -> None:
+        attachment, chunk = await closed_chunk(replicas)
+        place = attachment.volume.core.blocks.get(2)
+        assert place is not None
+        for node in replicas.owners(chunk):
+            rot(node, chunk, place[1] * 512 + 100)
+
+        with pytest.raises(Corruption, match="does not have the checksum"):
+            await attachment.volume.read(2 * BLOCK, BLOCK)
+        await read_back(attachment.volume, 1, 3)
+
+    run(2, scenario)
+
+
+def test_a_block_whose_right_copies_are_away_is_unknown() -> None:
+    """A rotten copy and two disks that cannot be asked: not damage, and it is waited for."""
+
+    async def scenario(replicas: Replicas) -> None:
+        attachment, chunk = await closed_chunk(replicas)
+        bad, *others = order(attachment, replicas, chunk)
+        place = attachment.volume.core.blocks.get(2)
+        assert place is not None
+        rot(bad, chunk, place[1] * 512 + 100)
+        for node in others:
+            node.kill()
+
+        with pytest.raises(Unavailable, match="cannot be asked"):
+            await attachment.volume.read(2 * BLOCK, BLOCK)
+
+        waiting = asyncio.ensure_future(attachment.volume.read(2 * BLOCK, BLOCK))
+        await asyncio.sleep(0.05)
+        others[0].up = True
+        assert await waiting == block(2)
+
+    run(3, scenario)
+
+
+def test_a_missing_chunk_is_never_zeroes() -> None:
+    """Nobody has it, and everybody says so: damage; one cannot be asked: unknown."""
+
+    async def scenario(replicas: Replicas) -> None:
+        attachment, chunk = await closed_chunk(replicas)
+        for node in replicas.nodes.values():
+            await node.chunks.drop([chunk])
+
+        with pytest.raises(Corruption, match="on none of its disks"):
+            await attachment.volume.read(2 * BLOCK, BLOCK)
+        replicas.owners(chunk)[1].kill()
+        with pytest.raises(Unavailable):
+            await attachment.volume.read(2 * BLOCK, BLOCK)
+
+    run(4, scenario)
+
+
+def test_a_chunk_that_lies_elsewhere_is_found() -> None:
+    """It was moved to a disk that no ring known here names for it: everybody is asked."""
+
+    async def scenario(replicas: Replicas) -> None:
+        attachment, chunk = await closed_chunk(replicas)
+        owners = replicas.owners(chunk)
+        [other] = [node for node in replicas.nodes.values() if node not in owners]
+        [found] = await owners[0].chunks.examine([chunk])
+        first = limits.SLOT_HEADER_BYTES
+        [content] = await owners[0].chunks.read([(chunk, first, found.end - first)])
+        await other.chunks.install(chunk, chunk.epoch, found.end, content)
+        for node in owners:
+            await node.chunks.drop([chunk])
+
+        await read_back(attachment.volume, 0, 1, 2)
+
+    run(5, scenario)
+
+
+def test_a_copy_that_is_missing_where_it_was_written_is_put_back() -> None:
+    """The reader tells the disk that lost its copy."""
+
+    async def scenario(replicas: Replicas) -> None:
+        attachment, chunk = await closed_chunk(replicas)
+        loser = order(attachment, replicas, chunk)[0]
+        await loser.chunks.drop([chunk])
+
+        await read_back(attachment.volume, 0)
+
+        await until(lambda: loser.store.slots.get(chunk) is not None)
+        [found] = await loser.chunks.examine([chunk])
+        assert found.state == Presence.PRESENT
+
+    run(6, scenario)
+
+
+def test_a_silent_disk_is_overtaken_by_another() -> None:
+    """After some milliseconds the next copy is asked, and the silent disk comes last then."""
+
+    async def scenario(replicas: Replicas) -> None:
+        attachment, chunk = await closed_chunk(replicas)
+        silent = order(attachment, replicas, chunk)[0]
+        silent.silent = True
+
+        async with asyncio.timeout(1):
+            await read_back(attachment.volume, 0, 1, 2, 3)
+
+        chunks = attachment.volume.core.chunks
+        assert isinstance(chunks, VolumeChunks)
+        assert chunks._reads.hedges == 1
+        assert order(attachment, replicas, chunk)[-1] is silent
+        silent.silent = False
+
+    run(7, scenario)
+
+
+def test_the_near_copy_is_read_and_written_without_the_network() -> None:
+    """The disk of this process is asked first, also by the compiled path."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        attachment = await replicas.attach(near="a")
+        for node in replicas.nodes.values():
+            node.asked.clear()
+        await write(attachment.volume, *range(8), flush=True)
+        core = attachment.volume.core
+        chunk = core.journal.chunk
+        near = replicas.nodes["a"] in replicas.owners(chunk)
+
+        await read_back(attachment.volume, *range(8))
+
+        assert near
+        assert core.chunks.place(chunk) is not None
+        assert core.path is not None
+        assert "append" not in replicas.nodes["a"].asked
+        assert all("read" not in node.asked for node in replicas.nodes.values())
+        await attachment.detach()
+
+    run(8, scenario, nodes="abc")
+
+
+def test_a_closed_chunk_that_one_owner_never_had_is_unknown_without_the_others() -> None:
+    """A disk that was left out says "not here", truly; it is no proof of damage."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(3, 1)
+        old = await replicas.attach()
+        left_out = replicas.owners(old.volume.core.journal.chunk)[0]
+        left_out.kill()
+        await write(old.volume, 0, 1)
+        left_out.up = True
+        await until(lambda: old.volume.resealer.rolls > 0)
+        for node in replicas.nodes.values():
+            if node is not left_out:
+                node.kill()
+
+        with pytest.raises(Unavailable):
+            await replicas.attach(2)
+
+        for node in replicas.nodes.values():
+            node.up = True
+        new = await replicas.attach(3)
+        await read_back(new.volume, 0, 1)
+
+    run(9, scenario, nodes="abc")
