@@ -92,11 +92,11 @@ async def _exactly(sock: socket.socket, size: int) -> bytes:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Let the event loop go on until it is so."""
-    for _ in range(5000):
-        if condition():
-            return
-        await asyncio.sleep(0.001)
-    raise AssertionError("it never came to be")
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + 10
+    while not condition():
+        assert loop.time() < deadline, "it never came to be"
+        await asyncio.sleep(0)
 
 
 class World:
