@@ -11,7 +11,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from typing import Any
 
 from torus import errors, limits, log
 from torus.daemon.kernel_state import AttachPlace, AttachState
+from torus.daemon.systemd import notify
 from torus.errors import TimedOut, TorusError, Unavailable
 from torus.net import block_device
 
@@ -130,31 +130,17 @@ def announcer(ready: int) -> tuple[Callable[[AttachState], None], Callable[[Toru
     def announce(state: AttachState) -> None:
         if state.state == "attached":
             say(asdict(state))
-            notify_systemd(f"READY=1\nSTATUS={state.volume} is {state.device}")
+            notify(ready="1", status=f"{state.volume} is {state.device}")
         elif state.state == "stopping":
-            notify_systemd(f"STOPPING=1\nSTATUS={state.device}: {state.problem or 'stopping'}")
+            notify(stopping="1", status=f"{state.device}: {state.problem or 'stopping'}")
         else:
-            notify_systemd(f"STATUS={state.state} {state.device}: {state.problem}")
+            notify(status=f"{state.state} {state.device}: {state.problem}")
 
     def fail(failure: TorusError) -> None:
         error = {"code": failure.code, "message": failure.message, "hint": failure.hint}
         say({"error": error})
 
     return announce, fail
-
-
-def notify_systemd(text: str) -> None:
-    """Tell systemd, where it asked for it (NOTIFY_SOCKET).  Source: sd_notify(3)."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address.startswith(("/", "@")):
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.sendto(text.encode(), address)
-    except OSError as failure:
-        events.info("systemd.not_told", error=str(failure))
 
 
 # --- other processes' attachments ---------------------------------------------------------
