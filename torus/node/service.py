@@ -41,6 +41,7 @@ class PeerService:
             store.boot_id, store.geometry.slot_bytes, limits.PEER_FRAME_BYTES_MAX,
             limits.PEER_IN_FLIGHT_BYTES_MAX, limits.PEER_IN_FLIGHT_REQUESTS_MAX, name,
         )  # fmt: skip
+        store.grow_ahead()  # a peer that opens a chunk has little patience
         self.refused_records = 0
         self._appenders: dict[Chunk, Appender] = {}
         self.boot_id = store.boot_id

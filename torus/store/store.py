@@ -141,6 +141,10 @@ class Store:
         self._growing.ahead()
         return slot
 
+    def grow_ahead(self) -> None:
+        """Begin to make a segment when few free slots are left, so that nobody waits for it."""
+        self._growing.ahead()
+
     @property
     def has_trash(self) -> bool:
         """True when a `create` that found no slot may find one after `make_room`."""
