@@ -7,6 +7,7 @@ Decides the fair share: in proportion to weight, as far as the rule of zones and
 Implements docs/ring.md, "Fair shares".
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from torus.ring.member import RingMember
@@ -14,6 +15,7 @@ from torus.ring.member import RingMember
 _SHIFT = 40  # a level of filling x gives a member (weight * x) >> _SHIFT slots
 
 Nodes = list[list[int]]  # for each node of a zone, its members' numbers
+Shapes = list[tuple[int, tuple[int, ...]]]  # how many nodes have disks of these weights
 
 
 def fair_shares(members: Sequence[RingMember], copies: int, unit: int) -> list[int]:
@@ -28,8 +30,10 @@ def fair_shares(members: Sequence[RingMember], copies: int, unit: int) -> list[i
     if not zones:
         return shares
 
+    shapes = [_shapes(nodes, weights) for nodes in zones]
+
     def zone_seats(zone: int, level: int) -> int:
-        filled = _filled(zones[zone], weights, level, unit)
+        filled = _filled(shapes[zone], level, unit)
         return max(least[zone] * unit, min(most[zone] * unit, filled))
 
     total = min(copies, sum(len(nodes) for nodes in zones)) * unit
@@ -69,8 +73,17 @@ def _turns(sizes: Sequence[int], copies: int) -> tuple[list[int], list[int]]:
     return least, list(least)
 
 
-def _filled(nodes: Nodes, weights: Sequence[int], level: int, unit: int) -> int:
-    return sum(min(unit, sum((weights[m] * level) >> _SHIFT for m in node)) for node in nodes)
+def _shapes(nodes: Nodes, weights: Sequence[int]) -> Shapes:
+    """Return the nodes that count alike once: there are few sizes of machines."""
+    counted = Counter(tuple(weights[m] for m in node) for node in nodes)
+    return [(count, shape) for shape, count in counted.items()]
+
+
+def _filled(shapes: Shapes, level: int, unit: int) -> int:
+    return sum(
+        count * min(unit, sum((weight * level) >> _SHIFT for weight in shape))
+        for count, shape in shapes
+    )
 
 
 def _level(filled: Callable[[int], int], total: int, unit: int) -> int:
@@ -91,7 +104,8 @@ def _fill_zone(
     nodes: Nodes, weights: Sequence[int], seats: int, unit: int, shares: list[int]
 ) -> None:
     """Give out a zone's seats: no node gets more than ``unit``."""
-    level = _level(lambda x: _filled(nodes, weights, x, unit), seats, unit)
+    shapes = _shapes(nodes, weights)
+    level = _level(lambda x: _filled(shapes, x, unit), seats, unit)
     left = seats
     sums = []
     for node in nodes:
