@@ -1,0 +1,196 @@
+"""A machine of the simulated cluster with one node process and its disks.
+
+Real code from the peer protocol down to the store; the disk is a `SimDisk` that outlives the
+process: a killed process leaves its page cache, a power loss what was synced and chance.
+"""
+
+import asyncio
+import errno
+import random
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torus.cluster.local import LocalChunks
+from torus.format.identity import DiskIdentity
+from torus.format.segment import Geometry
+from torus.store.disk import Bytes
+from torus.store.store import Store
+from torus.testing.simdisk import DiskImage, Event, PowerLoss, SimDisk
+from torus.testing.simloop import SimClock, SimLoop, SimProcess
+
+Result = TypeVar("Result")
+CLUSTER_ID = "22" * 16
+SECRET = "33" * 32
+_IO_S, _SYNC_S = 0.0001, 0.001
+
+
+class FaultyDisk(SimDisk):
+    """A disk whose writes and syncs may be refused."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.fails_with: int | None = None
+
+    def write(self, address: int, data: Bytes) -> None:
+        self._may()
+        super().write(address, data)
+
+    def sync(self, segment: int) -> None:
+        if self.fails_with == errno.EIO:
+            self._may()
+        super().sync(segment)
+
+    def make_segment(self, segment: int, header: bytes, slot_bytes: int) -> None:
+        self._may()
+        super().make_segment(segment, header, slot_bytes)
+
+    def _may(self) -> None:
+        if self.fails_with is not None:
+            raise OSError(self.fails_with, errno.errorcode[self.fails_with])
+
+
+class DelayPool:
+    """A `torus.store.pool.Pool` in virtual time; a sync covers what was written before it."""
+
+    def __init__(self, disk: SimDisk, rng: random.Random, slow: Callable[[], float]) -> None:
+        self._disk = disk
+        self._rng = rng
+        self._slow = slow
+
+    def submit(self, call: Callable[..., Result], *arguments: Any) -> asyncio.Future[Result]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        began = len(self._disk.history)
+
+        def run() -> None:
+            self._disk.sync_before = began
+            try:
+                result = call(*arguments)
+            except (OSError, RuntimeError, ValueError) as exc:
+                if not future.done():
+                    future.set_exception(exc)
+            else:
+                if not future.done():
+                    future.set_result(result)
+            finally:
+                self._disk.sync_before = None
+
+        mean_s = _SYNC_S if call == self._disk.sync else _IO_S
+        loop.call_later(self._rng.expovariate(1 / mean_s) * self._slow(), run)
+        return future
+
+    def close(self) -> None:
+        return
+
+
+class SimDrive:
+    """One disk of a machine, through all lives of its node."""
+
+    def __init__(self, disk_id: str, rng: random.Random, geometry: Geometry, slots: int) -> None:
+        self.disk_id = disk_id
+        self.rng = rng
+        self.geometry = geometry
+        self.slots = slots
+        self.power = PowerLoss(geometry)
+        self.image = DiskImage()
+        self.disk: FaultyDisk | None = None
+        self.store: Store | None = None
+        self.slow = 1.0
+        self.damaged = False  # somebody turned bits of it
+
+    @property
+    def identity(self) -> DiskIdentity:
+        """Return what is in its disk.json."""
+        return DiskIdentity(
+            self.disk_id, CLUSTER_ID, self.geometry.slot_bytes, self.geometry.segment_slots, 1
+        )
+
+    def open(self, clock: SimClock, trash_grace_s: float) -> Store:
+        """Open it in the node's process."""
+        history: list[Event] = []
+        rng = self.rng
+        self.disk = FaultyDisk(
+            self.geometry, self.image, history, cold=lambda _address: rng.random() < 0.2
+        )
+        self.disk.poison = True
+        self.store = Store(
+            self.disk, self.identity, DelayPool(self.disk, rng, lambda: self.slow), clock,
+            boot_id=rng.getrandbits(60), size_bytes=self.slots * self.geometry.slot_bytes,
+            punch_delay_s=rng.choice((0.0, 1.0, None)), trash_grace_s=trash_grace_s,
+        )  # fmt: skip
+        self.store.open()
+        return self.store
+
+    def left(self, *, power: bool) -> None:
+        """The process is gone, perhaps with the machine's power."""
+        if self.disk is None:
+            return
+        for event in self.disk.history:
+            self.power.step(event)
+        if power:
+            self.image = self.power.cut(self.rng)
+            self.power = PowerLoss(self.geometry, self.image.copy())
+        else:
+            self.image = self.power.killed()
+            self.power = self.power.continued()
+        self.disk = self.store = None
+
+
+class SimNode:
+    """One machine with one node."""
+
+    def __init__(
+        self, loop: SimLoop, name: str, zone: str, drives: list[SimDrive], rng: random.Random
+    ) -> None:
+        self.loop = loop
+        self.name = name
+        self.zone = zone
+        self.drives = drives
+        self.rng = rng
+        self.node_id = name.encode().ljust(16, b"_").hex()
+        self.process: SimProcess | None = None
+        self.starts = 0
+        self.on_up: Callable[[SimNode], None] = lambda _node: None
+        self.local: dict[str, LocalChunks] = {}
+
+    @property
+    def up(self) -> bool:
+        """True while its process lives."""
+        return self.process is not None and self.process.alive
+
+    @property
+    def address(self) -> str:
+        """Return where it listens."""
+        return f"{self.name}:4000"
+
+    def start(self) -> None:
+        """Start the process."""
+        assert not self.up
+        self.starts += 1
+        network = self.loop.network
+        assert network is not None
+        network.dark.discard(self.name)
+        self.process = self.loop.process(f"{self.name}.{self.starts}", self.name)
+        self.process.run(self._main())
+
+    async def _main(self) -> None:
+        from torus.testing.simpeer import serve
+
+        clock = SimClock(self.loop)
+        await asyncio.sleep(self.rng.random() * 0.05)
+        stores = [drive.open(clock, self.rng.choice((0.0, 2.0))) for drive in self.drives]
+        self.local = {store.identity.disk_id: LocalChunks(store) for store in stores}
+        await serve(self.loop, self.address, stores, self.node_id)
+        self.on_up(self)
+
+    def stop(self, *, power: bool) -> None:
+        """Kill the process, or cut the machine's power."""
+        if self.process is None or not self.process.alive:
+            return
+        if power:
+            assert self.loop.network is not None
+            self.loop.network.dark.add(self.name)
+        self.process.kill(power=power)
+        for drive in self.drives:
+            drive.left(power=power)
+        self.local = {}

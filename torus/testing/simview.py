@@ -1,0 +1,75 @@
+"""The cluster's picture as each simulated process has it: the same for all, but not at once.
+
+Rings are built once for each set of members and shared by all runs of a test process.
+"""
+
+import random
+from functools import lru_cache
+
+from torus.cluster.membership import Place
+from torus.metadata.schema import RingHead
+from torus.ring.builder import first_ring, next_ring
+from torus.ring.member import RingMember
+from torus.ring.table import Ring
+from torus.testing.membership import StaticMembership
+from torus.testing.simloop import SimLoop, SimProcess
+
+
+@lru_cache(maxsize=24)
+def ring_after(history: tuple[tuple[RingMember, ...], ...]) -> Ring:
+    """Return the ring that so many changes of its members led to."""
+    if len(history) == 1:
+        return first_ring(history[0])
+    return next_ring(ring_after(history[:-1]), history[-1])
+
+
+class Authority:
+    """Who knows the truth, and tells every process a little later."""
+
+    def __init__(self, loop: SimLoop, rng: random.Random) -> None:
+        self.loop = loop
+        self.rng = rng
+        self.places: dict[str, Place] = {}
+        self.history: tuple[tuple[RingMember, ...], ...] = ()
+        self.rings: dict[int, Ring] = {}
+        self.head: RingHead | None = None
+        self._views: list[tuple[SimProcess, StaticMembership]] = []
+
+    @property
+    def ring(self) -> Ring:
+        """Return the newest ring."""
+        assert self.head is not None
+        return self.rings[self.head.version]
+
+    def view(self, process: SimProcess) -> StaticMembership:
+        """Return the picture of a process, which follows the truth from now on."""
+        view = StaticMembership(self.places.values())
+        for version, ring in self.rings.items():
+            if self.head is not None and version <= self.head.version:
+                view.set_ring(ring)
+        self._views = [(one, its) for one, its in self._views if one.alive]
+        self._views.append((process, view))
+        return view
+
+    def set_place(self, place: Place) -> None:
+        """Change where a disk is reached, or that it is not."""
+        self.places[place.disk_id] = place
+        self._tell(lambda view: view.set_place(place))
+
+    def set_members(self, members: tuple[RingMember, ...]) -> bool:
+        """Begin another version of the ring; False: it is the same."""
+        history = (*self.history, members)
+        ring = ring_after(history)
+        if self.head is not None and ring.version == self.head.version:
+            return False
+        self.history = history
+        self.rings[ring.version] = ring
+        self.head = RingHead(ring.version)
+        self._tell(lambda view: view.set_ring(ring))
+        return True
+
+    def _tell(self, change) -> None:  # type: ignore[no-untyped-def]
+        for process, view in self._views:
+            if process.alive:
+                late_s = self.rng.choice((0.0, 0.01, 0.2)) * self.rng.random()
+                process.call_at(self.loop.time() + late_s, change, view)
