@@ -79,6 +79,16 @@ class Placement:
             log.debug("placement.unknown", chunk=str(chunk), error=str(exc))
         return list(dict.fromkeys(owners))
 
+    def stays_on(self, chunk: ChunkId, disk_id: str) -> bool:
+        """Tell whether a chunk was written to a disk and belongs there still.
+
+        Raises: Unavailable when that cannot be told.
+        """
+        if disk_id not in self.written_to(chunk):
+            return False
+        present = self._view.ring.owners(chunk, self._copies)
+        return self.is_open(chunk) or any(one.disk_id == disk_id for one in present)
+
     def ever(self, chunk: ChunkId) -> list[str]:
         """Return the disks that may still have a chunk: its owners, and those of the rings in
         between, which may not have given it up yet."""

@@ -114,8 +114,8 @@ class Care:
             return
         if len(self._repairs) >= limits.REPLICA_REPAIRS_MAX:
             return
-        if bad not in self._placement.written_to(chunk):
-            return  # it may be on its way there
+        if not self._placement.stays_on(chunk, bad):
+            return  # it may be on its way there, or have gone from there
         self._wanted.add((chunk, bad))
         self._repairs.append((chunk, bad, good, epoch))
         if self._repairing is None:

@@ -44,3 +44,17 @@ def test_chunk_of_an_open_span_lies_where_it_was_written() -> None:
     placement.learn(1, [Span(1, 0, 1, None, None, 1)])
     chunk = ChunkId(1, 1, 0, 7)
     assert placement.ever(chunk) == placement.written_to(chunk)
+
+
+def test_chunk_stays_only_where_it_was_written_and_still_belongs() -> None:
+    """A read that finds no copy where one was given up must not put it there again."""
+    view = _view()
+    placement = Placement(view, 2)
+    placement.learn(1, [Span(1, 0, 1, 500, None, 2), Span(1, 1, 501, None, None, 2)])
+    for sequence in range(1, 501):
+        chunk = ChunkId(1, 1, 0, sequence)
+        present = {member.disk_id for member in view.ring.owners(chunk, 2)}
+        stays = {disk for disk in DISKS if placement.stays_on(chunk, disk)}
+        assert stays == set(placement.written_to(chunk)) & present
+    opened = ChunkId(1, 1, 1, 501)
+    assert all(placement.stays_on(opened, disk) for disk in placement.written_to(opened))
