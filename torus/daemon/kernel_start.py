@@ -11,13 +11,13 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torus import errors, limits, log
@@ -83,25 +83,20 @@ def start_in_background(place: AttachPlace, resume: Resume, wait_s: float = STAR
     resume = replace(resume, ready=writing, background=True)
     _begin_log(place)
     environment = {**os.environ, RESUME_VARIABLE: json.dumps(asdict(resume))}
-    command = [sys.executable, *sys.orig_argv[1:]]
-    with open(place.log_path, "ab") as output, open(os.devnull, "rb") as nothing:
-        process = subprocess.Popen(
-            command, stdin=nothing, stdout=output, stderr=output, env=environment,
-            start_new_session=True, pass_fds=(lock, writing),
-        )  # fmt: skip
+    child = _spawn(environment, place.log_path, (lock, writing))
     os.close(writing)
     os.close(lock)
     try:
         told = _wait_for_word(reading, wait_s)
+    except TimeoutError as late:
+        raise TimedOut(
+            f"the gateway of volume {place.volume!r} is still starting after {wait_s:g} s",
+            hint=f"see {place.log_path}; it goes on: 'torus nbd list'",
+        ) from late
     finally:
         os.close(reading)
     if told is None:
-        code = process.poll()
-        if code is None:
-            raise TimedOut(
-                f"the gateway of volume {place.volume!r} is still starting after {wait_s:g} s",
-                hint=f"see {place.log_path}; it goes on: 'torus nbd list'",
-            )
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         raise Unavailable(
             f"the gateway of volume {place.volume!r} ended at its start with exit code {code}",
             hint=f"see {place.log_path}",
@@ -236,13 +231,33 @@ def _begin_log(place: AttachPlace) -> None:
         return
 
 
+def _spawn(environment: dict[str, str], log_path: Path, kept: tuple[int, ...]) -> int:
+    """Run this very command in a session of its own, and return its pid."""
+    for descriptor in kept:
+        os.set_inheritable(descriptor, True)
+    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return os.posix_spawn(
+        sys.executable, [sys.executable, *sys.orig_argv[1:]], environment,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log_path), append, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+    )  # fmt: skip
+
+
 def _wait_for_word(reading: int, wait_s: float) -> dict[str, Any] | None:
+    """Return what the supervisor tells, None when it ends without a word.
+
+    Raises: TimeoutError.
+    """
     deadline = time.monotonic() + wait_s
     received = b""
     while not received.endswith(b"\n"):
         left_s = deadline - time.monotonic()
         if left_s <= 0 or not select.select([reading], [], [], left_s)[0]:
-            return None
+            raise TimeoutError
         piece = os.read(reading, 65536)
         if not piece:
             return None
