@@ -41,6 +41,7 @@ from torus.wire.messages import (
 from torus.wire.states import Role
 
 _FREQUENT_BYTES_MAX = 128 * limits.KIB  # larger frames are not copied together
+_LATE_S = 0.05
 _TICKS = 4  # looks at the deadlines in the time that a node may be silent
 
 
@@ -66,6 +67,8 @@ class PeerLink(FramedProtocol):
         self._in_flight = 0
         self._timer: asyncio.TimerHandle | None = None
         self._pinged = False
+        self._due_s = 0.0  # when the timer is to fire
+        self._late_once = False
         self._greeted = False
         self.ended: asyncio.Future[None] = self._loop.create_future()  # done with `failure`
         self._capability: Callable[[int, int], int] = _none
@@ -273,11 +276,18 @@ class PeerLink(FramedProtocol):
         silence_s = self._deadlines.silence_s
         if silence_s is not None:
             deadline_s = min(deadline_s, self._loop.time() + silence_s / _TICKS)
+        self._due_s = deadline_s
         self._timer = self._loop.call_at(deadline_s, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
         now_s, earliest_s, oldest_s = self._loop.time(), math.inf, math.inf
+        if now_s - self._due_s > _LATE_S and not self._late_once:
+            # This process was held up: what the node said meanwhile is to be read first.
+            self._late_once = True
+            self._watch(now_s + _LATE_S)
+            return
+        self._late_once = False
         for request in self._open.values():
             if request.deadline_s <= now_s:
                 limit_s = request.deadline_s - request.sent_s

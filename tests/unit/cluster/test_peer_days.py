@@ -299,6 +299,22 @@ def test_hung_node_is_noticed_while_nobody_asks(socket_folder: Path) -> None:
     with_stopped(socket_folder, "asyncio", scenario)
 
 
+def test_client_that_was_held_up_reads_first(place: Place) -> None:
+    """A process that did not run for a second does not blame the node for its own silence."""
+    place.silence_s = 0.3
+
+    async def scenario() -> None:
+        writer = await place.chunks.open(ONE, from_reserve=False)
+        waiting = asyncio.ensure_future(writer.append_bytes(0, FIRST, record(ONE, 0, FIRST)))
+        await asyncio.sleep(0)
+        threading.Event().wait(1.0)  # holds up both ends, as they share the loop
+        await waiting
+        await place.chunks.sync([ONE])
+        assert place.chunks.reconnects == 0  # type: ignore[union-attr]
+
+    place.run(scenario)
+
+
 def test_slow_sync_on_a_node_that_is_alive_is_waited_for(place: Place) -> None:
     """Silence is the node's, not the disk's: it says that it is there while it syncs."""
     place.silence_s = 0.2
