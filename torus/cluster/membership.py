@@ -7,6 +7,7 @@ where data goes (torus.ring) nor who is put out (torus.daemon.coordinator).
 Implements docs/operations.md, "Nodes, disks and members".
 """
 
+import asyncio
 import base64
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -139,6 +140,7 @@ class Membership:
         self._members: dict[str, Member] = {}
         self._gateways: dict[str, Gateway] = {}
         self._places: Mapping[str, Place] = {}
+        self._marks = 0  # changes of members, for what places do not show
         self._head: RingHead | None = None
         self._rings = Rings()
         self._away: dict[str, int] = {}  # who cannot reach the metadata store: since when
@@ -159,8 +161,7 @@ class Membership:
 
     async def close(self) -> None:
         """Stop following; idempotent.  The last picture stays."""
-        for following in self._followings:
-            await following.stop()
+        await asyncio.gather(*(following.stop() for following in self._followings))
 
     # --- the picture --------------------------------------------------------------------
 
@@ -258,7 +259,7 @@ class Membership:
         )
 
     def _take(self, changes: Iterable[tuple[str, bytes | None]]) -> None:
-        before = (self._places, self._head)
+        before = (self._places, self._head, self._marks)
         for key, value in changes:
             take = self._takers[key[: key.index("/") + 1]]
             try:
@@ -267,7 +268,7 @@ class Membership:
                 # a newer torus may have written it; what it said before is still the best guess
                 log.error("membership.unreadable", key=key, error=str(exc))
         self._rebuild()
-        if before != (self._places, self._head):
+        if before != (self._places, self._head, self._marks):
             self._changed()
 
     def _changed(self) -> None:
@@ -300,10 +301,12 @@ class Membership:
 
     def _on_member(self, key: str, value: bytes | None) -> None:
         disk_id = key.removeprefix(MEMBERS)
+        known = self._members.get(disk_id)
         if value is None:
             self._members.pop(disk_id, None)
         else:
             self._members[disk_id] = Member.from_bytes(value, key)
+        self._marks += known != self._members.get(disk_id)
 
     def _on_ring(self, key: str, value: bytes | None) -> None:
         if key == RING_HEAD:

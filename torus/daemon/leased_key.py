@@ -138,8 +138,7 @@ class LeasedKey:
         return None if self.held else await self._metadata.get(self._key)
 
     async def _store(self) -> None:
-        if not await self._put(self._revision):
-            self._lost()  # somebody removed or replaced it
+        await self._put(self._revision)
 
     async def _put(self, revision: int) -> bool:
         if self._lease is None:
@@ -150,9 +149,9 @@ class LeasedKey:
                 (Expect(self._key, revision),), (Put(self._key, value, self._lease),)
             )
         except NotFound:  # the lease ended meanwhile
-            self._lease = None
-            return False
-        if done is None:
+            self._lease, done = None, None
+        if done is None:  # or somebody removed or replaced the key
+            self._lost()
             return False
         was_held = self.held
         self._stored, self._revision = value, done
