@@ -56,6 +56,14 @@ class OpenChunk:
         while self.kept and self.kept[0].number < index:
             self.kept.popleft()
 
+    def held(self, offset: int, size: int) -> bytes | None:
+        """Return bytes of a record that can be sent again; None when none has them all."""
+        for kept in self.kept:
+            start = offset - kept.offset
+            if start >= 0 and start + size <= len(kept.record):
+                return kept.record[start : start + size]
+        return None
+
     @property
     def first_kept(self) -> int:
         """Return the number of the first record that can be sent again."""

@@ -232,7 +232,11 @@ class CopyReads:
         data = batch.found.get(number)
         if data is not None:
             return data
-        chunk = batch.reads[number][0]
+        chunk, offset, size = batch.reads[number]
+        opened = self._open.chunks.get(chunk)
+        held = None if opened is None else opened.held(offset, size)
+        if held is not None:  # every copy lost it with its disk's power, and will get it again
+            return held
         answered = {*batch.absent.get(number, ()), *batch.bad.get(number, ())}
         unknown = [disk for disk in self._owners(chunk) if disk not in answered]
         if unknown or not answered:
