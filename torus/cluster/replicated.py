@@ -218,7 +218,9 @@ class VolumeChunks:
         for disk in excluded:
             until_s, rest_s = self._left_out.get(disk, (0.0, 0.0))
             if until_s <= now_s:
-                rest_s = min(max(2 * rest_s, limits.REPLICA_RETURN_FIRST_S), _return_max_s())
+                rest_s = min(
+                    max(2 * rest_s, limits.REPLICA_RETURN_FIRST_S), limits.REPLICA_RETURN_MAX_S
+                )
                 self._left_out[disk] = now_s + rest_s, rest_s
         self._open.clear()
         self._changed.set()
@@ -396,7 +398,3 @@ class VolumeChunks:
         if self._changed.set in self._pool.view.on_change:
             self._pool.view.on_change.remove(self._changed.set)
         await self._care.stop()
-
-
-def _return_max_s() -> float:
-    return limits.REPLICA_RETURN_MAX_S

@@ -181,6 +181,9 @@ class _Check:
         snapshots: tuple[SnapshotCheck, ...] = ()
         if spec.state == DELETING:
             self._report_deleting(spec)
+        elif self._lies_elsewhere(volume):
+            self._check_epochs(spec, head, seen)
+            self._check_copies(spec, seen)
         else:
             self._check_epochs(spec, head, seen)
             recovered = await self._recover(spec, head)
@@ -203,6 +206,28 @@ class _Check:
             recovered_lsn=None if recovered is None else recovered.end.lsn,
             snapshots=snapshots,
         )
+
+    def _lies_elsewhere(self, volume: int) -> bool:
+        """Tell whether chunks of a volume, or of one that it grew from, may be on other disks:
+        then this one has a part of its log, and what is missing here is not missing."""
+        head: Head | None = self._known.heads[volume]
+        while head is not None:
+            if any(span.ring for span in head.spans):
+                return True
+            head = None if head.base is None else self._known.heads.get(head.base.volume)
+        return False
+
+    def _check_copies(self, spec: VolumeSpec, seen: dict[ChunkId, ChunkSeen]) -> None:
+        """Compare the checksums of this disk's copies; one may be short, others are whole."""
+        for chunk, one in seen.items():
+            places = [*(rotten.offset for rotten in one.rotten), *([one.end] if one.beyond else [])]
+            if places:
+                self._findings.warning(
+                    "bad-copy",
+                    self._disk.where(one.address, min(places)),
+                    f"volume {spec.name!r} chunk {chunk}: the copy on this disk is damaged from "
+                    f"offset {min(places)} on; a node repairs it from another disk's",
+                )
 
     def _report_deleting(self, spec: VolumeSpec) -> None:
         snapshots = len(self._bonds.snapshots_of(spec.volume))

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 
 from torus import limits
 from torus._fast.record import RecordBuilder
-from torus.clock import SystemClock
 from torus.cluster.chunks import DiskChunks, OneDisk
 from torus.cluster.local import LocalChunks
 from torus.cluster.membership import Place
@@ -26,6 +25,7 @@ from torus.testing.faults import FaultyMetadata
 from torus.testing.membership import StaticMembership
 from torus.testing.pool import SimPool
 from torus.testing.simdisk import SMALL, DiskImage, PowerLoss, SimDisk
+from torus.testing.simloop import SimLoop
 from torus.volume.attach import VolumeOptions, attach
 from torus.volume.attachment import Attachment
 from torus.volume.catalog_async import AsyncCatalog
@@ -220,10 +220,20 @@ class FarDisk(OneDisk):
         return None
 
     async def wait_for_space(self) -> None:
-        await asyncio.sleep(0.01)
+        await let_pass(0.01)
 
     async def list(self, volume: int) -> Sequence[ChunkId]:
         return await self.ask("list", lambda node: node.chunks.list(volume))  # type: ignore[return-value]
+
+
+class LoopClock:
+    """The time of the loop."""
+
+    def monotonic_ns(self) -> int:
+        """Return the loop's time."""
+        return int(asyncio.get_running_loop().time() * 1e9)
+
+    wall_ns = monotonic_ns
 
 
 class Replicas:
@@ -262,7 +272,7 @@ class Replicas:
 
         local = {self.nodes[near].disk_id: self.nodes[near].chunks} if near else {}
         pool = DiskPool(
-            self.view, local, connect, SystemClock(), host=near, slot_bytes=SMALL.slot_bytes
+            self.view, local, connect, LoopClock(), host=near, slot_bytes=SMALL.slot_bytes
         )
         self.pools.append(pool)
         return pool
@@ -316,23 +326,29 @@ class Replicas:
 
 
 def run(seed: int, scenario: Callable[[Replicas], Awaitable[None]], **options: str) -> None:
-    """Run a scenario to its end; nothing may be left running."""
-    reported: list[object] = []
+    """Run a scenario to its end, in virtual time; nothing may be left running."""
 
     async def guarded() -> None:
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, context: reported.append(context))
         replicas = Replicas(seed, **options)
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(3600):
                 await scenario(replicas)
         finally:
             await replicas.stop()
         await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
-    asyncio.run(guarded())
-    assert reported == []
+    loop = SimLoop(random.Random(f"loop:{seed}"))
+    try:
+        loop.run_until_complete(loop.outside.run(guarded()))
+        assert loop.errors == []
+    finally:
+        loop.close()
+
+
+async def let_pass(seconds: float) -> None:
+    """Let time pass; it costs nothing."""
+    await asyncio.wait([asyncio.get_running_loop().create_future()], timeout=seconds)
 
 
 def block(number: int) -> bytes:

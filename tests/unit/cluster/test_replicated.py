@@ -4,15 +4,13 @@ import asyncio
 
 import pytest
 
-from tests.unit.cluster.replicas import BLOCK, Replicas, SimNode, block, run
+from tests.unit.cluster.replicas import BLOCK, Replicas, SimNode, block, let_pass, run
 from torus import limits
 from torus.errors import DiskFailed, Fenced, PoolFull, TorusError, Unavailable
 from torus.metadata.schema import Head, Span
 from torus.store.content import Presence, walk
 from torus.volume.attachment import Attachment
 from torus.volume.volume import Volume
-
-pytestmark = pytest.mark.usefixtures("short_times")
 
 
 async def write(volume: Volume, *numbers: int, flush: bool = False) -> None:
@@ -45,14 +43,14 @@ def owners_now(replicas: Replicas, attachment: Attachment, copies: int = 3) -> l
     return replicas.owners(attachment.volume.core.journal.chunk, copies)
 
 
-async def until(happened, seconds: float = 2.0) -> None:  # type: ignore[no-untyped-def]
+async def until(happened, seconds: float = 30.0) -> None:  # type: ignore[no-untyped-def]
     """Wait until something holds."""
     async with asyncio.timeout(seconds):
         while not happened():
-            await asyncio.sleep(0.002)
+            await let_pass(0.002)
 
 
-async def not_done(task: asyncio.Task[object], seconds: float = 0.15) -> None:
+async def not_done(task: asyncio.Task[object], seconds: float = 0.3) -> None:
     """Expect that a task is still waiting after a while."""
     await asyncio.wait([task], timeout=seconds)
     assert not task.done()
@@ -86,7 +84,6 @@ def test_a_write_is_answered_when_every_copy_has_it() -> None:
     """As long as one of the disks has not answered, and is not known to be lost, nobody is told."""
 
     async def scenario(replicas: Replicas) -> None:
-        limits.REPLICA_SILENCE_S = 5.0
         await replicas.create()
         attachment = await replicas.attach()
         await write(attachment.volume, 0)
@@ -184,7 +181,7 @@ def test_a_slow_sync_of_a_node_that_answers_is_waited_for() -> None:
         sync = slow.chunks.sync
 
         async def slowly(chunks):  # type: ignore[no-untyped-def]
-            await asyncio.sleep(0.15)  # three times the silence
+            await let_pass(3 * limits.REPLICA_SILENCE_S)
             await sync(chunks)
 
         slow.chunks.sync = slowly  # type: ignore[method-assign]
@@ -207,7 +204,7 @@ def test_nothing_is_answered_while_the_metadata_are_away() -> None:
         replicas.metadata.fail(1, count=10**9)
 
         waiting = asyncio.ensure_future(write(attachment.volume, 1))
-        await not_done(waiting, 0.3)
+        await not_done(waiting, 3)
         assert "cannot be published" in attachment.holder.waiting
         replicas.metadata.fail(0)
 
@@ -347,7 +344,7 @@ def test_fewer_than_the_least_number_of_copies_wait() -> None:
         two.kill()
 
         waiting = asyncio.ensure_future(write(attachment.volume, 1))
-        await not_done(waiting, 0.3)
+        await not_done(waiting, 3)
         assert "too few copies" in attachment.volume.core.chunks.waiting
         two.restart()
         two.up = True
@@ -370,7 +367,7 @@ def test_too_few_disks_for_another_span_wait() -> None:
         replicas.nodes["a"].kill()
 
         waiting = asyncio.ensure_future(write(attachment.volume, 1, flush=True))
-        await not_done(waiting, 0.3)
+        await not_done(waiting, 3)
         replicas.nodes["a"].lose_power()
         replicas.nodes["a"].up = True
 
@@ -537,7 +534,7 @@ def test_the_old_writer_cannot_leave_out_the_node_that_fenced_it() -> None:
         new = await replicas.attach(2, cut=others)
         old_cut.add(reached.name)  # the old one does not hear of it
 
-        with pytest.raises(Fenced, match="process|pid|held by"):
+        with pytest.raises(Fenced, match="is held by"):
             await write(old.volume, 1, flush=True)
         with pytest.raises(Fenced):
             await old.volume.flush()
@@ -641,7 +638,6 @@ def test_a_short_copy_is_made_as_long_as_the_longest() -> None:
     """A writer died in the middle of an append: every disk has what was chosen afterwards."""
 
     async def scenario(replicas: Replicas) -> None:
-        limits.REPLICA_SILENCE_S = 5.0
         await replicas.create()
         old = await replicas.attach()
         await write(old.volume, 0)
@@ -653,7 +649,6 @@ def test_a_short_copy_is_made_as_long_as_the_longest() -> None:
         dying = asyncio.ensure_future(write(old.volume, 1))
         await not_done(dying)
         two.silent = three.silent = False
-        limits.REPLICA_SILENCE_S = 0.05
 
         new = await replicas.attach(2)
 
@@ -785,9 +780,8 @@ def test_an_attach_forgets_no_chunk_that_a_disk_away_may_have() -> None:
     run(50, scenario)
 
 
-def test_deletions_reach_a_disk_that_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deletions_reach_a_disk_that_was_away() -> None:
     """They are told again as long as the volume is attached."""
-    monkeypatch.setattr("torus.cluster.replicated_care._AGAIN_S", 0.01)
 
     async def scenario(replicas: Replicas) -> None:
         await replicas.create(3, 2)

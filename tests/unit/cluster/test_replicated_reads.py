@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.unit.cluster.replicas import BLOCK, Replicas, SimNode, block, run
+from tests.unit.cluster.replicas import BLOCK, Replicas, SimNode, block, let_pass, run
 from tests.unit.cluster.test_replicated import read_back, until, write
 from torus import limits
 from torus.cluster.replicated import VolumeChunks
@@ -12,8 +12,6 @@ from torus.errors import Corruption, Unavailable
 from torus.ids import ChunkId
 from torus.store.content import Presence
 from torus.volume.attachment import Attachment
-
-pytestmark = pytest.mark.usefixtures("short_times")
 
 
 async def closed_chunk(replicas: Replicas) -> tuple[Attachment, ChunkId]:
@@ -65,7 +63,7 @@ def test_a_rotten_copy_is_not_handed_out_and_is_repaired() -> None:
             [found] = await bad.chunks.examine([chunk], afresh=True)
             if found == right:
                 break
-            await asyncio.sleep(0.005)
+            await let_pass(0.005)
         assert found == right
 
     run(1, scenario)
@@ -104,7 +102,7 @@ def test_a_block_whose_right_copies_are_away_is_unknown() -> None:
             await attachment.volume.read(2 * BLOCK, BLOCK)
 
         waiting = asyncio.ensure_future(attachment.volume.read(2 * BLOCK, BLOCK))
-        await asyncio.sleep(0.05)
+        await let_pass(0.05)
         others[0].up = True
         assert await waiting == block(2)
 
