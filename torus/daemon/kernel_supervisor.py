@@ -111,8 +111,9 @@ class Supervisor:
             if self._stops:
                 return self._over("ended")  # the device waits for another attach
             misses = 0 if time.monotonic() - began > _STEADY_S else misses + 1
-            if not self._wait_for_better(index, misses):
-                return self._failure().exit_code
+            code = self._wait_for_better(index, misses)
+            if code is not None:
+                return code
 
     def close(self) -> None:
         """Listen to signals no more, and let others choose the device."""
@@ -144,7 +145,8 @@ class Supervisor:
         _, status = os.waitpid(child, 0)
         self._child = 0
         ended = os.waitstatus_to_exitcode(status)
-        self._lost_at = time.monotonic()
+        if self._lost_at is None:  # else it never served: the kernel has waited since before it
+            self._lost_at = time.monotonic()
         events.info("gateway.ended", volume=self.state.volume, pid=child, code=ended)
         fields: dict[str, Any] = {"gateway_pid": 0}
         if ended < 0:
@@ -230,14 +232,15 @@ class Supervisor:
 
     # --- what follows -------------------------------------------------------------------
 
-    def _wait_for_better(self, index: int, misses: int) -> bool:
-        """Wait a little before the next gateway; False when the kernel waits no longer."""
+    def _wait_for_better(self, index: int, misses: int) -> int | None:
+        """Wait a little before the next gateway; an exit code when there is to be none, because
+        the kernel waits no longer, or this process was told to end."""
         order = self._wanted.order
         since = self._lost_at if self._lost_at is not None else time.monotonic()
         if misses > 1 and time.monotonic() - since > order.dead_timeout_s:
             self._disconnect(index)
             self._over("failed")
-            return False
+            return self._failure().exit_code
         self._set(state="reconnecting")
         delay_s = min(0.1 * 2 ** (misses - 1), limits.ATTACH_BACKOFF_S_MAX) if misses > 1 else 0.0
         deadline = time.monotonic() + delay_s
@@ -246,10 +249,7 @@ class Supervisor:
                 self._on_signals()
         if self._restart:
             self._become_new()
-        if self._stops:
-            self._over("ended")
-            return False
-        return True
+        return self._over("ended") if self._stops else None
 
     def _become_new(self) -> None:
         """Run this program anew, as it is on disk now, in this process; never returns."""

@@ -15,7 +15,7 @@ from torus.daemon.kernel_device import Ending
 from torus.daemon.kernel_gateway import Mission
 from torus.daemon.kernel_state import AttachOrder, AttachPlace, AttachState
 from torus.daemon.kernel_supervisor import Wanted, supervise
-from torus.errors import Busy, Fenced, NotFound
+from torus.errors import Busy, Fenced, NotFound, Unavailable
 
 Gateway = Callable[[Mission, Callable[[dict[str, Any]], None]], int]
 
@@ -171,6 +171,15 @@ def test_what_an_operator_can_mend_is_waited_for(stage: Stage) -> None:
     """A damaged log does not take the device away from its users."""
     assert stage.run(killed, ends(Ending.REFUSED, "corrupt", served=False), detached) == 0
     assert stage.disconnected == []
+
+
+def test_after_the_time_nobody_waits_any_more(stage: Stage) -> None:
+    """The kernel has given up by then; the time counts from the last gateway that served."""
+    stage.order = AttachOrder("vm1", "torus:abc:0000000000000001", dead_timeout_s=0)
+    again = ends(Ending.AGAIN, "unavailable", served=False)
+    assert stage.run(killed, again) == Unavailable.exit_code
+    assert stage.disconnected == [1]
+    assert stage.states[-1].state == "failed"
 
 
 def test_a_device_that_was_taken_meanwhile(stage: Stage) -> None:
