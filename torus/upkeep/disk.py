@@ -26,7 +26,7 @@ from torus.upkeep.placement import FIRST_RING, Placement, Ring, Slots
 from torus.upkeep.plan import Log, Surplus, Want
 from torus.upkeep.progress import Progress, Rate, as_document
 from torus.upkeep.pull import Puller
-from torus.upkeep.survey import Found, Picture, Survey
+from torus.upkeep.survey import Picture, Survey
 
 log = get_logger("torus.upkeep")
 _GONE = "removed"  # state of a disk that has nothing any more
@@ -206,15 +206,6 @@ class DiskUpkeep:
         progress.state = "waiting" if left else "settled"
         return not left
 
-    async def look(self) -> list[Found]:
-        """Return what a round would do, volume by volume, and do nothing.
-
-        Raises: DiskFailed of the own disk, Unavailable.
-        """
-        logs = await self._heads.read()
-        picture = await self._picture(logs)
-        return [await Survey(self._store, self._survey.peers).volume(picture, one) for one in logs]
-
     async def _picture(self, logs: Iterable[Log]) -> Picture:
         """Return who is there and where chunks belong.
 
@@ -222,16 +213,15 @@ class DiskUpkeep:
         """
         newest: Ring = self._view.ring
         rings: dict[int, Ring] = {newest.version: newest}
-        oldest = min(
-            (span.ring or FIRST_RING for one in logs for span in one.spans),
-            default=newest.version,
-        )
+        named = {span.ring or FIRST_RING for one in logs for span in one.spans}
+        first = min(named, default=newest.version)
+        recent = range(max(first, newest.version - limits.UPKEEP_RINGS), newest.version)
         known = {} if self._placement is None else self._placement.rings
-        for version in range(oldest, newest.version):
+        for version in sorted({*named, *recent} - {newest.version}):
             try:
                 rings[version] = known.get(version) or await self._view.fetch_ring(version)
             except NotFound:
-                continue  # nobody's span names it: what follows from it is not known
+                continue  # what follows from it is not known then
         places = self._view.disks()
         return Picture(
             Placement(rings, newest.version, self._slot_of),

@@ -12,6 +12,8 @@ from torus.ids import ChunkId
 from torus.metadata.schema import Span
 
 FIRST_RING = 1  # what version 0 of a span means
+_SLOTS = 1 << 16
+_YES, _NO = 1, 2
 Slots = Callable[[ChunkId], int]
 
 
@@ -53,6 +55,7 @@ class Placement:
         self.rings = dict(rings)
         self._slot_of = slot_of
         self._owners: dict[tuple[int, int, int], tuple[str, ...]] = {}
+        self._owned: dict[tuple[str, int, int], bytearray] = {}  # by slot: see `owned_since`
 
     @property
     def members(self) -> Sequence[Disk]:
@@ -75,6 +78,27 @@ class Placement:
         if any(one.node_id in nodes for one in owners):
             return len(owners)
         return max(copies, len(owners))
+
+    def slot_of(self, chunk: ChunkId) -> int:
+        """Return the slot of a chunk."""
+        return self._slot_of(chunk)
+
+    def owned_since(self, disk: str, slot: int, copies: int, first: int) -> bool:
+        """Say whether a disk is an owner of a slot in every version from ``first`` on.
+
+        False where a version is not known.  Remembered by slot: it is asked for every chunk.
+        """
+        known = self._owned.get((disk, copies, first))
+        if known is None:
+            known = self._owned[disk, copies, first] = bytearray(_SLOTS)
+        answer = known[slot]
+        if not answer:
+            owned = all(
+                version in self.rings and disk in self._at(version, slot, copies)
+                for version in range(first, self.version + 1)
+            )
+            answer = known[slot] = _YES if owned else _NO
+        return answer == _YES
 
     def written(self, chunk: ChunkId, span: Span, copies: int) -> tuple[str, ...] | None:
         """Return the disks that a chunk was written to; None when that ring is not known."""
@@ -106,13 +130,9 @@ class Placement:
         """
         if disk in span.excluded:
             return False
-        slot = self._slot_of(chunk)
-        if disk not in (self.written(chunk, span, copies) or ()):
+        if span.excluded and disk not in (self.written(chunk, span, copies) or ()):
             return False
-        return all(
-            version in self.rings and disk in self._at(version, slot, copies)
-            for version in range(span.ring or FIRST_RING, self.version + 1)
-        )
+        return self.owned_since(disk, self._slot_of(chunk), copies, span.ring or FIRST_RING)
 
     def _at(self, version: int, slot: int, copies: int) -> tuple[str, ...]:
         key = (version, slot, copies)

@@ -97,15 +97,18 @@ def look(
     gone for good.
     """
     found = Look()
+    volume, copies, newest = log.volume, log.copies, placement.version
+    epoch, tag = closed.span.epoch, closed.span.tag
+    slot_of, owned_since = placement.slot_of, placement.owned_since
     for sequence in sequences:
-        chunk = closed.chunk(log.volume, sequence)
-        owner = disk in placement.owners(chunk, log.copies)
+        chunk = ChunkId(volume, epoch, tag, sequence)
+        owner = owned_since(disk, slot_of(chunk), copies, newest)
         if chunk in here:
             if not owner:
                 found.surplus.append(chunk)
             elif closed.doubtful(sequence, disk):
                 found.doubtful.append(chunk)
-        elif owner and not (sound and may_witness(closed, chunk, placement, disk, log.copies)):
+        elif owner and not (sound and may_witness(closed, chunk, placement, disk, copies)):
             found.lacking.append(chunk)
     return found
 
