@@ -4,7 +4,7 @@ Decides how registrations, members and rings become one picture, and what that p
 the metadata store is away: the last one known, with the time since when.  It decides neither
 where data goes (torus.ring) nor who is put out (torus.daemon.coordinator).
 
-Implements docs/operations.md, "Nodes, disks and members".
+Implements docs/operations-cluster.md, "Nodes, disks and members".
 """
 
 import asyncio

@@ -5,7 +5,7 @@ one compare-and-swap.  What is decided stands in `torus.daemon.coordinator_plan`
 key is no safety: every change expects everything that it was decided from, the key included, so
 that one who was paused and woke up changes nothing.
 
-Implements docs/operations.md, "The coordinator".
+Implements docs/operations-cluster.md, "The coordinator".
 """
 
 import asyncio

@@ -3,7 +3,7 @@
 Decides which disks are put out and taken back, which make the next version of the ring, and
 when nothing may change.  Pure: `torus.daemon.coordinator` watches and carries out.
 
-Implements docs/operations.md, "The coordinator".
+Implements docs/operations-cluster.md, "The coordinator".
 """
 
 from collections.abc import Mapping, Sequence, Set

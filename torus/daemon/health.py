@@ -2,7 +2,7 @@
 
 Decides what counts as degraded, what is only worth a note, and which exit code says it.  Pure.
 
-Implements docs/operations.md, "Health".
+Implements docs/operations-cluster.md, "Health".
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -3,7 +3,7 @@
 Decides when a deletion counts as interrupted, and which versions of the ring go.  Both may be
 done by two nodes at once without harm; one does it so that a thousand do not.
 
-Implements docs/operations.md, "The coordinator".
+Implements docs/operations-cluster.md, "The coordinator".
 """
 
 import asyncio

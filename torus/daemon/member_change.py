@@ -3,7 +3,7 @@
 Decides which words mean which disks, what is refused and with which numbers.  The changes are
 compare-and-swaps of members; what follows from them in the ring is the coordinator's.
 
-Implements docs/operations.md, "Draining and removing".
+Implements docs/operations-cluster.md, "Draining and removing".
 """
 
 from collections.abc import Sequence

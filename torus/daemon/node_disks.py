@@ -3,7 +3,7 @@
 Decides which node the disks make, and which failures end the node and which only one disk of
 several: what the operator can put right ends it, what the hardware did does not.
 
-Implements docs/operations.md, "Nodes, disks and members".
+Implements docs/operations-cluster.md, "Nodes, disks and members".
 """
 
 from collections.abc import Sequence

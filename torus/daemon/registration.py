@@ -3,7 +3,7 @@
 Decides what a second process with the same node id is told, which disks become members by
 themselves, and which are refused because they were removed.
 
-Implements docs/operations.md, "Nodes, disks and members".
+Implements docs/operations-cluster.md, "Nodes, disks and members".
 """
 
 from collections.abc import Callable
