@@ -52,7 +52,7 @@ class HandedConnection(Transmission):
     def _serve(self) -> None:
         # The kernel shuts a connection down before it asks anew elsewhere, so what is seen to be
         # open here, in this turn of the event loop, has nothing in it that was overtaken.
-        if any(events & select.POLLHUP for _, events in self._hang_up.poll(0)):
+        if not self._lost and any(events & select.POLLHUP for _, events in self._hang_up.poll(0)):
             self._ending = True
             self._transport.abort()
             return
