@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import quote
 
-from torus.cli.nbd_devices import device_documents, render_devices
+from torus.cli.nbd_devices import device_documents, devices_elsewhere, render_devices
 from torus.cli.nbd_kernel import declare_kernel_verbs
 from torus.cli.node import add_engine_options
 from torus.cli.nodes import NodeView, node_views
@@ -174,7 +174,7 @@ def run_list(arguments: argparse.Namespace, session: Session) -> int:
         volumes = Catalog(store, SystemClock()).list()
         nodes = node_views(store)
     exports = list_exports(volumes, nodes)
-    devices = device_documents(session)
+    devices = device_documents(session) + devices_elsewhere(volumes)
 
     def render() -> None:
         if devices:

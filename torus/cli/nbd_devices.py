@@ -1,8 +1,10 @@
-"""This machine's disks, for people and programs: found by a name, shown in a list.
+"""Disks of kernels, for people and programs: found by a name, shown in a list.
 
 Decides what a name means and how a disk is shown.
 """
 
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,15 @@ from torus.cli.sizes import format_size
 from torus.daemon.kernel_state import AttachedDevice, attached_devices
 from torus.errors import NotFound
 from torus.net import block_device
+from torus.volume.catalog import Volume
 
 
 def device_documents(session: Session) -> list[dict[str, Any]]:
     """Return this machine's devices, for `torus nbd list`."""
     return [
         {
-            "device": one.device, "volume": one.volume, "size_bytes": one.size_bytes,
+            "device": one.device, "host": socket.gethostname(),
+            "volume": one.volume, "size_bytes": one.size_bytes,
             "state": one.state, "gateway_pid": one.gateway_pid or None,
             "supervisor_pid": one.supervisor_pid or None,
             "read_only": bool(one.known and one.known.read_only),
@@ -27,6 +31,23 @@ def device_documents(session: Session) -> list[dict[str, Any]]:
             "log": one.known.log if one.known else "",
         }
         for one in attached_devices(session.common().home)
+    ]  # fmt: skip
+
+
+def devices_elsewhere(volumes: Sequence[Volume]) -> list[dict[str, Any]]:
+    """Return the volumes that the metadata says are disks of other machines' kernels."""
+    here = socket.gethostname()
+    return [
+        {
+            "device": owner.address, "host": owner.host, "volume": one.spec.name,
+            "size_bytes": one.spec.size_bytes, "state": f"on {owner.host}",
+            "gateway_pid": owner.pid, "supervisor_pid": None, "read_only": None,
+            "connections": None, "gateway_starts": None, "problem": "", "log": "",
+        }
+        for one in volumes
+        if (owner := one.head.owner) is not None
+        and owner.host != here
+        and owner.address.startswith("/dev/")
     ]  # fmt: skip
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from torus.cli import nbd_kernel
+from torus.clock import SystemClock
 from torus.daemon import kernel_start
 from torus.daemon.kernel_state import AttachPlace, AttachState, attach_folder
 from torus.errors import NotFound
+from torus.metadata.open import open_metadata
 from torus.metadata.schema import Owner
 from torus.net.netlink_nbd import NO_MODULE_HINT
 
@@ -113,6 +115,20 @@ def test_a_volume_that_somebody_has(run, root, volume, monkeypatch) -> None:
     ended = run("nbd", "attach", volume, "--takeover")
     assert (ended.code, ended.out) == (0, "/dev/nbd0\n")
     assert started[0].takeover is True  # type: ignore[attr-defined]
+
+
+def test_disks_of_other_machines_are_listed(run, volume, environment) -> None:
+    """With their host; no URI is shown for what nobody can open."""
+    store = open_metadata(f"sqlite:{environment['TORUS_HOME']}/meta.sqlite", SystemClock())
+    catalog = nbd_kernel.Catalog(store, SystemClock())
+    owner = Owner("far", "boot", 7, 8, "gateway", "/dev/nbd4", 0)
+    catalog.acquire(catalog.get(volume).spec.volume, owner)
+    store.close()
+    listed = json.loads(run("nbd", "list", "-o", "json").out)
+    assert listed["exports"] == []
+    (one,) = listed["devices"]
+    assert (one["device"], one["host"], one["volume"]) == ("/dev/nbd4", "far", volume)
+    assert "/dev/nbd4  vm1" in run("nbd", "list").out
 
 
 def test_attached_already(run, root, volume, environment) -> None:
