@@ -126,11 +126,6 @@ class VolumeChunks:
         return self._open.waiting
 
     @property
-    def lost_disks(self) -> Mapping[str, TorusError]:
-        """Return the disks that miss something of the open span, and why."""
-        return self._open.lost
-
-    @property
     def left_out(self) -> frozenset[str]:
         """Return the disks that the open span leaves out."""
         return self._span[1]
