@@ -137,7 +137,8 @@ def test_disks_that_are_not_this_nodes_are_refused(cluster: Cluster) -> None:
     other = Cluster(cluster.folder / "other", cluster.etcd, "other-cluster")
     other.folder.mkdir()
     try:
-        other.start("x")
+        (stranger,) = other.start("x")
+        stranger.stop()
         foreign = b.refused(65, "node", "--data-dir", other.machine("x").data)
         assert "belongs to cluster" in foreign
     finally:
