@@ -179,6 +179,7 @@ class Session:
 
 
 def rate(text: str, what: str) -> int:
+    """Return bytes a second; 0 for `none`.  Raises: UsageError."""
     return 0 if text.strip().lower() in ("none", "0") else parse_size(text, what)
 
 
