@@ -6,6 +6,7 @@ did not before.  The optimum is what the members' fair shares grow by: less cann
 Implements docs/ring.md, "Movement".
 """
 
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -47,20 +48,33 @@ class Difference:
 
 def changes(old: Ring, new: Ring, copies: int) -> Iterator[SlotChange]:
     """Yield the slots whose set of owners differs, in order."""
-    old_ids = [member.disk_id for member in old.members]
-    new_ids = [member.disk_id for member in new.members]
-    if copies <= COLUMNS:
-        old_cells, new_cells = memoryview(old.table).cast("H"), memoryview(new.table).cast("H")
-    for slot in range(SLOTS):
-        if copies <= COLUMNS:
-            at = slot * COLUMNS
-            before = {old_ids[m] for m in old_cells[at : at + copies] if m != NOBODY}
-            after = {new_ids[m] for m in new_cells[at : at + copies] if m != NOBODY}
-        else:
+    if copies > COLUMNS:
+        for slot in range(SLOTS):
             before = {member.disk_id for member in old.order(slot, copies)}
             after = {member.disk_id for member in new.order(slot, copies)}
-        if before != after:
-            yield SlotChange(slot, tuple(sorted(after - before)), tuple(sorted(before - after)))
+            if before != after:
+                yield _change(slot, before, after)
+        return
+    numbers = {member.disk_id: number for number, member in enumerate(new.members)}
+    names = [member.disk_id for member in new.members]
+    renamed = [NOBODY] * (NOBODY + 1)
+    for number, member in enumerate(old.members):
+        if member.disk_id not in numbers:
+            numbers[member.disk_id] = len(names)
+            names.append(member.disk_id)
+        renamed[number] = numbers[member.disk_id]
+    old_cells = array("H", map(renamed.__getitem__, array("H", old.table)))
+    new_cells = array("H", new.table)
+    for slot in range(SLOTS):
+        at = slot * COLUMNS
+        old_row, new_row = old_cells[at : at + copies], new_cells[at : at + copies]
+        if old_row != new_row and set(old_row) != set(new_row):
+            before = {names[number] for number in old_row if number != NOBODY}
+            yield _change(slot, before, {names[number] for number in new_row if number != NOBODY})
+
+
+def _change(slot: int, before: set[str], after: set[str]) -> SlotChange:
+    return SlotChange(slot, tuple(sorted(after - before)), tuple(sorted(before - after)))
 
 
 def difference(old: Ring, new: Ring, copies: int) -> Difference:
