@@ -64,7 +64,7 @@ def declare(verbs: Verbs, noun: str, summary: str) -> None:
         "comes or goes.",
         examples=(
             ("not during the day", "torus ring set --pause"),
-            ("before work on a switch", "torus ring set --freeze 'switch 3 is replaced'"),
+            ("before work on a switch", "torus ring set --freeze switch-3-is-replaced"),
             ("another hashing: nearly all data moves", "torus ring set --hashing rendezvous"),
         ),
     )  # fmt: skip

@@ -6,7 +6,6 @@ Implements docs/cli.md, "torus ring rebalance".
 """
 
 import argparse
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from torus.cli.parser import Verbs, add_command
@@ -66,6 +65,8 @@ def run_rebalance(arguments: argparse.Namespace, session: Session) -> int:
 
 
 async def _show(session: Session, interval_s: float | None) -> int:
+    import asyncio  # only now: 80 ms that completing a word must not cost
+
     from torus.daemon.rebalance import Watching
 
     async with Watching(session.common()) as watching:
