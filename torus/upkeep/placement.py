@@ -62,6 +62,11 @@ class Placement:
         """Return the disks of the newest ring."""
         return self.rings[self.version].members
 
+    def was_member(self, disk: str, version: int) -> bool:
+        """Say whether a disk was in a version of the ring; False where that is not known."""
+        ring = self.rings.get(version or FIRST_RING)
+        return ring is not None and any(one.disk_id == disk for one in ring.members)
+
     def owners(self, chunk: ChunkId, copies: int) -> tuple[str, ...]:
         """Return the disks that have to have a chunk, the first one first."""
         return self._at(self.version, self._slot_of(chunk), copies)

@@ -34,6 +34,7 @@ class Closed:
     span: Span
     last: int
     failed: frozenset[str] | None  # disks whose failure ended it; None: an epoch ended
+    after_ring: int = 0  # version that the next span of its epoch was written under
 
     @property
     def key(self) -> tuple[int, int, int, int | None]:
@@ -52,13 +53,21 @@ class Closed:
         """Say whether a replica that failed may have less of that chunk, or nothing."""
         return sequence > self.last - limits.UPKEEP_TAIL_CHUNKS
 
-    def may_be_short(self, sequence: int, disk: str) -> bool:
-        """Say whether that disk may have less of that chunk than others."""
-        return self.in_tail(sequence) and (self.failed is None or disk in self.failed)
+    def may_be_short(self, sequence: int, disk: str, placement: Placement) -> bool:
+        """Say whether that disk may have less of that chunk than others.
 
-    def doubtful(self, sequence: int, disk: str) -> bool:
+        A writer that goes on in another span has everything durable on all disks but those that
+        the next span leaves out, or that are in its ring no more.
+        """
+        if not self.in_tail(sequence):
+            return False
+        if self.failed is None or disk in self.failed:
+            return True
+        return not placement.was_member(disk, self.after_ring)
+
+    def doubtful(self, sequence: int, disk: str, placement: Placement) -> bool:
         """Say whether that disk's copy of that chunk is to be compared, once, with others."""
-        return self.may_be_short(sequence, disk) or self.exact(sequence) is not None
+        return self.exact(sequence) is not None or self.may_be_short(sequence, disk, placement)
 
 
 def closed_spans(log: Log) -> Iterator[Closed]:
@@ -69,7 +78,7 @@ def closed_spans(log: Log) -> Iterator[Closed]:
             continue
         same = after is not None and after.epoch == span.epoch
         failed = frozenset(after.excluded) if after is not None and same else None
-        yield Closed(span, span.last, failed)
+        yield Closed(span, span.last, failed, 0 if after is None else after.ring)
 
 
 @dataclass(slots=True)
@@ -106,7 +115,7 @@ def look(
         if chunk in here:
             if not owner:
                 found.surplus.append(chunk)
-            elif closed.doubtful(sequence, disk):
+            elif closed.doubtful(sequence, disk, placement):
                 found.doubtful.append(chunk)
         elif owner and not (sound and may_witness(closed, chunk, placement, disk, copies)):
             found.lacking.append(chunk)
@@ -117,7 +126,9 @@ def may_witness(
     closed: Closed, chunk: ChunkId, placement: Placement, disk: str, copies: int
 ) -> bool:
     """Say whether "not here", said with certainty by ``disk``, means that a chunk was deleted."""
-    return not closed.in_tail(chunk.sequence) and placement.stayed(disk, chunk, closed.span, copies)
+    if closed.may_be_short(chunk.sequence, disk, placement):
+        return False
+    return placement.stayed(disk, chunk, closed.span, copies)
 
 
 def is_degraded(disk: str, owners: Sequence[str], up: Collection[str]) -> int | None:

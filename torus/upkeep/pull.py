@@ -89,6 +89,9 @@ class Puller:
         known = max(ends.values(), default=0)
         if want.here and known and own.reaches(exact, known):
             return pulled
+        if want.here and not ends and pulled.everybody:
+            pulled.everybody = False  # to be looked at again when somebody comes back
+            return pulled
         if not ends:
             raise Unavailable(f"nobody who may have chunk {chunk} answers")
         gathered, source = await self._gather(want, own, ends, pulled)

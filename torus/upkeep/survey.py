@@ -228,7 +228,7 @@ class Survey:
                 found.wants.append(
                     Want(
                         chunk, wanted.epoch, exact, sources, False, len(sources), wanted.copies,
-                        doubtful=closed.doubtful(chunk.sequence, self._disk),
+                        doubtful=closed.doubtful(chunk.sequence, self._disk, picture.placement),
                     )
                 )  # fmt: skip
             elif verdict is Verdict.SUSPECT:

@@ -315,6 +315,33 @@ def test_suspect_is_copied_after_an_attach_that_did_not_delete_it() -> None:
     run(scenario)
 
 
+def test_short_copy_of_a_deleted_chunk_is_no_damage() -> None:
+    """A disk that failed in the middle of a chunk which was deleted meanwhile: the others, which
+    had all of it, are witnesses, also at the end of a span."""
+
+    async def scenario() -> None:
+        town = Town(25, DISKS[:4])
+        volume = await town.volume(2)
+        away = DISKS[1]
+        chunks = await town.write(
+            volume, 30, missed=lambda disk, n: 1 if disk == away and n >= 28 else None
+        )
+        town.view.set_down(away)
+        await town.write(volume, 4, excluded=[away])
+        gone = [chunk for chunk in chunks if chunk.sequence >= 25]
+        zombies = [chunk for chunk in gone if chunk in town.houses[away].store.slots]
+        await town.delete(gone)
+        town.houses[away].open()
+        await town.rounds()
+        assert town.strangers() == set(zombies) != set()
+        for house in town.houses.values():
+            assert house.upkeep.progress.damaged_chunks == 0
+            assert house.upkeep.progress.errors == 0
+        assert town.misplaced() == []
+
+    run(scenario)
+
+
 # --- rot --------------------------------------------------------------------------------------
 
 
