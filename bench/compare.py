@@ -30,7 +30,11 @@ CHANGE_WORTH_NAMING = 0.10
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """One line of budgets.toml: a ratio of rows, or a value, and its bound."""
+    """One line of budgets.toml: a ratio of rows, or a value, and its bound.
+
+    ``server`` is whose row it is; ``against`` is ``fastest-peer``, a server, or a row of the same
+    server.  ``case`` names a run of its own, such as ``cluster``; empty: the main one.
+    """
 
     title: str
     row: str = ""
@@ -38,6 +42,8 @@ class Goal:
     value: str = ""
     minimum: float | None = None
     maximum: float | None = None
+    server: str = "torus"
+    case: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +64,8 @@ class Verdict:
         return (low is None or self.found >= low) and (high is None or self.found <= high)
 
 
-def read_goals(path: Path = BUDGETS) -> list[Goal]:
-    """Read the table of goals.
+def read_goals(path: Path = BUDGETS, *, case: str = "") -> list[Goal]:
+    """Read the table of goals of one run.
 
     Raises:
         ValueError: A goal has neither a row nor a value, or no bound.
@@ -68,7 +74,7 @@ def read_goals(path: Path = BUDGETS) -> list[Goal]:
     for goal in goals:
         if bool(goal.row) == bool(goal.value) or (goal.minimum is None) == (goal.maximum is None):
             raise ValueError(f"{path}: goal {goal.title!r} needs one measure and one bound")
-    return goals
+    return [goal for goal in goals if goal.case == case]
 
 
 def judge(result: Result, goals: Sequence[Goal]) -> list[Verdict]:
@@ -83,7 +89,7 @@ def _judge_value(result: Result, goal: Goal) -> Verdict:
 
 
 def _judge_row(result: Result, goal: Goal) -> Verdict:
-    torus_rate = result.rate(goal.row, "torus")
+    torus_rate = result.rate(goal.row, goal.server)
     if goal.against == FASTEST_PEER:
         rates = {peer: result.rate(goal.row, peer) for peer in PEERS}
         known = {peer: rate for peer, rate in rates.items() if rate}
@@ -92,9 +98,12 @@ def _judge_row(result: Result, goal: Goal) -> Verdict:
         fastest = max(known, key=lambda peer: known[peer])
         rounds = result.ratios((goal.row, "torus"), (goal.row, fastest))
         return Verdict(goal, torus_rate / known[fastest], fastest, tuple(rounds))
-    base = result.rate(goal.against, "torus")
+    other = (goal.row, goal.against)
+    if goal.against not in result.servers():
+        other = (goal.against, goal.server)
+    base = result.rate(*other)
     found = torus_rate / base if torus_rate is not None and base else None
-    rounds = result.ratios((goal.row, "torus"), (goal.against, "torus"))
+    rounds = result.ratios((goal.row, goal.server), other)
     return Verdict(goal, found, goal.against, tuple(rounds))
 
 
@@ -160,7 +169,8 @@ def main() -> int:
         return 2
     if len(loaded) == 2:
         print(results.markdown_table(*change_table(loaded[0], loaded[1])))
-    verdicts = judge(loaded[-1], read_goals())
+    goals = read_goals(case=loaded[-1].settings.get("case", ""))
+    verdicts = judge(loaded[-1], goals)
     print(results.markdown_table(*verdict_table(verdicts)))
     return 0 if all(verdict.reached for verdict in verdicts) else 1
 

@@ -1,0 +1,221 @@
+"""A cluster of torus for the benchmark: one etcd, three nodes, and who serves its volume.
+
+Decides the command lines.  The processor time of a row is that of all daemons: etcd, the three
+nodes and, where there is one, the gateway.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench import processes
+from bench.processes import BenchError, ServerProcess
+from bench.servers import START_TIMEOUT_S, fill, torus_command, uri
+
+NODES = 3
+COPIES = 2
+_READY_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSite:
+    """Where a cluster lies: ``work_dir`` on the medium that is measured, short socket paths."""
+
+    work_dir: Path
+    socket_dir: Path
+    main_bytes: int
+    pool_bytes: int  # of each node
+
+
+def free_ports(count: int) -> list[int]:
+    """Return TCP ports of the loopback interface that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+@dataclass(slots=True)
+class TorusCluster:
+    """Three nodes on one etcd; started by the first of its servers that needs it."""
+
+    site: ClusterSite
+    daemons: list[ServerProcess] = field(default_factory=list)
+    url: str = ""
+
+    def start(self) -> None:
+        """Start everything unless it runs; wait until the ring has all disks.
+
+        Raises:
+            BenchError: etcd is not installed, or something did not come up.
+        """
+        if self.daemons:
+            return
+        self._start_etcd()
+        for number in range(NODES):
+            self._start_node(number)
+        for number in range(NODES):
+            processes.wait_for_socket(self.daemons[1 + number], self.socket(number), 30.0)
+        self._wait_for_ring()
+
+    def _start_etcd(self) -> None:
+        client, peer = free_ports(2)
+        address = f"http://127.0.0.1:{client}"
+        folder = self.site.work_dir / "etcd"
+        argv = ["etcd", "--data-dir", str(folder), "--log-level", "error"]
+        argv += ["--listen-client-urls", address, "--advertise-client-urls", address]
+        argv += ["--listen-peer-urls", f"http://127.0.0.1:{peer}"]
+        argv += ["--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}"]
+        argv += ["--initial-cluster", f"default=http://127.0.0.1:{peer}"]
+        self.daemons.append(processes.start(argv, self.site.work_dir / "etcd.log"))
+        self.url = f"etcd://127.0.0.1:{client}/bench"
+
+    def _start_node(self, number: int) -> None:
+        home = self.site.work_dir / f"node{number}"
+        home.mkdir()
+        argv = [*torus_command(), "node", "--data-dir", str(home / "data"), "--http", "none"]
+        argv += ["--size", str(self.site.pool_bytes), "--nbd", f"unix:{self.socket(number)}"]
+        argv += ["--auto-out", "none"]
+        self.daemons.append(
+            processes.start(argv, home / "log", environment=self.environment(f"node{number}"))
+        )
+
+    def _wait_for_ring(self) -> None:
+        deadline = time.monotonic() + _READY_TIMEOUT_S
+        while time.monotonic() < deadline:
+            said = self.run("ring", "show", "-o", "json", check=False)
+            if said.count('"disk"') >= NODES or said.count("disk_id") >= NODES:
+                return
+            time.sleep(0.1)
+        raise BenchError(f"the ring has not {NODES} disks: {said.strip()[-500:]}")
+
+    def environment(self, name: str) -> dict[str, str]:
+        """Return the environment of a process of the cluster with a home of its own."""
+        return {"TORUS_HOME": str(self.site.work_dir / name), "TORUS_META": self.url}
+
+    def socket(self, number: int) -> Path:
+        """Return the NBD socket of a node."""
+        return self.site.socket_dir / f"node{number}"
+
+    def create(self, name: str) -> None:
+        """Create a volume with two copies, and write all of it through the first node."""
+        options = ["--redundancy", f"replica:{COPIES}"]
+        self.run("volume", "create", name, str(self.site.main_bytes), *options)
+
+    def run(self, *arguments: str, check: bool = True) -> str:
+        """Run a torus command and return what it printed.
+
+        Raises:
+            BenchError: torus refused.
+        """
+        finished = subprocess.run(
+            [*torus_command(), *arguments],
+            env={**os.environ, **self.environment("client")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if check and finished.returncode:
+            raise BenchError(f"torus {' '.join(arguments)}: {finished.stderr.strip()}")
+        return finished.stdout
+
+    def pids(self) -> list[int]:
+        """Return etcd and the nodes."""
+        return [daemon.pid for daemon in self.daemons]
+
+    def stop(self) -> None:
+        """End everything, etcd last; calling it again does nothing."""
+        while self.daemons:
+            processes.stop(self.daemons.pop())
+
+
+class _OfCluster:
+    """What the two ways to serve a volume of the cluster have in common."""
+
+    name = ""
+
+    def __init__(self, cluster: TorusCluster) -> None:
+        self.cluster = cluster
+
+    def start(self) -> None:
+        self.cluster.start()
+        self.cluster.create(self.name)
+        self.serve()
+        fill(self.socket, self.name)
+
+    def serve(self) -> None:
+        """Start what serves, if that is not a node."""
+
+    @property
+    def socket(self) -> Path:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        self.cluster.stop()
+
+    def main_uri(self) -> str:
+        return uri(self.socket, self.name)
+
+    def many_uris(self) -> list[str]:
+        return []
+
+    def pids(self) -> list[int]:
+        return self.cluster.pids()
+
+
+class TorusNode(_OfCluster):
+    """The volume served by one of the nodes."""
+
+    name = "torus-node"
+
+    @property
+    def socket(self) -> Path:
+        """Return the node's NBD socket."""
+        return self.cluster.socket(0)
+
+
+class TorusGateway(_OfCluster):
+    """The volume served by a gateway, which has no disk."""
+
+    name = "torus-gateway"
+
+    def __init__(self, cluster: TorusCluster) -> None:
+        super().__init__(cluster)
+        self._gateway: ServerProcess | None = None
+
+    @property
+    def socket(self) -> Path:
+        """Return the gateway's NBD socket."""
+        return self.cluster.site.socket_dir / "gateway"
+
+    def serve(self) -> None:
+        argv = [*torus_command(), "nbd", "serve", self.name, "--socket", str(self.socket)]
+        home = self.cluster.site.work_dir / "gateway"
+        home.mkdir()
+        environment = self.cluster.environment("gateway")
+        self._gateway = processes.start(argv, home / "log", environment=environment)
+        processes.wait_for_socket(self._gateway, self.socket, START_TIMEOUT_S)
+
+    def stop(self) -> None:
+        if self._gateway is not None:
+            processes.stop(self._gateway)
+            self._gateway = None
+        super().stop()
+
+    def pids(self) -> list[int]:
+        """Return the daemons and the gateway."""
+        own = [self._gateway.pid] if self._gateway is not None else []
+        return [*super().pids(), *own]
+
+
+def remove(site: ClusterSite) -> None:
+    """Take a site's files away."""
+    shutil.rmtree(site.work_dir, ignore_errors=True)
