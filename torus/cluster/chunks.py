@@ -234,6 +234,10 @@ class DiskChunks(Chunks, Protocol):
         Raises: Fenced, PoolFull, DiskFailed, Unavailable.
         """
 
+    def writer(self, chunk: ChunkId, boot_id: int) -> DiskWriter:
+        """Return what appends to a chunk that was opened, or reopened, under ``boot_id``; by this
+        way to the disk, whatever way it was opened by."""
+
     async def ping(self) -> None:
         """Return when the disk's node answers.
 

@@ -296,8 +296,10 @@ class OpenChunks:
                 f"disk {disk.disk_id} has other records of chunk {opened.chunk}: the first "
                 f"{have} end at {end}, not {due}"
             )
-        if found is None or copy.writer is None:
+        if found is None:
             copy.writer = await disk.open(opened.chunk, from_reserve=opened.from_reserve)
+        else:  # a node that came back elsewhere is another connection: the old writer leads nowhere
+            copy.writer = disk.writer(opened.chunk, found.boot_id)
         copy.next_index = have
         while copy.next_index < opened.next_index:
             index = copy.next_index

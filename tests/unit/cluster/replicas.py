@@ -57,6 +57,7 @@ class SimNode:
 
     def __post_init__(self) -> None:
         """Make its disk."""
+        self.address = f"sim:{self.name}"
         self.disk_id = f"{ord(self.name):02x}" * 16
         self.identity = DiskIdentity(
             self.disk_id, CLUSTER, SMALL.slot_bytes, SMALL.segment_slots, 1
@@ -93,7 +94,7 @@ class SimNode:
 
     def place(self) -> Place:
         """Return what the membership says of the disk."""
-        return Place(self.disk_id, self.name, self.name, self.name, f"sim:{self.name}", "in")
+        return Place(self.disk_id, self.name, self.name, self.name, self.address, "in")
 
 
 class FarWriter:
@@ -126,6 +127,7 @@ class FarDisk(OneDisk):
 
     def __init__(self, node: SimNode, cut: set[str]) -> None:
         self._node = node
+        self._address = node.address
         self._cut = cut
         self.disk_id = node.disk_id
         self.boot_id = node.boot_id
@@ -136,7 +138,7 @@ class FarDisk(OneDisk):
         node = self._node
         for _ in range(node.rng.randint(1, 4)):
             await asyncio.sleep(0)
-        if not node.up or node.name in self._cut:
+        if not node.up or node.name in self._cut or node.address != self._address:
             raise Unavailable(f"node {node.name} is gone")
         fault = node.faults[kind].pop(0) if node.faults.get(kind) else ""
         if callable(fault):
@@ -175,6 +177,9 @@ class FarDisk(OneDisk):
         assert isinstance(boot_id, int)
         writer = self._writers[chunk] = FarWriter(self, chunk, boot_id)
         return writer
+
+    def writer(self, chunk: ChunkId, boot_id: int) -> FarWriter:
+        return FarWriter(self, chunk, boot_id)
 
     def place(self, chunk: ChunkId) -> None:
         return None

@@ -357,6 +357,31 @@ def test_fewer_than_the_least_number_of_copies_wait() -> None:
     run(16, scenario)
 
 
+def test_nodes_that_come_back_at_other_addresses_are_gone_on_with() -> None:
+    """All at once, and each listens on another port than before: as after a power failure."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(3, 2)
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0)
+        nodes = owners_now(replicas, attachment)
+        for node in nodes:
+            node.kill()
+
+        waiting = asyncio.ensure_future(write(attachment.volume, 1))
+        await not_done(waiting, 3)
+        for node in nodes:
+            node.restart()
+            node.up, node.address = True, node.address + ":again"
+            replicas.view.set_place(node.place())
+
+        await asyncio.wait_for(waiting, 30)
+        await attachment.volume.flush()
+        await read_back(attachment.volume, 0, 1)
+
+    run(17, scenario)
+
+
 def test_too_few_disks_for_another_span_wait() -> None:
     """With as many nodes as copies that are needed, a loss waits until it is back."""
 
