@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tests.unit.upkeep.town import Town, Volume, run
+from tests.unit.upkeep.town import House, Town, Volume, run
 from torus.ids import ChunkId
 from torus.metadata.schema import RingHead
 from torus.store.content import FIRST
@@ -520,16 +520,28 @@ def test_running_upkeep_follows_the_ring_until_it_is_settled() -> None:
         town = Town(22, DISKS[:3])
         volume = await town.volume(2)
         await town.write(volume, 12)
+        ended = asyncio.Event()
+
+        def told(house: House) -> None:
+            whole = house.upkeep.round
+
+            async def watched() -> bool:
+                done = await whole()
+                ended.set()
+                return done
+
+            house.upkeep.round = watched  # type: ignore[method-assign]
+
         for house in town.houses.values():
+            told(house)
             house.upkeep._times = Times(0.001, 0.01, 5.0)
             house.view.on_change = town.view.on_change
             house.upkeep.start()
         town.set_ring(DISKS[1:3])
-        for _ in range(2000):
-            settled = all(house.upkeep.settled() for house in town.houses.values())
-            if settled and not town.misplaced():
-                break
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(60):
+            while town.misplaced() or not all(h.upkeep.settled() for h in town.houses.values()):
+                ended.clear()
+                await ended.wait()
         assert town.misplaced() == []
         for house in town.houses.values():
             await house.upkeep.close()
@@ -577,3 +589,30 @@ def test_copy_that_no_owner_has_any_more_stays_and_is_waited_for_by_nobody() -> 
         assert house.upkeep.progress.surplus_bytes == 0
 
     run(scenario)
+
+
+def test_crashed_upkeep_is_logged_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    """An error that is none of torus's own costs a round; it neither ends the upkeep nor hides."""
+
+    async def scenario() -> None:
+        town = Town(1, DISKS[:3])
+        upkeep = town.houses[DISKS[0]].upkeep
+        upkeep._times = Times(settle_s=0, retry_s=0)
+        rounds, done = upkeep.round, asyncio.Event()
+
+        async def crash_once() -> bool:
+            upkeep.round = finish  # type: ignore[method-assign]
+            raise ZeroDivisionError("a mistake")
+
+        async def finish() -> bool:
+            done.set()
+            return await rounds()
+
+        upkeep.round = crash_once  # type: ignore[method-assign]
+        upkeep.start()
+        async with asyncio.timeout(10):
+            await done.wait()
+        await upkeep.close()
+
+    run(scenario)
+    assert "upkeep.crashed" in caplog.text
