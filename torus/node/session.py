@@ -144,7 +144,7 @@ class Session(FramedProtocol):
         self._stop_timer()
         name = self.connection.peer.name if self.connection.peer is not None else ""
         reason = "" if error is None else str(error)
-        log.info("node.peer.left", peer=name, requests=self.requests, reason=reason)
+        log.debug("node.peer.left", peer=name, requests=self.requests, reason=reason)
         self._host.left(self)
 
     def refuse(self, error: TorusError) -> None:
@@ -215,7 +215,7 @@ class Session(FramedProtocol):
         assert self.connection.peer is not None
         assert self.service is not None
         self._admitted = self.service.by_kind
-        log.info("node.peer.joined", peer=self.connection.peer.name)
+        log.debug("node.peer.joined", peer=self.connection.peer.name)
 
     # --- frequent requests, without message objects -------------------------------------
 
