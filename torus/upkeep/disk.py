@@ -6,9 +6,8 @@ docs/upkeep.md.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torus import limits
 from torus.clock import Clock
@@ -20,7 +19,7 @@ from torus.log import get_logger
 from torus.store.store import Store
 from torus.upkeep.giveup import GiveUp
 from torus.upkeep.heads import Heads
-from torus.upkeep.pace import Pace
+from torus.upkeep.pace import Pace, side_by_side
 from torus.upkeep.peers import DAMAGED, Confirmed, Copy, Peers
 from torus.upkeep.placement import FIRST_RING, Placement, Ring, Slots
 from torus.upkeep.plan import Log, Surplus, Want
@@ -86,7 +85,7 @@ class DiskUpkeep:
         """Begin: a first round soon, then whenever something changes."""
         self._view.on_change.append(self.poke)
         self._changed.set()
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task = asyncio.get_running_loop().create_task(self._keep_running())
 
     async def close(self) -> None:
         """End it where it is; idempotent."""
@@ -99,6 +98,26 @@ class DiskUpkeep:
     def poke(self) -> None:
         """Look again soon: something changed."""
         self._changed.set()
+
+    async def _keep_running(self) -> None:
+        """Run rounds for good: an error of this code costs a round, never the upkeep.
+
+        A disk whose upkeep ended in silence would never be settled, and the ring never change.
+        """
+        while True:
+            rounds = asyncio.get_running_loop().create_task(self._run())
+            try:
+                await asyncio.wait([rounds])
+            finally:
+                rounds.cancel()
+                await asyncio.wait([rounds])
+            error = rounds.exception()
+            if error is None:
+                return
+            self.progress.failed(f"{type(error).__name__}: {error}")
+            log.error("upkeep.crashed", disk=self.disk_id, exception=error)
+            self._changed.set()
+            await asyncio.sleep(self._times.retry_s)
 
     async def _run(self) -> None:
         wait_s = self._times.round_s
@@ -299,7 +318,7 @@ class DiskUpkeep:
                     return
                 left[0] |= not await self._pull(want)
 
-        await _all(pull_some() for _ in range(min(limits.REPAIR_PARALLEL, len(wants))))
+        await side_by_side(pull_some() for _ in range(min(limits.REPAIR_PARALLEL, len(wants))))
         return await self._give_up(picture, surplus, still) or left[0]
 
     async def _give_up(
@@ -368,15 +387,3 @@ class DiskUpkeep:
             progress.moving_bytes -= slot
         else:
             progress.lacking_bytes[want.good] -= slot
-
-
-async def _all(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run coroutines side by side; the first error ends them all."""
-    tasks = [asyncio.ensure_future(part) for part in parts]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)

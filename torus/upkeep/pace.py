@@ -1,7 +1,8 @@
 """Waiting for the budget of a disk's upkeep, and finding out how its clients are."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
 
 from torus.clock import Clock
 from torus.upkeep.budget import Budget
@@ -32,3 +33,15 @@ class Pace:
         came_ns = self._clock.monotonic_ns()
         await asyncio.sleep(0)  # clients first; how long that takes tells how they are
         self.budget.waited(self._clock.monotonic_ns() - came_ns, slow=self._clients_slow())
+
+
+async def side_by_side(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run coroutines side by side; the first error ends them all."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
