@@ -79,6 +79,7 @@ class RunningGateway:
         self._device = device
         self._takeover = takeover
         self.gateway_id = uuid.uuid4().hex
+        self._leased: LeasedKey | None = None  # on a shared store
         self.checkpoint_times = Histogram()
 
     async def start(self, stack: AsyncExitStack) -> None:
@@ -116,6 +117,9 @@ class RunningGateway:
             mover=mover,
         )  # fmt: skip
         await control.serve(self.owner.control, stack)
+        if is_shared(config.common.meta_url):  # who has a volume and no lease counts as dead
+            await forget_dead_gateways(reached)
+            await self._lease(stack, reached)
         for name in config.volumes:
             if "@" in name:
                 await self.volumes.open(name)  # and never closed: it is not deleted meanwhile
@@ -145,9 +149,9 @@ class RunningGateway:
         stack.push_async_callback(status.close)
         await status.start()
 
-    async def _register(self, stack: AsyncExitStack, reached: Reach) -> None:
-        await forget_dead_gateways(reached)
-        gateway = Gateway(
+    def registration(self) -> Gateway:
+        """Return this gateway's registration as it should read now."""
+        return Gateway(
             gateway_id=self.gateway_id,
             host=self.owner.host,
             machine_boot_id=self.owner.machine_boot_id,
@@ -157,23 +161,31 @@ class RunningGateway:
             control=self.owner.control,
             since_ns=self.owner.since_ns,
         )
-        key = gateway_key(self.gateway_id)
-        if is_shared(self._config.common.meta_url):
-            await self._lease(stack, reached, key, gateway.to_bytes())
+
+    async def _register(self, stack: AsyncExitStack, reached: Reach) -> None:
+        if self._leased is not None:
+            await self._leased.refresh()
             return
-        revision = await reached.metadata.commit((), (Put(key, gateway.to_bytes()),))
+        await forget_dead_gateways(reached)
+        key = gateway_key(self.gateway_id)
+        value = self.registration().to_bytes()
+        revision = await reached.metadata.commit((), (Put(key, value),))
         assert revision is not None, "a change without expectations is not refused"
         stack.push_async_callback(self._unregister, reached, key, revision)
 
-    async def _lease(self, stack: AsyncExitStack, reached: Reach, key: str, value: bytes) -> None:
+    async def _lease(self, stack: AsyncExitStack, reached: Reach) -> None:
         """Be registered as long as this process is well: other hosts cannot see it end."""
-        leased = LeasedKey(
-            reached.metadata, reached.clock, key, lambda: value,
-            ttl_s=limits.NODE_LEASE_S, is_mine=lambda found: found == value,
+        leased = self._leased = LeasedKey(
+            reached.metadata, reached.clock, gateway_key(self.gateway_id),
+            lambda: self.registration().to_bytes(),
+            ttl_s=limits.NODE_LEASE_S, is_mine=self._is_mine,
         )  # fmt: skip
         stack.push_async_callback(leased.close)
         await leased.claim(0)
         leased.start()
+
+    def _is_mine(self, value: bytes) -> bool:
+        return Gateway.from_bytes(value, "gateways/").gateway_id == self.gateway_id
 
     async def _unregister(self, reached: Reach, key: str, revision: int) -> None:
         try:

@@ -1,7 +1,10 @@
-"""Owners of volumes that run on other hosts: whether they live, and asking them to let go.
+"""Owners of volumes in a cluster: whether they live, and asking those of other hosts to let go.
 
 Decides what a missing registration means: a node or a gateway that does not hold its lease is
-not there.  That is for people and for attaching without force; safety rests on the epoch.
+not there, even if its process can be seen on this host: it hangs.  That is for people and for
+attaching without force; safety rests on the epoch.
+
+Implements docs/operations-cluster.md, "Who counts as alive".
 """
 
 import json
@@ -24,7 +27,7 @@ def alive_in(membership: Membership) -> Callable[[ProcessIdentity], bool | None]
 
     def alive(process: ProcessIdentity) -> bool | None:
         known = is_alive(process)
-        if known is not None or membership.away_since_ns is not None:
+        if known is False or membership.away_since_ns is not None:
             return known
         registered: list[ProcessIdentity] = [
             *membership.nodes().values(),
@@ -33,7 +36,7 @@ def alive_in(membership: Membership) -> Callable[[ProcessIdentity], bool | None]
         if any(same_process(process, one) for one in registered):
             return True
         role = process.role if isinstance(process, Owner) else ""
-        return False if role in REGISTERED else None
+        return False if role in REGISTERED else known
 
     return alive
 

@@ -143,8 +143,11 @@ async def let_go(reached: Reach, name: str) -> bool:
     if owner is None:
         return False
     near = is_alive(owner)
-    if near is None and reached.way is not None:
-        return await ask_to_let_go(reached.way.membership, reached.way.pool, owner, name)
+    if reached.way is not None:
+        if alive_in(reached.way.membership)(owner) is False:
+            return False  # one that hangs would be waited for
+        if near is None:
+            return await ask_to_let_go(reached.way.membership, reached.way.pool, owner, name)
     if not owner.control or not near:
         return False
     try:
