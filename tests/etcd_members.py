@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,11 @@ def _state(thread: Path) -> str:
 class EtcdMember:
     """One process of etcd, and the proxy in front of its peer port."""
 
-    def __init__(self, name: str, folder: Path, ports: list[int], cluster: str) -> None:
+    def __init__(
+        self, name: str, folder: Path, ports: list[int], cluster: str, host: str = "127.0.0.1"
+    ) -> None:
         self.name = name
+        self.host = host  # where clients reach it
         self.folder = folder
         self.client_port, self.peer_port, proxy_port = ports
         self.proxy = PeerProxy(proxy_port, self.peer_port)
@@ -113,7 +116,7 @@ class EtcdMember:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.client_port}"
+        return f"http://{self.host}:{self.client_port}"
 
     def start(self) -> None:
         with (self.folder.parent / f"{self.name}.log").open("ab") as log:
@@ -153,7 +156,8 @@ class EtcdMember:
 class EtcdCluster:
     """One or more members in a folder of their own, in memory where that is possible."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, hosts: Sequence[str] = ()) -> None:
+        """``hosts``: where clients reach each member; by default the loopback interface."""
         shm = Path("/dev/shm")
         self.folder = Path(
             tempfile.mkdtemp(prefix="etcd-", dir=shm if os.access(shm, os.W_OK) else None)
@@ -164,8 +168,10 @@ class EtcdCluster:
             f"{name}=http://127.0.0.1:{ports[3 * number + 2]}" for number, name in enumerate(names)
         )
         self.members = [
-            EtcdMember(name, self.folder / name, ports[3 * number : 3 * number + 3], cluster)
-            for number, name in enumerate(names)
+            EtcdMember(name, self.folder / name, ports[3 * number : 3 * number + 3], cluster, host)
+            for number, (name, host) in enumerate(
+                zip(names, hosts or ["127.0.0.1"] * size, strict=True)
+            )
         ]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="peer-proxies")
@@ -177,7 +183,7 @@ class EtcdCluster:
         self.wait(lambda: self.leader() is not None, "a leader")
 
     def url(self, prefix: str) -> str:
-        hosts = ",".join(f"127.0.0.1:{member.client_port}" for member in self.members)
+        hosts = ",".join(f"{member.host}:{member.client_port}" for member in self.members)
         return f"etcd://{hosts}/{prefix}"
 
     def open(self, prefix: str) -> EtcdMetadata:
@@ -248,9 +254,9 @@ class EtcdCluster:
 
 
 @contextlib.contextmanager
-def running(size: int) -> Iterator[EtcdCluster]:
+def running(size: int, hosts: Sequence[str] = ()) -> Iterator[EtcdCluster]:
     """Run a cluster for the length of a block."""
-    cluster = EtcdCluster(size)
+    cluster = EtcdCluster(size, hosts)
     try:
         yield cluster
     finally:
