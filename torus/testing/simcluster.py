@@ -6,6 +6,7 @@ every volume must be served again.  What is right is decided in `torus.testing.s
 """
 
 import asyncio
+import errno
 import random
 from collections.abc import Callable
 from functools import partial
@@ -51,7 +52,8 @@ class Cluster:
         self.faults = 0
         self.over = False
         self._gateways = 0
-        self.geometry: Geometry = SMALL
+        # In small segments few chunks are made durable by the flush of another one.
+        self.geometry = self.rng.choice((SMALL, Geometry(SMALL.slot_bytes, 2)))
 
     def trace(self, line: str) -> None:
         """Remember what happened."""
@@ -159,13 +161,17 @@ class Cluster:
             gc_rate_bytes=self.rng.choice((0, 1 << 20)),
         )
 
+    def found(self) -> bool:
+        """Say whether a promise was broken: then there is nothing more to learn."""
+        return any(check.violations for check in self.checks.values())
+
     async def tend(self, name: str) -> None:
         """Have somebody serve a volume; sometimes somebody takes it over."""
         while not self.over:
             writers = self.writers[name]
             last = writers[-1] if writers else None
             if last is None or last.ended or not last.process.alive:
-                await asyncio.sleep(self.rng.random() * 0.3)
+                await asyncio.sleep(self.rng.random() * 0.02 * min(len(writers), 100))
                 self.start_writer(name)
             elif last.serving and self.rng.random() < 0.02:
                 self.trace(f"{name}: a takeover while {last.name} lives")
@@ -181,7 +187,7 @@ class Cluster:
         weather.slow = rng.choice((0.0, 0.0, 0.01))
         weather.reset = rng.choice((0.0, 0.0, 0.0005))
         self.metadata.silent = rng.choice((0.0, 0.0, 0.05))
-        while self.loop.time() < self.trouble_s:
+        while self.loop.time() < self.trouble_s and not self.found():
             await asyncio.sleep(rng.expovariate(2.5))
             self.faults += 1
             kinds = self.trouble_kinds()
@@ -193,6 +199,7 @@ class Cluster:
         return {
             "kill": 4, "power": 4, "blackout": 1, "pause": 3, "cut": 4, "metadata": 2,
             "writer": 3, "hang": 2, "reset": 3, "slow": 1,
+            "error": 1, "full": 0.5, "clock": 0.5,
         }  # fmt: skip
 
     def _restart_later(self, node: SimNode, after_s: float) -> None:
@@ -281,6 +288,35 @@ class Cluster:
         drive.slow = self.rng.choice((1.0, 5.0, 50.0))
         self.trace(f"disk {drive.disk_id[-2:]} is {drive.slow} times as slow")
 
+    def _fault_error(self) -> None:
+        """A disk refuses to write, until somebody starts its node again."""
+        node = self.rng.choice(self.nodes)
+        disk = self.rng.choice(node.drives).disk
+        if disk is not None:
+            self.trace(f"{node.name} has a disk that fails")
+            disk.fails_with = errno.EIO
+            self.loop.outside.call_at(self.loop.time() + 2.0, self._replace, node)
+
+    def _replace(self, node: SimNode) -> None:
+        if node.up:
+            self.trace(f"{node.name} is started again because of its disk")
+            node.stop(power=False)
+            self._restart_later(node, 0.1)
+
+    def _fault_full(self) -> None:
+        """A file system has no space left for a while."""
+        node = self.rng.choice(self.nodes)
+        disk = self.rng.choice(node.drives).disk
+        if disk is not None and disk.fails_with is None:
+            self.trace(f"{node.name} has a disk that is full")
+            disk.fails_with = errno.ENOSPC
+            self.loop.outside.call_at(self.loop.time() + 1.0, disk.recover)
+
+    def _fault_clock(self) -> None:
+        """The time of day jumps by an hour somewhere."""
+        clock = self.rng.choice(self.nodes).clock
+        clock.wall_offset_ns += self.rng.choice((-1, 1)) * 3600 * 10**9
+
     # --- the end ------------------------------------------------------------------------
 
     def heal(self) -> None:
@@ -295,6 +331,8 @@ class Cluster:
         for node in self.nodes:
             for drive in node.drives:
                 drive.slow = 1.0
+                if drive.disk is not None and drive.disk.fails_with is not None:
+                    self._replace(node)
             if not node.up:
                 node.start()
 
@@ -304,15 +342,15 @@ class Cluster:
         self.over = True
         last = [self.start_writer(name) for name in self.checks]
         deadline_s = self.loop.time() + HEALED_S
-        while self.loop.time() < deadline_s:
+        while self.loop.time() < deadline_s and not self.found():
             if all(writer.serving and writer.rounds >= _ROUNDS_ALIVE for writer in last):
                 break
             for place, writer in enumerate(last):
                 if writer.ended:
                     last[place] = self.start_writer(writer.check.name)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.5)
         for writer in last:
-            if not (writer.serving and writer.rounds >= _ROUNDS_ALIVE):
+            if not self.found() and not (writer.serving and writer.rounds >= _ROUNDS_ALIVE):
                 writer.check.wrong(
                     f"is not alive {HEALED_S:g} s after everything healed: {writer.name} "
                     f"serving={writer.serving} rounds={writer.rounds} {writer.failure}"

@@ -44,6 +44,11 @@ class FaultyDisk(SimDisk):
         self._may()
         super().make_segment(segment, header, slot_bytes)
 
+    def recover(self) -> None:
+        """Have space again."""
+        if self.fails_with == errno.ENOSPC:
+            self.fails_with = None
+
     def _may(self) -> None:
         if self.fails_with is not None:
             raise OSError(self.fails_with, errno.errorcode[self.fails_with])
@@ -149,6 +154,7 @@ class SimNode:
         self.rng = rng
         self.node_id = name.encode().ljust(16, b"_").hex()
         self.process: SimProcess | None = None
+        self.clock = SimClock(loop)
         self.starts = 0
         self.on_up: Callable[[SimNode], None] = lambda _node: None
         self.local: dict[str, LocalChunks] = {}
@@ -176,9 +182,8 @@ class SimNode:
     async def _main(self) -> None:
         from torus.testing.simpeer import serve
 
-        clock = SimClock(self.loop)
         await asyncio.sleep(self.rng.random() * 0.05)
-        stores = [drive.open(clock, self.rng.choice((0.0, 2.0))) for drive in self.drives]
+        stores = [drive.open(self.clock, self.rng.choice((0.0, 2.0))) for drive in self.drives]
         self.local = {store.identity.disk_id: LocalChunks(store) for store in stores}
         await serve(self.loop, self.address, stores, self.node_id)
         self.on_up(self)

@@ -125,10 +125,16 @@ class ReplicatedCluster(Cluster):
 
     def trouble_kinds(self) -> dict[str, float]:
         """Return what may happen, and how likely."""
-        return {**super().trouble_kinds(), "ring": 1.0}
+        return {**super().trouble_kinds(), "ring": 1.0, "join": 0.3}
 
     def _fault_ring(self) -> None:
         self.change_ring()
+
+    def _fault_join(self) -> None:
+        if len(self.nodes) < self.copies + 4:
+            node = self.add_node(len(self.nodes))
+            self.trace(f"{node.name} joins")
+            self.loop.outside.call_at(self.loop.time() + 0.3, self.change_ring)
 
 
 class LargeCluster(ReplicatedCluster):
@@ -138,8 +144,8 @@ class LargeCluster(ReplicatedCluster):
 
     def wanted_nodes(self) -> int:
         """Return how many nodes there are at first."""
-        return self.rng.randrange(12, 25)
+        return self.rng.randrange(12, 19)
 
     def wanted_volumes(self) -> int:
         """Return how many volumes there are."""
-        return self.rng.randrange(8, 17)
+        return self.rng.randrange(6, 13)

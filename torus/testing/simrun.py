@@ -38,7 +38,7 @@ def kind_of(seed: int) -> type[Cluster]:
     """Return which kind of cluster a seed makes."""
     if seed % 20 == 7:
         return Cluster
-    return LargeCluster if seed % 50 == 19 else ReplicatedCluster
+    return LargeCluster if seed % 100 == 19 else ReplicatedCluster
 
 
 def run(

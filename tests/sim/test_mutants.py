@@ -1,0 +1,25 @@
+"""The simulation notices each rule that is taken out of the real code."""
+
+import pytest
+
+from tests.sim.mutants import MUTANTS, without
+from torus.testing.simreplicas import ReplicatedCluster
+from torus.testing.simrun import kind_of, run
+
+pytestmark = [pytest.mark.sim, pytest.mark.slow]
+SEEDS = 2000
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_rule_that_is_missing_is_noticed(name: str) -> None:
+    """Seeds from the one that is known to notice it on, as another change may have moved it."""
+    first = MUTANTS[name][1]
+    for seed in range(first, first + SEEDS):
+        if kind_of(seed) is not ReplicatedCluster:
+            continue
+        with without(name):
+            outcome = run(seed)
+        if outcome.violations:
+            return
+    pytest.fail(f"{SEEDS} seeds from {first} on do not notice that rule {name!r} is missing")
