@@ -30,6 +30,7 @@ GATES = ("g0", "g1")
 MEMBERS = 3
 SIZE_BYTES = 8 << 20
 TAKE_S = 60.0
+UNAVAILABLE = 69  # the exit code of who cannot reach the metadata store
 NODE_OPTIONS = ("--trash-grace", "2s")
 GATE_OPTIONS = ("--checkpoint-interval", "5s", "--standby")
 
@@ -67,6 +68,7 @@ class Chaos:
     cluster: PlacedCluster
     network: Network | None
     rng: random.Random
+    nodes: tuple[str, ...] = NODES
     guests: dict[str, Guest] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)  # volume: machine
     services: dict[str, Service] = field(default_factory=dict)  # machine: its process
@@ -99,9 +101,16 @@ class Chaos:
         )
 
     def ready(self, *names: str) -> None:
-        """Wait until these are up."""
+        """Wait until these are up; who found no metadata store is started again, as by systemd."""
         for name in names:
-            self.services[name].wait_for("gateway.ready" if name in GATES else "node.ready")
+            while True:
+                try:
+                    self.services[name].wait_for("gateway.ready" if name in GATES else "node.ready")
+                    break
+                except AssertionError:
+                    if self.services[name].process.poll() != UNAVAILABLE:
+                        raise
+                self.start_gate(name) if name in GATES else self.start_nodes(name)
 
     def kill(self, *names: str) -> None:
         """kill -9."""
@@ -140,20 +149,25 @@ class Chaos:
         guest = self.guests[volume]
         guest.expect_loss()
         began = time.monotonic()
-        (ready,) = self.services[gate].events("gateway.ready")
-        while True:
-            try:
-                run_task(str(ready["control"]), "take", volume, {"force": True})
-                break
-            except TorusError as exc:
-                if time.monotonic() - began > TAKE_S:
-                    raise Violation(f"{volume} could not be taken by {gate}: {exc}") from exc
+        self.ask_to_take(volume, gate)
         guest.go_on_at(self.gate_socket(gate))
         self.owners[volume] = gate
         guest.wait_answers(1)
         assert guest.first_answer is not None
         self.takeovers_s.append(guest.first_answer - began)
         return self.takeovers_s[-1]
+
+    def ask_to_take(self, volume: str, gate: str) -> None:
+        """Have a gateway take a volume by force, again and again while that cannot be done."""
+        (ready,) = self.services[gate].events("gateway.ready")
+        deadline = time.monotonic() + TAKE_S
+        while True:
+            try:
+                run_task(str(ready["control"]), "take", volume, {"force": True})
+                return
+            except TorusError as exc:
+                if time.monotonic() > deadline:
+                    raise Violation(f"{volume} could not be taken by {gate}: {exc}") from exc
 
     def other_gate(self, gate: str) -> str:
         """Return the gateway that is not this one."""
@@ -166,10 +180,10 @@ class Chaos:
 
     # --- begin and end ------------------------------------------------------------------
 
-    def begin(self, volumes: dict[str, str]) -> None:
+    def begin(self, volumes: dict[str, str], *, load: bool) -> None:
         """Start everything; ``volumes``: redundancy by name."""
-        self.start_nodes(*NODES)
-        self.ready(*NODES)
+        self.start_nodes(*self.nodes)
+        self.ready(*self.nodes)
         self.cluster.wait_ring(set(self.cluster.disks()))
         for name, redundancy in volumes.items():
             size = str(SIZE_BYTES)
@@ -180,6 +194,8 @@ class Chaos:
         for gate in GATES:
             self.start_gate(gate)
         self.ready(*GATES)
+        if not load:
+            return
         for guest in self.guests.values():
             guest.start()
         self.progress(10)
@@ -187,7 +203,8 @@ class Chaos:
     def end(self) -> None:
         """Every client ends in order, and nobody's log has a traceback."""
         for guest in self.guests.values():
-            guest.stop()
+            if guest.started:
+                guest.stop()
         for machine in self.cluster.machines.values():
             for service in machine.services:
                 text = service.text
@@ -200,26 +217,33 @@ class Chaos:
             with contextlib.suppress(ProcessLookupError):
                 self.resume(name)
         for guest in self.guests.values():
-            guest.abandon()
+            if guest.started:
+                guest.abandon()
 
 
 @contextlib.contextmanager
-def chaos_in(rng: random.Random, volumes: dict[str, str]) -> Iterator[Chaos]:
-    """Give a running cluster with a client on each volume."""
+def chaos_in(
+    rng: random.Random,
+    volumes: dict[str, str],
+    nodes: tuple[str, ...] = NODES,
+    *,
+    load: bool = True,
+) -> Iterator[Chaos]:
+    """Give a running cluster with a client on each volume, unless it is without ``load``."""
     memory = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(prefix="tc-", dir=memory if memory.is_dir() else None))
     with contextlib.ExitStack() as stack:
         network = None
         if can_make_networks():
-            network = stack.enter_context(network_of((*NODES, *GATES), inner=MEMBERS))
+            network = stack.enter_context(network_of((*nodes, *GATES), inner=MEMBERS))
         etcd = stack.enter_context(running(MEMBERS, network.inner if network else ()))
         cluster = PlacedCluster(folder, etcd, "chaos")
         cluster.network = network
         stack.callback(cluster.close)
-        chaos = Chaos(cluster, network, rng)
+        chaos = Chaos(cluster, network, rng, nodes)
         stack.callback(chaos.undo)
         try:
-            chaos.begin(volumes)
+            chaos.begin(volumes, load=load)
             yield chaos
             chaos.end()
         except BaseException:
@@ -254,7 +278,7 @@ def _dwell(chaos: Chaos, longest_s: float) -> None:
 
 def kill_node(chaos: Chaos) -> str:
     """One node is killed, and started again at once or a while later."""
-    name = chaos.rng.choice(NODES)
+    name = chaos.rng.choice(chaos.nodes)
     chaos.kill(name)
     if chaos.rng.random() < 0.6:
         chaos.progress(20)
@@ -264,7 +288,7 @@ def kill_node(chaos: Chaos) -> str:
 
 def hang_node(chaos: Chaos) -> str:
     """One node hangs for a moment, or for longer than the others wait."""
-    name = chaos.rng.choice(NODES)
+    name = chaos.rng.choice(chaos.nodes)
     chaos.stop(name)
     _dwell(chaos, chaos.rng.choice((0.3, 3.0)))
     if chaos.rng.random() < 0.5:
@@ -277,10 +301,10 @@ def cut_node(chaos: Chaos) -> str:
     """The network of a node is gone, in both directions or in one, to all or to a gateway."""
     if chaos.network is None:
         return hang_node(chaos)
-    name = chaos.rng.choice(NODES)
+    name = chaos.rng.choice(chaos.nodes)
     gate = chaos.rng.choice(GATES)
     how = chaos.rng.choice(("all", "out", "in", "gate", "to gate", "from gate", "etcd"))
-    others = [one for one in (*NODES, *GATES, CENTRE) if one != name]
+    others = [one for one in (*chaos.nodes, *GATES, CENTRE) if one != name]
     match how:
         case "all":
             chaos.network.isolate(name)
@@ -350,7 +374,7 @@ def _cut_gate(chaos: Chaos, network: Network, gate: str, how: str) -> None:
     if how == "cut":
         network.isolate(gate)
         return
-    for node in NODES:
+    for node in chaos.nodes:
         network.cut(gate, node)
         if how == "cut from nodes":
             network.cut(node, gate)
@@ -391,14 +415,14 @@ def lose_power(chaos: Chaos) -> str:
     if with_gates:
         for guest in chaos.guests.values():
             guest.expect_loss()
-        chaos.kill(*NODES, *GATES)
+        chaos.kill(*chaos.nodes, *GATES)
         for member in chaos.etcd.members:
             member.kill()
         for member in chaos.etcd.members:
             member.start()
     else:
-        chaos.kill(*NODES)
-    chaos.restart(*NODES, *(GATES if with_gates else ()))
+        chaos.kill(*chaos.nodes)
+    chaos.restart(*chaos.nodes, *(GATES if with_gates else ()))
     if with_gates:
         for volume in chaos.guests:
             chaos.take(volume, chaos.rng.choice(GATES))
@@ -407,7 +431,7 @@ def lose_power(chaos: Chaos) -> str:
 
 def two_at_once(chaos: Chaos) -> str:
     """A node is gone or hangs while a volume changes hands."""
-    name = chaos.rng.choice(NODES)
+    name = chaos.rng.choice(chaos.nodes)
     killed = chaos.rng.random() < 0.5
     if killed:
         chaos.kill(name)

@@ -118,6 +118,7 @@ class Guest:
         self.longest_s = 0.0  # of a request since somebody set it to 0
         self.first_answer: float | None = None  # after the last connection
         self.images = 0  # that were compared
+        self.started = False
         self._size = size_bytes
         self._rng = rng
         self._pending: dict[int, tuple[float, Change | None]] = {}  # by cookie
@@ -133,6 +134,7 @@ class Guest:
 
     def start(self) -> None:
         """Begin; returns at once."""
+        self.started = True
         self._thread.start()
         self._wake.set()
 
