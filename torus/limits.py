@@ -137,6 +137,8 @@ REPAIR_RATE_BYTES_DEFAULT = 128 * MIB  # per second and disk
 REPAIR_OPERATIONS = 1000  # per second and disk
 REPAIR_PARALLEL = 4  # chunks that one disk pulls at once
 REPAIR_PIECE_BYTES = 1 * MIB  # read from a source at a time
+CLIENT_SLOW_US = 50_000  # p99 of a node's clients above which its upkeep goes slower
+CLIENT_WINDOW_S = 2.0  # ...over so many seconds
 REPAIR_SLOW_US = 10_000  # a step that waits longer for its turn says that clients are slow
 
 # --- snapshots and clones ---------------------------------------------------------------

@@ -19,6 +19,7 @@ from torus.cluster.chunks import ChunksOf, chunks_of
 from torus.cluster.local import LocalChunks
 from torus.config import NodeConfig, is_shared
 from torus.daemon.advertise import advertised, listen_address
+from torus.daemon.client_times import ClientTimes
 from torus.daemon.cluster_parts import ClusterParts
 from torus.daemon.dialing import tls_files
 from torus.daemon.disks import read_identity
@@ -213,8 +214,14 @@ class RunningNode:
         self.upkeep = await start_upkeep(
             stack, self.disks.stores, cluster.membership, self.metadata, cluster.way.dialing,
             self._clock, rate_bytes=self._config.repair_rate_bytes,
+            clients_slow=ClientTimes(self._client_times, self._clock).slow,
         )  # fmt: skip
         cluster.coordinator.settled = self.upkeep.settled
+
+    def _client_times(self) -> list[Histogram]:
+        names = ("read", "write", "flush")
+        commands = self.nbd.stats.by_name()
+        return [commands[name].latency for name in names]
 
     def _reach(self, catalog: AsyncCatalog) -> Reach:
         """Return this process's way to chunks."""
