@@ -45,7 +45,8 @@ def declare_verbs(parser: Parser) -> None:
     drain.add_argument("--force", action="store_true", help="drain although it fits nowhere")
     remove = add_command(
         verbs, "remove", "forget a node or a disk for good", run_remove,
-        description="Forget a node or a disk that is empty: drained, or never joined. "
+        description="Forget a node or a disk that is empty, because it was drained or never "
+        "joined, or that is down while others have all copies of what it had. "
         "It cannot come back under its id; an emptied data directory becomes a new disk.",
         examples=(("when it is empty", "torus node remove storage-1"),),
     )  # fmt: skip
@@ -53,7 +54,12 @@ def declare_verbs(parser: Parser) -> None:
     remove.add_argument(
         "--force",
         action="store_true",
-        help="forget what is down and lost for good, with the copies that only it had",
+        help="forget what is down now, although some of its chunks have too few copies elsewhere",
+    )
+    remove.add_argument(
+        "--lose-data",
+        action="store_true",
+        help="with --force: although it may have had the last copy of something",
     )
     join = add_command(
         verbs, "join", "give data to disks that wait, or that were to be drained", run_join,
@@ -235,11 +241,18 @@ def run_drain(arguments: argparse.Namespace, session: Session) -> int:
 
 def run_remove(arguments: argparse.Namespace, session: Session) -> int:
     """Forget nodes or disks."""
+    from torus.daemon.command import run_command
+    from torus.daemon.last_copies import look_elsewhere
     from torus.daemon.member_change import chosen, remove
 
-    survey = _survey(session)
-    disks = chosen(survey, arguments.node)
-    changes = remove(disks, SystemClock().wall_ns(), force=arguments.force)
+    disks = chosen(_survey(session), arguments.node)
+    lost = {disk.place.disk_id for disk in disks if disk.used_bytes is None}
+    common = session.common()
+    elsewhere = run_command(common, look_elsewhere(common, lost)) if lost else None
+    changes = remove(
+        disks, SystemClock().wall_ns(), elsewhere,
+        force=arguments.force, lose_data=arguments.lose_data,
+    )  # fmt: skip
     return _change(session, changes, "removed")
 
 

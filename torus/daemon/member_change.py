@@ -9,6 +9,8 @@ Implements docs/operations-cluster.md, "Draining and removing".
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from torus import limits
+from torus.daemon.last_copies import Elsewhere
 from torus.daemon.survey import DiskView, Survey
 from torus.errors import Busy, NotFound, PoolFull, Unavailable, UsageError
 from torus.limits import GIB
@@ -141,16 +143,31 @@ def _check_room(leaving: Sequence[DiskView], staying: Sequence[DiskView]) -> Non
         )
 
 
-def remove(disks: Sequence[DiskView], now_ns: int, *, force: bool = False) -> list[Change]:
+def remove(
+    disks: Sequence[DiskView],
+    now_ns: int,
+    elsewhere: Elsewhere | None = None,
+    *,
+    force: bool = False,
+    lose_data: bool = False,
+) -> list[Change]:
     """Return the changes that take ``disks`` out of the cluster for good.
 
-    Raises: Busy when one has data that others may not have; with ``force`` only when it is up:
-        what a disk that is gone for good had is lost to it anyway.
+    ``elsewhere``: what others have of what the disks that are down may have; None: not looked.
+    ``force``: although copies are too few then.  ``lose_data``: with it, although what only they
+    have is lost.
+
+    Raises: Busy when one has data that others do not have; when one is up and has data, always.
+        UsageError for ``lose_data`` without ``force``.
     """
+    if lose_data and not force:
+        raise UsageError("--lose-data means nothing without --force")
     changes = []
     for disk in disks:
         member = _member(disk)
         _check_empty(disk, member, force=force)
+        if disk.used_bytes is None and not lose_data:
+            _check_elsewhere(disk, member, elsewhere, force=force)
         after = replace(member, state=REMOVED, since_ns=now_ns, reason="by the operator")
         changes.append(Change(member, after))
     return changes
@@ -163,19 +180,39 @@ def _check_empty(disk: DiskView, member: Member, *, force: bool) -> None:
             f"{name} is {member.state!r}: its data was not moved away",
             hint=f"torus node drain {member.disk_id[:8]}, and remove it when it is empty",
         )
-    if disk.used_bytes == 0:
-        return
-    if disk.used_bytes is None and force:
-        return
-    if disk.used_bytes is None:
+    if disk.used_bytes:
+        raise Busy(
+            f"{name} still has {_gib(disk.used_bytes)}: it may be the last copy",
+            hint="wait until it is empty: torus node list, torus status",
+        )
+
+
+def _check_elsewhere(
+    disk: DiskView, member: Member, elsewhere: Elsewhere | None, *, force: bool
+) -> None:
+    """Refuse to forget a disk that cannot be asked while others lack what it may have."""
+    name = f"disk {member.disk_id} of node {member.node_id}"
+    if elsewhere is None:
         raise Busy(
             f"{name} cannot be asked what it still has: {disk.problem or 'it is not up'}",
-            hint="start it; if it is lost for good, use --force: what nobody else has is lost then",
+            hint="start it",
         )
-    raise Busy(
-        f"{name} still has {_gib(disk.used_bytes)}: it may be the last copy",
-        hint="wait until it is empty: torus node list, torus status",
-    )
+    asked = f"; {len(elsewhere.silent)} other disks did not answer" if elsewhere.silent else ""
+    if elsewhere.last:
+        names = ", ".join(elsewhere.volumes[:3]) + ("..." if len(elsewhere.volumes) > 3 else "")
+        raise Busy(
+            f"{name} may have the last copy of {elsewhere.last} of the {elsewhere.chunks} chunks "
+            f"({_gib(elsewhere.last * limits.SLOT_BYTES)}) that it had to have, of volumes "
+            f"{names}{asked}",
+            hint="start it; if it is lost for good, --force --lose-data gives them up",
+        )
+    if elsewhere.few and not force:
+        raise Busy(
+            f"{elsewhere.few} of the {elsewhere.chunks} chunks that {name} had to have "
+            f"({_gib(elsewhere.few * limits.SLOT_BYTES)}) have fewer copies elsewhere than they "
+            f"should{asked}",
+            hint="wait until they are copied: torus ring rebalance --watch; --force does not wait",
+        )
 
 
 def join(disks: Sequence[DiskView], now_ns: int) -> list[Change]:

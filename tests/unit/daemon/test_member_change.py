@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.daemon.test_health import FINE, survey, view
+from torus.daemon.last_copies import Elsewhere
 from torus.daemon.member_change import (
     Change,
     carry_out,
@@ -82,35 +83,58 @@ def test_drain_twice_is_nothing_new_and_join_takes_it_back() -> None:
     assert states(join([draining, view("a")], NOW)) == {"c": "in"}
 
 
+ALL = Elsewhere(chunks=9)
+FEW = Elsewhere(chunks=9, few=4)
+LAST = Elsewhere(chunks=9, few=4, last=2, volumes=["vm"], silent={"x": "no answer"})
+
+
 @pytest.mark.parametrize(
-    ("disk", "force", "words"),
+    ("disk", "elsewhere", "force", "words"),
     [
-        (view("c"), False, "its data was not moved away"),
-        (view("c"), True, "its data was not moved away"),
-        (view("c", state="draining", answer=holding(3)), False, "it may be the last copy"),
-        (view("c", state="draining", answer=holding(3)), True, "it may be the last copy"),
-        (view("c", state="out", up=False), False, "cannot be asked what it still has"),
-        (view("c", up=False), False, "its data was not moved away"),
+        (view("c"), None, False, "its data was not moved away"),
+        (view("c"), None, True, "its data was not moved away"),
+        (view("c", state="draining", answer=holding(3)), None, False, "may be the last copy"),
+        (view("c", state="draining", answer=holding(3)), None, True, "may be the last copy"),
+        (view("c", state="out", up=False), None, False, "cannot be asked what it still has"),
+        (view("c", state="out", up=False), FEW, False, r"4 of the 9 chunks .* \(0.02 GiB\)"),
+        (view("c", state="out", up=False), LAST, False, "last copy of 2 of the 9 .* 1 other disks"),
+        (view("c", state="out", up=False), LAST, True, "last copy of 2 of the 9 chunks .* of vol"),
+        (view("c", up=False), LAST, True, "last copy"),
+        (view("c", up=False), ALL, False, "its data was not moved away"),
     ],
 )
 def test_remove_is_refused_where_data_could_be_lost(
-    disk: DiskView, force: bool, words: str
+    disk: DiskView, elsewhere: Elsewhere | None, force: bool, words: str
 ) -> None:
     with pytest.raises(Busy, match=words):
-        remove([disk], NOW, force=force)
+        remove([disk], NOW, elsewhere, force=force)
+
+
+def test_lost_data_is_given_up_with_two_words_only() -> None:
+    """And never that of a disk that is up."""
+    gone = view("c", state="out", up=False)
+    assert states(remove([gone], NOW, LAST, force=True, lose_data=True)) == {"c": "removed"}
+    with pytest.raises(UsageError, match="--force"):
+        remove([gone], NOW, LAST, lose_data=True)
+    full = view("c", state="draining", answer=holding(3))
+    with pytest.raises(Busy, match="last copy"):
+        remove([full], NOW, None, force=True, lose_data=True)
 
 
 @pytest.mark.parametrize(
-    ("disk", "force"),
+    ("disk", "elsewhere", "force"),
     [
-        (view("c", state="draining", answer=holding(0)), False),
-        (view("c", state="waiting", answer=holding(0)), False),
-        (view("c", state="out", up=False), True),
-        (view("c", up=False), True),
+        (view("c", state="draining", answer=holding(0)), None, False),
+        (view("c", state="waiting", answer=holding(0)), None, False),
+        (view("c", state="out", up=False), ALL, False),
+        (view("c", state="out", up=False), FEW, True),
+        (view("c", up=False), ALL, True),
     ],
 )
-def test_remove_takes_what_is_empty_or_lost_for_good(disk: DiskView, force: bool) -> None:
-    assert states(remove([disk], NOW, force=force)) == {"c": "removed"}
+def test_remove_takes_what_is_empty_or_what_others_have(
+    disk: DiskView, elsewhere: Elsewhere | None, force: bool
+) -> None:
+    assert states(remove([disk], NOW, elsewhere, force=force)) == {"c": "removed"}
 
 
 def test_zone_and_weight_are_set_where_they_differ() -> None:
