@@ -7,13 +7,14 @@ Implements docs/cli.md, "torus check".
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 
-from torus.cli.parser import Verbs, add_command, add_data_dir
+from torus.cli.parser import Verbs, add_command
 from torus.cli.progress import ProgressLine
 from torus.cli.session import Session
 from torus.cli.sizes import format_size
 from torus.daemon.reports import CheckReport, SnapshotCheck, VolumeCheck
-from torus.errors import Corruption
+from torus.errors import Corruption, TorusError
 
 
 def declare(verbs: Verbs, noun: str, summary: str) -> None:
@@ -23,27 +24,48 @@ def declare(verbs: Verbs, noun: str, summary: str) -> None:
         noun,
         summary,
         run_check,
-        description="Verify a stopped node's data directory: every record's checksums and every "
-        "block that a volume maps.  It reads all and changes nothing.  The exit code is 65 when "
-        "data is wrong or missing.",
+        description="Verify a stopped node's data directories: every record's checksums and "
+        "every block that a volume maps.  It reads all and changes nothing.  The exit code is 65 "
+        "when data is wrong or missing.",
         examples=(
-            ("the default store", "torus check"),
+            ("what the configuration names, or the default store", "torus check"),
             ("another one, for a program", "torus check --data-dir /mnt/torus -o json"),
         ),
     )
-    add_data_dir(parser)
+    parser.add_argument(
+        "--data-dir", metavar="DIR", action="append",
+        help="the node's segments (default TORUS_HOME/data); may be given several times",
+    )  # fmt: skip
 
 
 def run_check(arguments: argparse.Namespace, session: Session) -> int:
-    """Check and show what was found."""
+    """Check and show what was found; a directory that cannot be checked stops no other."""
     config = session.common()
     from torus.daemon.offline import check_store
 
-    with ProgressLine("checking", session.environment) as progress:
-        report = check_store(config.data_dir, config.meta_url, progress)
-    document = {"ok": report.ok, **dataclasses.asdict(report)}
-    session.output.show({"check": document}, lambda: _render(session, report))
-    return 0 if report.ok else Corruption.exit_code
+    reports: list[CheckReport] = []
+    failures: list[TorusError] = []
+    for data_dir in session.paths("data-dir") or (config.data_dir,):
+        with ProgressLine("checking", session.environment) as progress:
+            try:
+                reports.append(check_store(data_dir, config.meta_url, progress))
+            except TorusError as exc:
+                failures.append(exc)
+    if reports:
+        documents = [{"ok": report.ok, **dataclasses.asdict(report)} for report in reports]
+        session.output.show(
+            {"check": documents[0], "checks": documents}, lambda: _render_all(session, reports)
+        )
+    if failures:
+        raise failures[0]
+    return 0 if all(report.ok for report in reports) else Corruption.exit_code
+
+
+def _render_all(session: Session, reports: Sequence[CheckReport]) -> None:
+    for number, report in enumerate(reports):
+        if number:
+            session.output.line("")
+        _render(session, report)
 
 
 def _render(session: Session, report: CheckReport) -> None:
