@@ -125,6 +125,7 @@ def test_drained_member_keeps_its_copies_until_they_have_moved() -> None:
     assert all(one.disk_id != leaving for one in final.order(0, 8))
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(st.data())
 def test_any_history_obeys_the_rule_and_ends(data) -> None:
@@ -163,6 +164,7 @@ def test_any_history_obeys_the_rule_and_ends(data) -> None:
             assert all(one.weight for one in owners)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hashing", sorted(HASHINGS))
 def test_every_hashing_obeys_the_rule(hashing) -> None:
     """Distinct zones and nodes, for the ring and for what follows it; the change ends."""
