@@ -222,7 +222,8 @@ class Log:
         if not self._chunks.lost:
             await self._chunks.sync(dirty)
         needed = await self._chunks.secure()
-        self._synced(lsn, dirty)
+        if not needed:  # else it counts once the next span is published: `begin_span`
+            self._synced(lsn, dirty)
         return needed
 
     def begin_span(self, tag: int, head_payload: Callable[[], bytes]) -> None:

@@ -215,6 +215,30 @@ def test_nothing_is_answered_while_the_metadata_are_away() -> None:
     run(7, scenario)
 
 
+def test_a_second_flush_waits_for_the_publication_too() -> None:
+    """A flush that comes when the survivors are durable already, and the span without the lost
+    disk is not published yet, is not answered: a takeover may hear of the lost disk alone."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0)
+        owners_now(replicas, attachment)[0].kill()
+        replicas.metadata.fail(1, count=10**9)
+        first = asyncio.ensure_future(attachment.volume.flush())
+        await until(lambda: attachment.holder.waiting)
+
+        second = asyncio.ensure_future(attachment.volume.flush())
+        third = attachment.volume.flush_soon()
+        await not_done(second, 3)
+        assert not third.done()
+        replicas.metadata.fail(0)
+
+        await asyncio.gather(first, second, third)
+
+    run(7, scenario)
+
+
 def test_a_publication_that_happened_unheard_is_not_made_twice() -> None:
     """The answer of the compare-and-swap is lost: it is repeated, and counts as done."""
 
