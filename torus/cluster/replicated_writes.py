@@ -29,6 +29,9 @@ _ATTEMPTS_MAX = 3  # of one append or sync on a disk that heals in between
 _PAUSE_FIRST_S = 0.02
 _PAUSE_MAX_S = 1.0
 _FINAL = (PoolFull, DiskFailed)  # healing does not help
+# With so many chunks that are not durable everywhere, no other is begun.  Upkeep relies on it: a
+# copy misses no chunk but the last `UPKEEP_TAIL_CHUNKS` of a span.
+_UNSYNCED_CHUNKS_MAX = limits.UPKEEP_TAIL_CHUNKS // 2
 
 
 class CopiesLost(Unavailable):
@@ -80,9 +83,15 @@ class OpenChunks:
     ) -> ReplicaWriter:
         """Open a chunk on all of ``disks``.
 
+        Waits for a sync when too much is not durable everywhere.
+
         Raises: CopiesLost when a disk was lost on the way: nothing may be appended; PoolFull
             when too many of them are full, Fenced.
         """
+        if len(self.chunks) >= _UNSYNCED_CHUNKS_MAX:  # a disk syncs more slowly than data come
+            await self.sync(list(self.chunks))
+            if self.lost:
+                raise CopiesLost(f"disks {sorted(self.lost)} do not have all before chunk {chunk}")
         found = await ask_all(
             {disk: self._open_on(disk, chunk, from_reserve=from_reserve) for disk in disks},
             limits.REPLICA_SILENCE_S,

@@ -6,6 +6,7 @@ import pytest
 
 from tests.unit.cluster.replicas import BLOCK, Replicas, SimNode, block, let_pass, run
 from torus import limits
+from torus.cluster import replicated_writes
 from torus.errors import DiskFailed, Fenced, PoolFull, TorusError, Unavailable
 from torus.metadata.schema import Head, Span
 from torus.store.content import Presence, walk
@@ -254,6 +255,32 @@ def test_a_publication_that_happened_unheard_is_not_made_twice() -> None:
         assert [span.tag for span in await spans_of(replicas)] == [0, 1]
 
     run(8, scenario)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_no_more_chunks_are_unsynced_than_upkeep_takes_for_the_tail(
+    lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a disk takes its time to sync, writes go on only so far; then they wait for it."""
+    monkeypatch.setattr(replicated_writes, "_UNSYNCED_CHUNKS_MAX", 4)
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        attachment = await replicas.attach()
+        volume = attachment.volume
+        opened = volume.core.chunks._open  # type: ignore[attr-defined]
+        most = 0
+        for number in range(200):
+            await write(volume, number)
+            most = max(most, len(opened.chunks))
+            if lost and number == 100:
+                replicas.nodes["a"].faults["sync"] = [DiskFailed("planned")]
+        assert volume.core.journal.chunk.sequence > 8
+        assert most <= 4
+        assert len(await spans_of(replicas)) == 1 + lost
+        await read_back(volume, *range(200))
+
+    run(9, scenario)
 
 
 def test_the_survivors_are_durable_before_the_span_is_published() -> None:
