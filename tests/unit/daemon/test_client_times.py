@@ -32,8 +32,8 @@ def test_slow_clients_are_seen_and_forgotten(
     """Two of a hundred requests above the bound are enough, one is not; then all is well again."""
     reads.observe(500 * MS, 1000)
     assert not times.slow(), "what was before the first look does not count"
-    for late, slow in ((1, False), (3, True)):
-        reads.observe(1 * MS, 97)
+    for late, slow in ((1, False), (9, True)):
+        reads.observe(1 * MS, 198)
         reads.observe(80 * MS, late)
         clock.advance(int(0.6 * SECOND))
         assert times.slow() is slow, f"{late} late ones"
