@@ -57,13 +57,12 @@ class Care:
         """
         self._epochs[volume] = epoch
         by_disk: dict[str, list[ChunkId]] = {}
+        everybody = self._pool.view.disks()
         for chunk in chunks:
-            for disk in self._placement.ever(chunk):
+            # Where a stray of another time was written is not known.
+            disks = self._placement.ever(chunk) if self._placement.knows(chunk) else everybody
+            for disk in disks:
                 by_disk.setdefault(disk, []).append(chunk)
-            by_disk.setdefault("", []).append(chunk)
-        everywhere = by_disk.pop("", [])
-        if not by_disk:  # where they were written is not known: strays of another time
-            by_disk = dict.fromkeys(self._pool.view.disks(), everywhere)
         found = await ask_all(
             {disk: self._delete_on(disk, volume, epoch, some) for disk, some in by_disk.items()},
             _DELETE_S,

@@ -8,6 +8,7 @@ from tests.unit.cluster.replicas import BLOCK, Replicas, SimNode, block, let_pas
 from torus import limits
 from torus.cluster import replicated_writes
 from torus.errors import DiskFailed, Fenced, PoolFull, TorusError, Unavailable
+from torus.ids import ChunkId
 from torus.metadata.schema import Head, Span
 from torus.store.content import Presence, walk
 from torus.volume.attachment import Attachment
@@ -880,3 +881,24 @@ def test_deletions_reach_a_disk_that_was_away() -> None:
         await until(lambda: not set(away.store.chunks_of(number)) - left)
 
     run(51, scenario)
+
+
+def test_a_stray_is_deleted_wherever_it_lies() -> None:
+    """Of a chunk that no span names nobody knows who had it: all disks are told."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(copies=1)
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0, flush=True)
+        core = attachment.volume.core
+        stray = ChunkId(core.spec.volume, core.epoch, 9, 77)
+        owners = replicas.owners(stray, 1)
+        other = next(node for node in replicas.nodes.values() if node not in owners)
+        await other.chunks.open(stray, from_reserve=False)
+        await attachment.detach()
+
+        await replicas.attach(2)
+
+        assert stray not in await other.chunks.list(core.spec.volume)
+
+    run(41, scenario)
