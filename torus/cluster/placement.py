@@ -38,10 +38,15 @@ class Placement:
         """Return how many copies a chunk is to have."""
         return self._copies
 
-    def learn(self, volume: int, spans: Iterable[Span]) -> None:
-        """Learn where the chunks of a log were written."""
+    def learn(self, volume: int, spans: Iterable[Span], *, writing: bool = True) -> None:
+        """Learn where the chunks of a log were written.
+
+        ``writing``: this process is the log's writer.  For any other the span that was open when
+        it looked may be closed by now, and its chunks may have moved.
+        """
         for span in spans:
-            written = Written(span.ring, frozenset(span.excluded), span.last is None)
+            is_open = writing and span.last is None
+            written = Written(span.ring, frozenset(span.excluded), is_open)
             self._spans[volume, span.epoch, span.tag] = written
 
     def knows(self, chunk: ChunkId) -> bool:

@@ -199,8 +199,9 @@ class VolumeChunks:
     def learn(self, volume: int, spans: Iterable[Span]) -> None:
         """Learn where the chunks of a log were written."""
         known = list(spans)
-        self._placement.learn(volume, known)
-        if volume == self._volume and known and known[-1].last is None:
+        own = volume == self._volume
+        self._placement.learn(volume, known, writing=own and self._epoch > 0)
+        if own and known and known[-1].last is None:
             self._span = known[-1].ring, frozenset(known[-1].excluded)
 
     def begin_span(self) -> None:
@@ -237,7 +238,8 @@ class VolumeChunks:
                 wait_s = min(rest_s if rest_s > 0 else _LOOK_S, wait_s or _LOOK_S)
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), wait_s)
+                async with asyncio.timeout(wait_s):  # wait_for may swallow a cancellation
+                    await self._changed.wait()
             except TimeoutError:
                 continue
 

@@ -162,6 +162,71 @@ def test_a_copy_that_is_missing_where_it_was_written_is_put_back() -> None:
     run(6, scenario)
 
 
+def test_a_chunk_that_moved_from_an_open_span_is_unknown_while_its_new_owner_is_away() -> None:
+    """Who reads another writer's log, as a clone does its origin's, knows the span as open which
+    was closed since: where it was written is not all that counts."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(copies=1)
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0, flush=True)
+        chunk, spans = attachment.volume.core.journal.chunk, attachment.volume.core.spans
+        reader = replicas.pool().chunks_of(attachment.volume.core.spec)
+        reader.learn(chunk.volume, spans)
+        [old] = replicas.owners(chunk, 1)
+        replicas.next_ring(old.name)
+        [new] = replicas.owners(chunk, 1)
+        await until(lambda: attachment.volume.core.journal.chunk != chunk or
+                    attachment.volume.resealer.rolls)  # fmt: skip
+        [found] = await old.chunks.examine([chunk])
+        first = limits.SLOT_HEADER_BYTES
+        [content] = await old.chunks.read([(chunk, first, found.end - first)])
+        await new.chunks.install(chunk, chunk.epoch, found.end, content)
+        await old.chunks.drop([chunk])
+
+        assert await reader.read([(chunk, first, 64)]) == [content[:64]]
+        new.kill()
+        with pytest.raises(Unavailable):
+            await reader.read([(chunk, first, 64)])
+        await reader.stop()
+
+    run(7, scenario)
+
+
+def test_a_rotten_piece_does_not_hide_where_another_lies() -> None:
+    """Of two pieces that are asked for together one is rotten, the other on a disk that no ring
+    known here names: that one is found all the same."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(copies=1)
+        attachment = await replicas.attach()
+        number = 0
+        by_owner: dict[str, set[ChunkId]] = {}
+        while not any(len(chunks) == 2 for chunks in by_owner.values()):
+            await write(attachment.volume, number)
+            number += 1
+            chunk = attachment.volume.core.journal.chunk
+            by_owner.setdefault(replicas.owners(chunk, 1)[0].name, set()).add(chunk)
+        await attachment.volume.flush()
+        [name] = [name for name, chunks in by_owner.items() if len(chunks) == 2]
+        rotten, moved = sorted(by_owner[name])
+        other = next(node for node in replicas.nodes.values() if node.name != name)
+        first = limits.SLOT_HEADER_BYTES
+        [found] = await replicas.nodes[name].chunks.examine([moved])
+        [content] = await replicas.nodes[name].chunks.read([(moved, first, found.end - first)])
+        await other.chunks.install(moved, moved.epoch, found.end, content)
+        await replicas.nodes[name].chunks.drop([moved])
+        attachment.volume.core.chunks._open.clear()  # type: ignore[attr-defined]
+
+        pieces = await attachment.volume.core.chunks.read_checked(
+            [(rotten, first, 64), (moved, first, 64)], lambda number, _piece: number == 1
+        )
+
+        assert pieces[1] == content[:64]
+
+    run(8, scenario)
+
+
 def test_a_silent_disk_is_overtaken_by_another() -> None:
     """After some milliseconds the next copy is asked, and the silent disk comes last then."""
 
