@@ -188,8 +188,11 @@ class Takeover:
         lagging: dict[ChunkId, list[str]] = {}
         for chunk, end in ends.items():
             scanned = self._scanned[chunk]
+            # Recovery went on behind a record that is damaged, but was durable once: no copy can
+            # be made of that, but the one that was read stays.
+            rotten = scanned.source if end > scanned.end else None
             for disk in self._placement.written_to(chunk):
-                if scanned.alike.get(disk, (0, 0))[1] >= end:
+                if disk == rotten or scanned.alike.get(disk, (0, 0))[1] >= end:
                     by_disk.setdefault(disk, []).append(chunk)
                 else:
                     lagging.setdefault(chunk, []).append(disk)

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.cluster.replicas import BLOCK, Replicas, SimNode, block, let_pass, run
 from torus import limits
 from torus.cluster import replicated_writes
-from torus.errors import DiskFailed, Fenced, PoolFull, TorusError, Unavailable
+from torus.errors import Corruption, DiskFailed, Fenced, PoolFull, TorusError, Unavailable
 from torus.ids import ChunkId
 from torus.metadata.schema import Head, Span
 from torus.store.content import Presence, walk
@@ -827,6 +827,35 @@ def test_a_closed_chunk_without_an_answer_is_unknown_not_damaged() -> None:
         await read_back(new.volume, 0, 1, 2, 3)
 
     run(45, scenario)
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_a_rotten_record_of_the_open_span_does_not_forbid_a_takeover(copies: int) -> None:
+    """It was durable once, as later records say: what is behind it counts; the damaged block is
+    an error and everything else is read."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(copies=copies)
+        attachment = await replicas.attach()
+        for number in range(6):
+            await write(attachment.volume, number, flush=True)
+        core = attachment.volume.core
+        place = core.blocks.get(2)
+        assert place is not None
+        chunk = core.journal.chunk
+        for node in replicas.owners(chunk, copies):
+            slot = node.store.find(chunk)
+            assert slot is not None
+            at = slot.address + place[1] * 512 + 100
+            node.disk.write(at, bytes([node.disk.read(at, 1)[0] ^ 1]))
+
+        again = await replicas.attach(2)
+
+        await read_back(again.volume, 0, 1, 3, 4, 5)
+        with pytest.raises(Corruption):
+            await again.volume.read(2 * BLOCK, BLOCK)
+
+    run(46, scenario)
 
 
 # --- deletions ------------------------------------------------------------------------------
