@@ -76,6 +76,15 @@ def test_new_disk_that_is_down_does_not_join() -> None:
     assert "when they are up" in decision.waiting
 
 
+def test_new_disk_does_not_wait_for_one_of_the_ring_that_is_down() -> None:
+    """It joins beside it; before it is put out, and when it never is."""
+    known = members(5)
+    ring = shares(members(4).values())
+    for patience in (PATIENCE, replace(PATIENCE, auto_out_ns=0)):
+        decision = decide(known, ring, seen(known, d1=60), NOW, patience, settled=True)
+        assert decision.ring == shares(known.values())
+
+
 def test_waiting_draining_and_removed_disks_are_not_in_the_ring() -> None:
     known = members(4) | {
         "d1": member("d1", "draining"),
