@@ -9,8 +9,10 @@ import json
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -249,6 +251,9 @@ def chaos_in(
         except BaseException:
             kept = Path(tempfile.gettempdir()) / f"torus-chaos-{folder.name}"
             _keep_logs(folder, kept)
+            with contextlib.suppress(AssertionError, OSError, subprocess.TimeoutExpired):
+                said = (cluster.node_list(), cluster.any.status())
+                (kept / "said.json").write_text(json.dumps(said, indent=1))
             print(f"logs: {kept}", file=sys.stderr)
             raise
         finally:
@@ -445,9 +450,38 @@ def two_at_once(chaos: Chaos) -> str:
     return f"{'kill' if killed else 'hang'} node {name}, and {said}"
 
 
+def hang_in_turn(chaos: Chaos) -> str:
+    """One node hangs, then another instead of it, while a volume changes hands: who was away
+    must not be believed about what was written meanwhile."""
+    first, second = chaos.rng.sample(chaos.nodes, 2)
+    chaos.stop(first)
+    if chaos.rng.random() < 0.7:
+        chaos.progress(20)
+    chaos.stop(second)
+    volume = chaos.rng.choice(list(chaos.owners))
+    gate = chaos.owners[volume]
+    for other, owner in chaos.owners.items():
+        if owner == gate:
+            chaos.guests[other].expect_loss()
+    chaos.kill(gate)
+    chaos.resume(first)
+    later = threading.Timer(4.0, chaos.resume, [second])  # it may have the only copy of something
+    later.start()
+    try:
+        for other, owner in tuple(chaos.owners.items()):
+            if owner == gate:
+                chaos.take(other, chaos.other_gate(gate))
+    finally:
+        later.cancel()
+        later.join()
+        chaos.resume(second)
+    chaos.restart(gate)
+    return f"hang nodes {first}, {second} in turn, and kill gateway {gate}"
+
+
 FAULTS: tuple[tuple[Fault, int], ...] = (
     (kill_node, 4), (hang_node, 3), (cut_node, 4), (kill_gate, 3), (lose_gate, 4),
-    (lose_member, 2), (lose_power, 2), (two_at_once, 3),
+    (lose_member, 2), (lose_power, 2), (two_at_once, 3), (hang_in_turn, 3),
 )  # fmt: skip
 
 

@@ -4,7 +4,8 @@ Nothing that was answered is lost, flushed or not, because no kernel dies here; 
 the image is a prefix; a client sees no error unless its own gateway is gone; and an owner that
 lost its volume answers nothing any more.
 
-TORUS_CHAOS_CYCLES and TORUS_CHAOS_ROUNDS set how often; TORUS_SEED repeats the order of faults.
+TORUS_CHAOS_CYCLES and TORUS_CHAOS_ROUNDS set how often, TORUS_CHAOS_FAULTS names the only faults
+(of `tests.chaos.FAULTS`, with commas); TORUS_SEED repeats the order of faults.
 Without root there are no partitions, only kills and hangs.
 """
 
@@ -24,6 +25,7 @@ pytestmark = [
 
 CYCLES = int(os.environ.get("TORUS_CHAOS_CYCLES", "12"))
 ROUNDS = int(os.environ.get("TORUS_CHAOS_ROUNDS", "6"))
+ONLY = os.environ.get("TORUS_CHAOS_FAULTS", "").split(",")
 VOLUMES = {"three": "replica:3", "two": "replica:2"}
 
 
@@ -47,11 +49,12 @@ def summary(chaos: Chaos) -> str:
 def test_chaos(seed: int) -> None:
     """Cycles of random faults; each ends with every client getting on."""
     rng = random.Random(f"{seed}:chaos")
-    faults = [fault for fault, weight in FAULTS for _ in range(weight)]
+    chosen = [one for one in FAULTS if ONLY == [""] or one[0].__name__ in ONLY]
+    faults = [fault for fault, weight in chosen for _ in range(weight)]
     with chaos_in(rng, VOLUMES) as chaos:
         for cycle in range(CYCLES):
             rng.seed(f"{seed}:{cycle}")
-            fault = FAULTS[cycle][0] if cycle < len(FAULTS) else rng.choice(faults)
+            fault = chosen[cycle][0] if cycle < len(chosen) else rng.choice(faults)
             for guest in chaos.guests.values():
                 guest.longest_s = 0.0
             began = time.monotonic()
