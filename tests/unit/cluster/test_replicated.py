@@ -858,6 +858,27 @@ def test_a_rotten_record_of_the_open_span_does_not_forbid_a_takeover(copies: int
     run(46, scenario)
 
 
+def test_disks_that_a_takeover_missed_are_used_when_they_are_back() -> None:
+    """With one of three the log is read, but not written; it is when the others are there."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0, flush=True)
+        replicas.nodes["a"].silent = replicas.nodes["b"].silent = True
+        again = await replicas.attach(2)
+        waiting = asyncio.ensure_future(write(again.volume, 1, flush=True))
+        await not_done(waiting, 3)
+
+        replicas.nodes["a"].silent = replicas.nodes["b"].silent = False
+
+        async with asyncio.timeout(100):
+            await waiting
+        await read_back(again.volume, 0, 1)
+
+    run(47, scenario, nodes="abc")
+
+
 # --- deletions ------------------------------------------------------------------------------
 
 
