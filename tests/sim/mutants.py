@@ -6,7 +6,7 @@ The simulation is worth something when it notices each of them.
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 from torus.cluster.local import LocalChunks
@@ -20,12 +20,59 @@ from torus.store.fences import Fences
 from torus.store.store import Store
 from torus.testing.simdisk import DiskImage, PowerLoss
 from torus.testing.simnode import SimDrive
+from torus.testing.simreplicas import ReplicatedCluster
 from torus.volume import epoch_steps
 from torus.volume.catalog_ask import Commit
 from torus.volume.log import Log
 from torus.volume.reseal import Resealer
 
 Patch = Callable[[ExitStack], None]
+
+
+class SmallCluster(ReplicatedCluster):
+    """Two copies on two nodes: where trouble of a few kinds meets soon."""
+
+    kinds: ClassVar[dict[str, float]] = {}
+
+    def __init__(self, seed: int, **options: Any) -> None:
+        super().__init__(seed, **options)
+        self.copies, self.min_copies = 2, 1
+
+    def wanted_nodes(self) -> int:
+        """Return 2."""
+        return 2
+
+    def wanted_volumes(self) -> int:
+        """Return 1."""
+        return 1
+
+    def trouble_kinds(self) -> dict[str, float]:
+        """Return the kinds of this cluster."""
+        return self.kinds
+
+
+class Blackouts(SmallCluster):
+    """The power goes everywhere at once, and writers die."""
+
+    kinds: ClassVar[dict[str, float]] = {"blackout": 3, "writer": 1, "kill": 1}
+
+
+class Hangs(SmallCluster):
+    """Writers stop while others take over and nodes restart."""
+
+    kinds: ClassVar[dict[str, float]] = {"hang": 2, "blackout": 1, "kill": 3}
+
+
+class SlowHeads(SmallCluster):
+    """The metadata store is away again and again, while spans end and writers change."""
+
+    kinds: ClassVar[dict[str, float]] = {"metadata": 3, "hang": 2, "kill": 1, "cut": 1, "power": 1}
+
+
+class Losses(SmallCluster):
+    """Disks are lost one after the other, writers too."""
+
+    kinds: ClassVar[dict[str, float]] = {"cut": 2, "power": 2, "pause": 2, "writer": 2}
 
 
 def _replace(stack: ExitStack, owner: Any, name: str, made: Any) -> None:
@@ -193,31 +240,21 @@ def healed_without_records(stack: ExitStack) -> None:
     _replace(stack, OpenChunks, "_bring_up", bring_up)
 
 
-def seal_not_answered_for(stack: ExitStack) -> None:
-    """A lost disk is not left out: the log goes on with the others in the same span."""
-
-    async def seal(self: Resealer) -> None:
-        await self._core.chunks._open.secure()  # type: ignore[attr-defined]
-
-    _replace(stack, Resealer, "seal", seal)
-
-
-MUTANTS: dict[str, tuple[Patch, int]] = {
-    "no_fence": (no_fence, 0),
-    "no_head_check": (no_head_check, 0),
-    "volatile_fence": (volatile_fence, 0),
-    "wiped_disk": (wiped_disk, 0),
-    "one_boot_id": (one_boot_id, 0),
-    "answer_before_all": (answer_before_all, 0),
-    "read_then_fence": (read_then_fence, 0),
-    "tail_not_settled": (tail_not_settled, 0),
-    "shortest_copy": (shortest_copy, 0),
-    "survivors_not_synced": (survivors_not_synced, 0),
-    "publish_first": (publish_first, 0),
-    "healed_without_records": (healed_without_records, 0),
-    "seal_not_answered_for": (seal_not_answered_for, 0),
+MUTANTS: dict[str, tuple[Patch, int, type[ReplicatedCluster]]] = {
+    "no_fence": (no_fence, 1, ReplicatedCluster),
+    "no_head_check": (no_head_check, 5, SlowHeads),
+    "volatile_fence": (volatile_fence, 2, Hangs),
+    "wiped_disk": (wiped_disk, 0, ReplicatedCluster),
+    "one_boot_id": (one_boot_id, 5, Blackouts),
+    "answer_before_all": (answer_before_all, 0, ReplicatedCluster),
+    "read_then_fence": (read_then_fence, 0, ReplicatedCluster),
+    "tail_not_settled": (tail_not_settled, 9, ReplicatedCluster),
+    "shortest_copy": (shortest_copy, 0, ReplicatedCluster),
+    "survivors_not_synced": (survivors_not_synced, 5, ReplicatedCluster),
+    "publish_first": (publish_first, 4, Losses),
+    "healed_without_records": (healed_without_records, 0, Blackouts),
 }
-"""Each rule with the first seed that is known to find its absence."""
+"""Each rule with the first seed that is known to find its absence, in which kind of cluster."""
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import pytest
 
 from torus.testing.simrun import run
 
-pytestmark = [pytest.mark.sim, pytest.mark.slow]
+pytestmark = [pytest.mark.sim, pytest.mark.slow, pytest.mark.timeout(1800)]
 SEEDS = 1000
 BLOCK = 20
 
