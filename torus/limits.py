@@ -119,6 +119,7 @@ JOIN_WAIT_S = 1.0  # disks that come so soon after one another join in one versi
 AUTO_OUT_S = 600.0  # a disk that is gone so long is put out of the ring
 HOUSEKEEPING_S = 30.0  # between two looks at interrupted deletions and old rings
 RINGS_KEPT = 16  # versions of the ring below which none is removed
+RING_KEPT_S = 86400.0  # nor one that held so long ago: who cannot reach the metadata may name it
 MASS_FAILURE_S = 30.0  # more than a third of the disks gone within it: nothing is moved
 
 # --- upkeep: copies where the ring wants them -------------------------------------------

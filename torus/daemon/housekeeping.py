@@ -8,6 +8,7 @@ Implements docs/operations-cluster.md, "The coordinator".
 
 import asyncio
 from collections.abc import Callable
+from itertools import pairwise
 
 from torus import limits
 from torus.daemon.reach import Reach, free_volume
@@ -16,7 +17,7 @@ from torus.errors import TorusError
 from torus.log import get_logger
 from torus.metadata.base import Delete, Expect
 from torus.metadata.keys import RING_HEAD, RING_VERSIONS, ring_key
-from torus.metadata.schema import RingHead
+from torus.metadata.schema import RingHead, RingVersion
 from torus.volume.catalog_ask import DELETING
 
 log = get_logger("torus.coordinator")
@@ -79,7 +80,8 @@ class Housekeeping:
     async def prune_rings(self) -> list[int]:
         """Remove the versions that no span of a volume and no head names; return them.
 
-        The predecessor of the current one stays: an owner may be rolling a span to it.
+        One that held less than `RING_KEPT_S` ago stays: an owner that cannot reach the metadata
+        store opens its next span under what it knew last, as soon as the store is back.
 
         Raises: Unavailable, Corruption.
         """
@@ -89,15 +91,22 @@ class Housekeeping:
             return []
         head = RingHead.from_bytes(entry.value, entry.key)
         listing = await metadata.list(RING_VERSIONS)
-        kept = [int(one.key.removeprefix(RING_VERSIONS), 16) for one in listing.entries]
-        if len(kept) <= limits.RINGS_KEPT:
+        if len(listing.entries) <= limits.RINGS_KEPT:
             return []
+        began = {
+            ring.version: ring.created_ns
+            for ring in (RingVersion.from_bytes(one.value, one.key) for one in listing.entries)
+        }
+        kept = sorted(began)
+        since_ns = self._reached.clock.wall_ns() - int(limits.RING_KEPT_S * 1e9)
+        # a version held until the one behind it was made
+        recent = [before for before, after in pairwise(kept) if began[after] > since_ns]
+        newest = min([head.version - 1, *recent])
         named = {
             span.ring for volume in await self._reached.catalog.list() for span in volume.head.spans
         }
         removed = []
-        for version in unused_versions(kept, head.version, named, head.version - 1):
-            # spans are opened under the current version only: no head can name this one anew
+        for version in unused_versions(kept, head.version, named, newest):
             expect = (Expect(RING_HEAD, entry.revision),)
             if await metadata.commit(expect, (Delete(ring_key(version)),)) is None:
                 break

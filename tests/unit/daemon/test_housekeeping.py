@@ -83,3 +83,20 @@ def test_rings_that_a_span_names_are_kept() -> None:
         assert await house.prune_rings() == []
 
     run(test)
+
+
+def test_rings_that_held_a_while_ago_are_kept_though_nobody_names_them() -> None:
+    """A writer that could not reach the store may publish a span under one of them yet."""
+
+    async def test(store: MemoryMetadata, catalog: AsyncCatalog, house: Housekeeping) -> None:
+        await catalog.init_cluster()
+        last, old = RINGS_KEPT + 4, 5
+        now_ns = SystemClock().wall_ns()
+        for version in range(1, last + 1):
+            value = RingVersion(version, 1 if version <= old else now_ns - 10**12, "test", "")
+            store.commit((), (Put(ring_key(version), value.to_bytes()),))
+        store.commit((), (Put(RING_HEAD, RingHead(last).to_bytes()),))
+
+        assert await house.prune_rings() == list(range(1, old))
+
+    run(test)
