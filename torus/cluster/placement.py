@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from torus.cluster.membership import FIRST_RING, ClusterView
-from torus.errors import TorusError, Unavailable
+from torus.errors import NotFound, TorusError, Unavailable
 from torus.ids import ChunkId
 from torus.log import get_logger
 from torus.metadata.schema import Span
@@ -58,6 +58,21 @@ class Placement:
         record that was answered."""
         written = self._spans.get(chunk[:3])
         return written is not None and written.open
+
+    async def fetch(self, chunk: ChunkId) -> None:
+        """Have the ring known that a chunk was written under, which may be newer than the picture
+        of the cluster here.
+
+        Raises: Unavailable.
+        """
+        written = self._spans.get(chunk[:3])
+        if written is not None:
+            try:
+                await self._view.fetch_ring(written.ring)
+            except NotFound as exc:
+                raise Unavailable(
+                    f"where chunk {chunk} lies cannot be told: {exc.message}"
+                ) from exc
 
     def written_to(self, chunk: ChunkId) -> list[str]:
         """Return the disks that a chunk's span places it on, the first ones first.

@@ -94,6 +94,7 @@ class Takeover:
         self, chunk: ChunkId, epoch: int
     ) -> tuple[dict[str, _Answer], dict[str, TorusError]]:
         is_open = self._placement.is_open(chunk)
+        await self._placement.fetch(chunk)
         disks = self._placement.written_to(chunk) if is_open else self._placement.owners(chunk)
         answers, silent = await self._ask_disks(chunk, epoch, disks, is_open=is_open)
         if not is_open and not any(answer.data for answer in answers.values()):

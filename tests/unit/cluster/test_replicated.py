@@ -9,7 +9,8 @@ from torus import limits
 from torus.cluster import replicated_writes
 from torus.errors import Corruption, DiskFailed, Fenced, PoolFull, TorusError, Unavailable
 from torus.ids import ChunkId
-from torus.metadata.schema import Head, Span
+from torus.metadata.schema import Head, RingHead, Span
+from torus.ring.table import Ring
 from torus.store.content import Presence, walk
 from torus.volume.attachment import Attachment
 from torus.volume.volume import Volume
@@ -877,6 +878,33 @@ def test_disks_that_a_takeover_missed_are_used_when_they_are_back() -> None:
         await read_back(again.volume, 0, 1)
 
     run(47, scenario, nodes="abc")
+
+
+def test_a_ring_that_a_takeover_has_not_heard_of_is_fetched() -> None:
+    """The picture of the cluster may lag behind the head of a volume."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create()
+        attachment = await replicas.attach()
+        replicas.next_ring("b")
+        await until(lambda: attachment.volume.resealer.rolls)
+        await write(attachment.volume, 0, flush=True)
+        view = replicas.view
+        newest = view.ring
+        view.set_head(RingHead(1))
+        del view._rings[newest.version]
+
+        async def fetch_ring(version: int) -> Ring:
+            if version == newest.version:
+                view._rings[version] = newest
+            return view.ring_at(version)
+
+        view.fetch_ring = fetch_ring  # type: ignore[method-assign]
+        again = await replicas.attach(2)
+
+        await read_back(again.volume, 0)
+
+    run(48, scenario)
 
 
 # --- deletions ------------------------------------------------------------------------------
