@@ -31,6 +31,7 @@ class _Bounds:
 # Wider for a ring that has data, or each small change would move a little of everybody's.
 _AT_FIRST = _Bounds(over=5, under=10)
 _LATER = _Bounds(over=15, under=40)
+_WORTH_IT = _Bounds(over=19, under=70)  # less than this begins no change of such a ring
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +40,18 @@ class _Column:
 
     fair: list[int]
     exact: list[int]  # in units of 2**-_FRACTION_BITS
-    low: list[int]
+    low: list[int]  # who has less is given some, once a change is worth it
     high: list[int]
+    least: list[int]  # who has less makes it worth it
+    most: list[int]
 
 
 def partitioned(old: bytes | None, members: tuple[RingMember, ...], version: int) -> bytes:
     """Return the next table; ``old`` names members by their new numbers."""
     empty = b"\xff" * (SLOTS * COLUMNS * 2)
     bench = Workbench(layout_of(members), old or empty, COLUMNS, version)
-    bounds = _AT_FIRST if old is None else _LATER
-    columns = [_column(members, copies, bounds) for copies in range(1, COLUMNS + 1)]
+    goal, begin = (_AT_FIRST, _AT_FIRST) if old is None else (_LATER, _WORTH_IT)
+    columns = [_column(members, copies, goal, begin) for copies in range(1, COLUMNS + 1)]
     targets, limits = [one.fair for one in columns], [one.high for one in columns]
     for slot in bench.fill(targets, limits):
         bench.set_row(slot, bench.chosen_row(slot))
@@ -59,22 +62,29 @@ def partitioned(old: bytes | None, members: tuple[RingMember, ...], version: int
     return towards(old, filled, bench.table_bytes(), bench)
 
 
-def _column(members: Sequence[RingMember], copies: int, bounds: _Bounds) -> _Column:
+def _column(members: Sequence[RingMember], copies: int, goal: _Bounds, begin: _Bounds) -> _Column:
     fair = fair_shares(members, copies, SLOTS)
     exact = fair_shares(members, copies, SLOTS << _FRACTION_BITS)
-    low = [share - share * bounds.under // 1000 - 1 for share in fair]
-    high = [
-        max(share, (fine * (1000 + bounds.over) // 1000) >> _FRACTION_BITS)
-        for share, fine in zip(fair, exact, strict=True)
-    ]
-    return _Column(fair, exact, low, high)
+
+    def low(bounds: _Bounds) -> list[int]:
+        return [share - share * bounds.under // 1000 - 1 for share in fair]
+
+    def high(bounds: _Bounds) -> list[int]:
+        return [
+            max(share, (fine * (1000 + bounds.over) // 1000) >> _FRACTION_BITS)
+            for share, fine in zip(fair, exact, strict=True)
+        ]
+
+    return _Column(fair, exact, low(goal), high(goal), low(begin), high(begin))
 
 
 def _even(bench: Workbench, number: int, column: _Column, active: Sequence[bool]) -> None:
     """Even out one column, if somebody is far from fair; the columns before it stay."""
-    before = uneven = _unevenness(bench, number, column)
-    if not before:
+    loads = bench.column_loads(number)
+    bounds = zip(loads, column.least, column.most, strict=True)
+    if all(least <= load <= most for load, least, most in bounds):
         return
+    before = uneven = _unevenness(bench, number, column)
     begun = bench.table_bytes()
     _move(bench, number, column, active, detour=False)
     for _ in range(_DETOURS_MAX):

@@ -33,7 +33,8 @@ def towards(old: bytes | None, filled: bytes, final: bytes, bench: Workbench) ->
         if NOBODY in row[: bench.width] and leaving(row, wanted):
             after[start : start + COLUMNS] = simplest
         else:
-            step = one_step(row, (wanted, simplest), (bench.allows, bench.allows_open))
+            targets = (wanted,) if row == simplest else (wanted, simplest)
+            step = one_step(row, targets, (bench.allows, bench.allows_open))
             after[start : start + COLUMNS] = array("H", step)
     return after.tobytes()
 

@@ -88,6 +88,19 @@ def test_change_moves_what_it_must(nodes, kind) -> None:
     assert next_ring(versions[-1], _changed(members, kind)) is versions[-1]
 
 
+@pytest.mark.parametrize("nodes", [3, 8])
+def test_large_change_takes_few_versions(nodes) -> None:
+    """Twice as many nodes: each version brings the ring nearer, and five are enough."""
+    ring = first_ring(imagined_members(nodes, 1, [1]))
+    versions = stages(ring, imagined_members(2 * nodes, 1, [1]))
+    found, step_by_step, most = total_movement(ring, versions, 2)
+
+    assert len(versions) <= 5
+    assert (most, step_by_step) == (1, found.moved)
+    assert found.excess <= 1.01
+    assert evenness(versions[-1], 2).by_share <= 1.02
+
+
 def test_only_the_new_member_is_given_anything() -> None:
     """A join moves slots to who joined, never between those who were there."""
     members = imagined_members(20, 5, [8, 10, 12])
