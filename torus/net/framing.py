@@ -5,6 +5,7 @@ is decided by the subclasses: `torus.cluster.link` asks, `torus.node.session` an
 """
 
 import asyncio
+import socket
 from collections.abc import Sequence
 from typing import cast
 
@@ -89,8 +90,11 @@ class FramedProtocol(asyncio.BufferedProtocol):
             self.transport.pause_reading()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
+        """Keep the transport; one whose other end vanished is to end some day."""
         self.transport = cast(asyncio.Transport, transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where the next bytes go."""

@@ -211,6 +211,11 @@ def test_tcp_works_like_a_unix_socket(place: Place) -> None:
         await writer.append(0, FIRST, build(ONE, 0, FIRST))
 
         assert await chunks.read([(ONE, FIRST, 512)]) == [record(ONE, 0, FIRST)[:512]]
+        [session] = server.sessions
+        assert session.transport is not None
+        sock = session.transport.get_extra_info("socket")
+        # a host that vanishes must not have a connection for ever
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         await chunks.close()
         listener.close()
         await server.close()
@@ -358,6 +363,22 @@ def test_sync_after_a_restart_is_corruption(place: Place) -> None:
         with pytest.raises(Corruption, match="restarted since the appends") as caught:
             await place.chunks.sync([ONE])
         assert f"{1000:016x}, now {1001:016x}" in caught.value.message
+
+    place.run(scenario)
+
+
+def test_what_was_scanned_before_a_restart_is_not_taken_for_synced(place: Place) -> None:
+    """A takeover read the log's end, then the node lost power: the end may be gone."""
+
+    async def scenario() -> None:
+        writer = await place.chunks.open(ONE, from_reserve=False)
+        await writer.append(0, FIRST, build(ONE, 0, FIRST))
+        await place.chunks.fence(ONE.volume, ONE.epoch + 1)
+        assert await place.chunks.scan(ONE, ONE.epoch + 1, FIRST) is not None
+        await place.restart()
+
+        with pytest.raises(Corruption, match="restarted"):
+            await place.chunks.sync([ONE])
 
     place.run(scenario)
 
