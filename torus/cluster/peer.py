@@ -254,10 +254,16 @@ class PeerChunks(Reconnecting, OneDisk):
         await self._ask(m.Fence(volume, epoch), m.Fenced)
 
     async def scan(self, chunk: ChunkId, epoch: int, offset: int) -> bytes | None:
-        """Fence and read in one step; None when the chunk was never there."""
+        """Fence and read in one step; None when the chunk was never there.
+
+        What was read may not be durable yet: a later `sync` counts only while the node has not
+        been restarted in between.
+        """
+        boot_id = self._node.boot_id  # before asking: never a later one
         answer = await self._ask(m.Scan(chunk, epoch, offset), m.Scanned)
         if answer.content is None:
             return None
+        self._unflushed.setdefault(chunk, _Unflushed(boot_id))
         if len(answer.content) != self.slot_bytes - offset:
             raise RemoteProtocolError(
                 f"node at {self._address} answered a scan of {self.slot_bytes - offset} bytes "
