@@ -19,7 +19,6 @@ from torus.metadata.loop import AsyncMetadata
 from torus.metadata.schema import Owner
 from torus.volume.attach import VolumeOptions, attach
 from torus.volume.attachment import Attachment
-from torus.volume.catalog_ask import describe
 from torus.volume.catalog_async import AsyncCatalog
 from torus.volume.offer import Offer
 from torus.volume.owner import same_process
@@ -29,6 +28,7 @@ from torus.volume.served_snapshots import ServedSnapshots
 from torus.volume.snapshot_export import SnapshotVolume
 from torus.volume.snapshot_watch import SnapshotWatch
 from torus.volume.standby import Standbys, StandbyVolume
+from torus.volume.successor import successor
 from torus.volume.volume import Volume
 from torus.volume.volume_watch import VolumeWatch
 
@@ -217,14 +217,9 @@ class AttachedVolumes:
     async def _lose_to_another(self, volume: Volume, why: Fenced) -> None:
         """Cut the clients off, and say who has the volume now."""
         self._lose(volume, why)
-        try:
-            owner = (await self._catalog.get_by_id(volume.core.spec.volume)).head.owner
-            new_owner = "nobody" if owner is None else describe(owner)
-        except TorusError as exc:
-            new_owner = f"unknown: {exc.message}"
-        log.warning(
-            "volume.taken_over", volume=volume.name, epoch=volume.core.epoch, owner=new_owner
-        )
+        number = volume.core.spec.volume
+        owner = await successor(self._catalog, number, lambda: self._closing)
+        log.warning("volume.taken_over", volume=volume.name, epoch=volume.core.epoch, owner=owner)
 
     def _lose(self, volume: Volume, why: TorusError) -> None:
         for export in self._exports_of(volume):
