@@ -21,6 +21,7 @@ from pathlib import Path
 from tests.block_history import Violation
 from tests.chaos_guest import Guest
 from tests.clusters import Cluster, ClusterMachine
+from tests.disk_client import DiskClient
 from tests.etcd_members import EtcdCluster, running
 from tests.networks import CENTRE, Network, can_make_networks, network_of
 from tests.processes import Service
@@ -353,6 +354,7 @@ def lose_gate(chaos: Chaos, how: str = "") -> str:
     volume = chaos.rng.choice(list(chaos.owners))
     gate = chaos.owners[volume]
     kinds = ("stop", "cut", "cut out", "cut from nodes") if chaos.network else ("stop",)
+    idle = DiskClient(chaos.gate_socket(gate), volume)  # asks for nothing, and must be told too
     how = how or chaos.rng.choice(kinds)
     if how == "stop":
         chaos.stop(gate)
@@ -368,6 +370,13 @@ def lose_gate(chaos: Chaos, how: str = "") -> str:
     chaos.resume(gate)
     if chaos.network is not None:
         chaos.network.heal()
+    try:
+        if not idle.is_closed():
+            raise Violation(f"gateway {gate}, which lost {volume}, answers who asked nothing")
+    except TimeoutError as exc:
+        raise Violation(f"gateway {gate}, which lost {volume}, keeps an idle client") from exc
+    finally:
+        idle.close()
     if ghost is not None:
         ghost.end()
         chaos.late_answers += ghost.late
