@@ -50,7 +50,6 @@ osd data = {folder}/osd.$id
 osd objectstore = bluestore
 bluestore block create = true
 bluestore block size = {block_bytes}
-bluestore block path = {folder}/osd.$id/block
 osd memory target = 939524096
 osd crush chooseleaf type = 0
 osd pool default size = {copies}

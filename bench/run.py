@@ -21,7 +21,7 @@ if __package__ in (None, ""):  # run as a script: make `bench` importable, not i
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from bench import compare, environment, report, results
-from bench.cases import attach, collect, flush, idle, snapshots, throughput
+from bench.cases import attach, cluster, collect, flush, idle, snapshots, throughput
 from bench.processes import BenchError
 from bench.results import Result, Sample, Value
 from bench.servers import MIB, SERVERS, Server, Site, Torus
@@ -69,7 +69,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    options = parse_arguments(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["cluster"]:
+        return cluster.main(words[1:])
+    options = parse_arguments(words)
     signal.signal(signal.SIGTERM, _stop)
     announce = report.announcer()
     try:
