@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from torus import limits
 from torus.cluster.answers import ask_all, cancel
+from torus.cluster.chunks import DiskChunks
 from torus.cluster.placement import Placement
-from torus.errors import Fenced, TorusError
+from torus.errors import Corruption, Fenced, TorusError
+from torus.format.logend import headers_beyond
 from torus.ids import ChunkId
 from torus.log import get_logger
 from torus.store.content import Presence
@@ -139,7 +141,24 @@ class Care:
         if found.state != Presence.PRESENT or found.end <= FIRST:
             return
         [content] = await source.read([(chunk, FIRST, found.end - FIRST)])
-        await (await self._pool.get(bad)).install(chunk, epoch, found.end, content)
+        target = await self._pool.get(bad)
+        if await self._goes_on(target, chunk, found.end):
+            raise Corruption(
+                f"chunk {chunk} is whole up to {found.end} on disk {good}, and goes on behind "
+                f"that on disk {bad}: neither copy may replace the other",
+                hint="run 'torus check' for what is damaged",
+            )
+        await target.install(chunk, epoch, found.end, content)
+
+    async def _goes_on(self, disk: DiskChunks, chunk: ChunkId, end: int) -> bool:
+        """Tell whether records of a chunk stand behind offset ``end`` of a disk's copy."""
+        if end >= self._pool.slot_bytes:
+            return False
+        try:
+            [rest] = await disk.read([(chunk, end, self._pool.slot_bytes - end)])
+        except Corruption:
+            return False  # it is not there
+        return any(headers_beyond(rest, 0, chunk, end))
 
     async def stop(self) -> None:
         """End both; idempotent."""

@@ -227,6 +227,30 @@ def test_a_rotten_piece_does_not_hide_where_another_lies() -> None:
     run(8, scenario)
 
 
+def test_a_repair_takes_no_record_away_that_only_the_bad_copy_has() -> None:
+    """One copy has a rotten block, the others another: none of them is the better one."""
+
+    async def scenario(replicas: Replicas) -> None:
+        attachment, chunk = await closed_chunk(replicas)
+        bad, *others = order(attachment, replicas, chunk)
+        blocks = attachment.volume.core.blocks
+        first, second = blocks.get(0), blocks.get(2)
+        assert first is not None
+        assert second is not None
+        rot(bad, chunk, first[1] * 512 + 100)
+        for node in others:
+            rot(node, chunk, second[1] * 512 + 100)
+        behind = [(chunk, second[1] * 512 - 512, BLOCK)]
+        before = await bad.chunks.read(behind)
+
+        await read_back(attachment.volume, 0)
+        await let_pass(1)
+        assert await bad.chunks.read(behind) == before
+        await read_back(attachment.volume, 0, 1, 2, 3)
+
+    run(9, scenario)
+
+
 def test_a_silent_disk_is_overtaken_by_another() -> None:
     """After some milliseconds the next copy is asked, and the silent disk comes last then."""
 
