@@ -33,6 +33,7 @@ GATES = ("g0", "g1")
 MEMBERS = 3
 SIZE_BYTES = 8 << 20
 TAKE_S = 60.0
+BACK_S = 4.0
 UNAVAILABLE = 69  # the exit code of who cannot reach the metadata store
 NODE_OPTIONS = ("--trash-grace", "2s")
 GATE_OPTIONS = ("--checkpoint-interval", "5s", "--standby")
@@ -444,19 +445,40 @@ def lose_power(chaos: Chaos) -> str:
 
 
 def two_at_once(chaos: Chaos) -> str:
-    """A node is gone or hangs while a volume changes hands."""
+    """A node is gone or hangs while a volume changes hands; it is back after some seconds, as it
+    may have the only whole copy of what was written when another node failed."""
     name = chaos.rng.choice(chaos.nodes)
     killed = chaos.rng.random() < 0.5
     if killed:
         chaos.kill(name)
     else:
         chaos.stop(name)
-    said = chaos.rng.choice((kill_gate, lose_gate))(chaos)
-    if killed:
-        chaos.restart(name)
-    else:
-        chaos.resume(name)
+    with _back_later(lambda: chaos.start_nodes(name) if killed else chaos.resume(name)):
+        said = chaos.rng.choice((kill_gate, lose_gate))(chaos)
+    chaos.ready(name)
     return f"{'kill' if killed else 'hang'} node {name}, and {said}"
+
+
+@contextlib.contextmanager
+def _back_later(back: Callable[[], None]) -> Iterator[None]:
+    """Have something back at the end of a block, or when it takes long."""
+    lock = threading.Lock()
+    done: list[bool] = []
+
+    def once() -> None:
+        with lock:
+            if not done:
+                done.append(True)
+                back()
+
+    later = threading.Timer(BACK_S, once)
+    later.start()
+    try:
+        yield
+    finally:
+        later.cancel()
+        once()
+        later.join()
 
 
 def hang_in_turn(chaos: Chaos) -> str:
@@ -474,16 +496,10 @@ def hang_in_turn(chaos: Chaos) -> str:
             chaos.guests[other].expect_loss()
     chaos.kill(gate)
     chaos.resume(first)
-    later = threading.Timer(4.0, chaos.resume, [second])  # it may have the only copy of something
-    later.start()
-    try:
+    with _back_later(lambda: chaos.resume(second)):
         for other, owner in tuple(chaos.owners.items()):
             if owner == gate:
                 chaos.take(other, chaos.other_gate(gate))
-    finally:
-        later.cancel()
-        later.join()
-        chaos.resume(second)
     chaos.restart(gate)
     return f"hang nodes {first}, {second} in turn, and kill gateway {gate}"
 
