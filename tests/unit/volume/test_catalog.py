@@ -534,3 +534,19 @@ def test_the_async_catalog_runs_the_same_rules() -> None:
 
     (volume,) = asyncio.run(test())
     assert (volume.spec.size_bytes, volume.head.epoch, volume.head.owner) == (GIB, 1, None)
+
+
+def test_a_deletion_touches_no_volume_whose_number_begins_the_same(
+    catalog: Catalog, store: RacingStore
+) -> None:
+    """Of 300 volumes those with the numbers 1, 2 and 20 go: nothing else changes."""
+    for number in range(300):
+        catalog.create(f"vm{number}", MIB)
+    everything = {entry.key: entry for entry in store.list("volumes/").entries}
+    for volume in catalog.list():
+        if volume.spec.volume in (1, 2, 20):
+            catalog.forget(catalog.mark_deleting(volume.spec.name))
+    left = {entry.key: entry for entry in store.list("volumes/").entries}
+    gone = {spec_key(number) for number in (1, 2, 20)} | {head_key(n) for n in (1, 2, 20)}
+    assert left == {key: entry for key, entry in everything.items() if key not in gone}
+    assert len(catalog.list()) == 297
