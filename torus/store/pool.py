@@ -30,18 +30,3 @@ class ThreadPool:
 
     def close(self) -> None:
         self._executor.shutdown(wait=True)
-
-
-class InlinePool:
-    """Runs each call at once in the caller: deterministic, for simulated disks."""
-
-    def submit(self, call: Callable[..., Result], *arguments: Arguments) -> asyncio.Future[Result]:
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        try:
-            future.set_result(call(*arguments))
-        except (OSError, RuntimeError, ValueError) as exc:
-            future.set_exception(exc)
-        return future
-
-    def close(self) -> None:
-        return

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from torus import limits
 from torus._fast.blockmap import BlockMap
 from torus._fast.record import RecordBuilder
 from torus.cluster.chunks import Chunks
@@ -96,11 +95,6 @@ class Core(View):
         that it will change must stay until it is in the map."""
         if not self.hold_leaves:
             self.drop_leaves()
-
-    @property
-    def block_count(self) -> int:
-        """Blocks of the volume; the last may be partly beyond its end."""
-        return -(-self.spec.size_bytes // limits.BLOCK_BYTES)
 
     @property
     def log_bytes(self) -> int:

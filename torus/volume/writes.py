@@ -18,7 +18,6 @@ from torus.volume.leaves import LEAF_BLOCKS
 BLOCK = limits.BLOCK_BYTES
 _ZERO_STEP_BLOCKS = 256 * LEAF_BLOCKS  # 1 GiB: bounds the leaves that one trim loads at once
 _ZERO_DATA = bytes(limits.MIB)
-_ZERO_EXTENT_BLOCKS_MAX = 1 << 31
 _KIND_WORK = 0  # no kind of record: an item that makes its own
 
 
