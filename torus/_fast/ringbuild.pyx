@@ -269,7 +269,8 @@ cdef class Workbench:
     def fill(self, targets, bounds):
         """Fill all places whose member is nobody or has no weight.
 
-        Targets and bounds are [column][member].  Returns the slots that could not be brought to the rule.
+        Targets and bounds are [column][member].  Returns the slots that could not be brought to
+        the rule.
         """
         cdef uint64_t k, slot
         cdef int c, p, i, found, zone
