@@ -5,8 +5,8 @@ torus.wire, which says what is wrong with it.  The layouts are those of docs/pro
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from torus._fast.blockio cimport BlockIo
@@ -258,17 +258,18 @@ cdef list parse_sync(const char* body, size_t size):
 
 
 cdef list parse_read(const char* body, size_t size):
-    cdef size_t count, i
+    cdef size_t left
     cdef const char* at = body + 4
     cdef list found = []
     if size < 4:
         return None
-    count = load_le32(body)
-    if (size - 4) != count * PIECE:
+    left = load_le32(body)
+    if (size - 4) != left * PIECE:
         return None
-    for i in range(count):
+    while left:
         found.append((get_chunk(at), load_le32(at + 18), load_le32(at + 22)))
         at += PIECE
+        left -= 1
     return found
 
 
