@@ -36,6 +36,7 @@ from torus.clock import SystemClock
 from torus.cluster.membership import Membership
 from torus.daemon.coordinator import Coordinating
 from torus.daemon.registration import Registration
+from torus.errors import Unavailable
 from torus.metadata.base import Put
 from torus.metadata.keys import member_key
 from torus.metadata.loop import AsyncMetadata
@@ -45,7 +46,7 @@ MIB, GIB = 1 << 20, 1 << 30
 IDLE_S = 20.0
 WAIT_S = 300.0
 WATCHERS = 20  # memberships that follow, and candidates, of all members
-AT_ONCE = 32
+AT_ONCE = 8
 BATCH = 10  # real nodes that start beside each other
 SEED = 7
 
@@ -60,6 +61,17 @@ def changes_of(etcd: EtcdCluster) -> int:
 
 
 # --- members without data ---------------------------------------------------------------
+
+
+async def patiently(work: Callable[[], Awaitable[object]]) -> None:
+    """Try again while etcd does not answer in time: a machine may be too small for all of this."""
+    for _ in range(20):
+        try:
+            await work()
+        except Unavailable:
+            continue
+        return
+    raise Unavailable("etcd does not keep up")
 
 
 class Members:
@@ -90,10 +102,11 @@ class Members:
         registration = self.registrations[number] = Registration(
             self.metadata, self.clock, lambda: node, ttl_s=self._ttl_s
         )
-        await registration.start()
+        await patiently(registration.start)
         zone = f"zone-{number % 5}"
         member = Member(node.node_id, node.node_id, node.host, zone, 100, GIB, "in", 1)
-        await self.metadata.commit((), (Put(member_key(node.node_id), member.to_bytes()),))
+        put = Put(member_key(node.node_id), member.to_bytes())
+        await patiently(lambda: self.metadata.commit((), (put,)))
 
     async def start(self, count: int) -> None:
         """Let all members come, then their watchers, then the coordinator."""
