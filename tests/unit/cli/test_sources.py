@@ -13,9 +13,12 @@ from torus._fast.stats import Histogram
 from torus.daemon.cluster_source import ClusterSource
 from torus.daemon.reports import ClusterStatus
 from torus.daemon.sources import NbdSource, ProcessSource, StoreSource, VolumesSource
+from torus.daemon.upkeep import RunningUpkeep
+from torus.daemon.upkeep_source import UpkeepSource
 from torus.gateway.counters import GatewayStats
 from torus.metadata.schema import RootRef, Snapshot, Span
 from torus.store.space import Usage
+from torus.upkeep.node import NodeUpkeep
 from torus.volume.past import Past
 from torus.volume.pins import Pins
 
@@ -62,6 +65,7 @@ def test_sources_feed_every_metric_of_the_table() -> None:
             NbdSource(GatewayStats()),
             StoreSource([store], Histogram()),
             ClusterSource(membership, status),
+            UpkeepSource(RunningUpkeep(NodeUpkeep(), None)),  # type: ignore[arg-type]
             VolumesSource(volumes, Histogram()),
         ]
     )
