@@ -223,8 +223,9 @@ def opened(cluster: Cluster, machine: str, volume: str) -> DiskClient:
 def writing_part(gib: float) -> None:
     """Print how many changes a GiB takes."""
     with real_cluster() as cluster:
-        # little is stored: the volume is overwritten, and its old data is collected
-        nodes = [cluster.machine(name).node(size="1536MiB", ready=False) for name in "abc"]
+        # Room for all that is written: a full pool asks for checkpoints to get its space back.
+        size = f"{int(gib + 2)}GiB"
+        nodes = [cluster.machine(name).node(size=size, ready=False) for name in "abc"]
         for node in nodes:
             node.wait_for("node.ready")
         cluster.wait_ring(set(cluster.disks()))
