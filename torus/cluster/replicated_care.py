@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = get_logger("torus.replicas")
 
 FIRST = limits.SLOT_HEADER_BYTES
-_DELETE_S = 10.0  # of one question
+_DELETE_S = 10.0  # for each request that a deletion takes
 _AGAIN_S = 5.0
 
 
@@ -65,9 +65,10 @@ class Care:
             disks = self._placement.ever(chunk) if self._placement.knows(chunk) else everybody
             for disk in disks:
                 by_disk.setdefault(disk, []).append(chunk)
+        requests = 1 + max(map(len, by_disk.values()), default=0) // limits.PEER_CHUNKS_MAX
         found = await ask_all(
             {disk: self._delete_on(disk, volume, epoch, some) for disk, some in by_disk.items()},
-            _DELETE_S,
+            _DELETE_S * requests,
         )
         count = 0
         for disk, answer in found.items():
@@ -84,7 +85,7 @@ class Care:
         return await disk.delete(volume, epoch, chunks)
 
     def _later(self, disk_id: str, chunks: Sequence[ChunkId], reason: TorusError) -> None:
-        room = limits.REPLICA_UNDELETED_MAX - self.undeleted
+        room = max(0, limits.REPLICA_UNDELETED_MAX - self.undeleted)
         log.info("replicas.not_deleted", disk=disk_id, chunks=len(chunks), reason=str(reason))
         self._undeleted.setdefault(disk_id, set()).update(chunks[:room])
         if self._deleting is None and not self._stopping:

@@ -14,15 +14,14 @@ from dataclasses import dataclass, replace
 
 from torus.errors import Busy, Corruption, NotFound
 from torus.limits import CATALOG_ATTEMPTS_MAX
-from torus.metadata.base import Delete, Expect, MetadataStore, Put
-from torus.metadata.keys import RING_HEAD, RING_VERSIONS, VOLUMES, ring_key
-from torus.metadata.schema import Head, RingHead, RingVersion
+from torus.metadata.base import Expect, MetadataStore, Put
+from torus.metadata.keys import RING_HEAD, RING_VERSIONS, ring_key
+from torus.metadata.schema import RingHead, RingVersion
 from torus.ring.builder import next_ring
 from torus.ring.codec import pack, unpack
 from torus.ring.table import Ring
 
 FIRST_VERSION = 1  # what version 0 in a span means: written before there was a ring
-VERSIONS_KEPT = 8
 BY_OPERATOR = "by an operator"  # how a freeze begins that only an operator ends
 
 
@@ -155,28 +154,6 @@ def unused_versions(
     """
     needed = {version or FIRST_VERSION for version in named} | {current}
     return sorted(v for v in set(kept) - needed if v < min(current, newest))
-
-
-def prune(metadata: MetadataStore) -> list[int]:
-    """Remove the versions that no span of any volume and no head names; return them.
-
-    The newest `VERSIONS_KEPT` stay: an owner that lags may be opening a span under one of them.
-
-    Raises: NotFound without a ring, Corruption, Unavailable.
-    """
-    head, revision = ring_head(metadata)
-    kept = [int(entry.key.rpartition("/")[2], 16) for entry in metadata.list(RING_VERSIONS).entries]
-    named: set[int] = set()
-    for entry in metadata.list(VOLUMES).entries:
-        if entry.key.endswith("/head"):
-            named |= {span.ring for span in Head.from_bytes(entry.value, entry.key).spans}
-    removed = []
-    for version in unused_versions(kept, head.version, named, head.version + 1 - VERSIONS_KEPT):
-        expect = (Expect(RING_HEAD, revision),)
-        if metadata.commit(expect, (Delete(ring_key(version)),)) is None:
-            break
-        removed.append(version)
-    return removed
 
 
 def _from_stored(value: bytes, key: str) -> StoredRing:

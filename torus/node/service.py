@@ -7,6 +7,7 @@ docs/protocol.md, "Messages".
 """
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from torus.wire import messages as m
 
 Chunk = tuple[int, int, int, int]  # a ChunkId, or what compares like one
 _APPENDERS_MAX = 1024
+_NO_LISTING: tuple[int, list[ChunkId]] = (0, [])  # no volume has this id
 _READ_NOW_BYTES_MAX = 1 * limits.MIB  # more is copied by a thread of the pool
 
 
@@ -44,6 +46,7 @@ class PeerService:
         store.grow_ahead()  # a peer that opens a chunk has little patience
         self.refused_records = 0
         self._appenders: dict[Chunk, Appender] = {}
+        self._listing = _NO_LISTING
         self.boot_id = store.boot_id
         self.on_report: Callable[[bytes], Awaitable[bytes]] | None = None
         self._serve: dict[type, Callable[[Any], Outcome]] = {
@@ -143,11 +146,18 @@ class PeerService:
 
     def _list(self, request: m.List) -> m.Listed:
         self._store.check_disk()
-        chunks = sorted(self._store.chunks_of(request.volume))
+        start = 0
+        if request.after is None or self._listing[0] != request.volume:
+            # Sorted once for all pages: a TiB has 262,144 chunks.
+            self._listing = (request.volume, sorted(self._store.chunks_of(request.volume)))
+        chunks = self._listing[1]
         if request.after is not None:
-            after = request.after
-            chunks = [chunk for chunk in chunks if chunk > after]
-        return m.Listed(chunks[: request.limit], len(chunks) > request.limit)
+            start = bisect_right(chunks, request.after)
+        stop = start + request.limit
+        page, more = chunks[start:stop], len(chunks) > stop
+        if not more:
+            self._listing = _NO_LISTING
+        return m.Listed(page, more)
 
     def _status(self, request: m.Status) -> m.StatusIs:
         failure = self._store.failure

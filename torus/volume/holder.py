@@ -55,7 +55,12 @@ class Holder:
         Raises: Fenced; what else ``publish`` raises; Unavailable when the volume is closed
             meanwhile.
         """
-        publish = publish or self.publish
+        # A cancelled caller leaves the swap under way: half of one would cost the volume.
+        swapping = asyncio.ensure_future(self._swap(make, publish or self.publish, patient))
+        swapping.add_done_callback(_consume)
+        return await asyncio.shield(swapping)
+
+    async def _swap(self, make: Callable[[Head], Head], publish: Publish, patient: bool) -> Head:
         async with self._lock:
             head = make(self.head)
             pause_s = _PAUSE_FIRST_S
@@ -179,3 +184,8 @@ class Holder:
                 self.head, spans=core.spans.to_tuple(), mapped_blocks=core.blocks.mapped_blocks
             )
             await self._catalog.release(self._volume, head, self._revision)
+
+
+def _consume(swapping: asyncio.Future[Head]) -> None:
+    if not swapping.cancelled():
+        swapping.exception()

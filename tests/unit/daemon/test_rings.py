@@ -9,9 +9,9 @@ from torus.clock import SystemClock
 from torus.daemon import rings
 from torus.errors import Corruption, NotFound
 from torus.metadata.base import Put
-from torus.metadata.keys import RING_HEAD, head_key, ring_key
+from torus.metadata.keys import RING_HEAD, ring_key
 from torus.metadata.memory import MemoryMetadata
-from torus.metadata.schema import Head, RingHead, RingVersion, Span
+from torus.metadata.schema import RingHead, RingVersion
 from torus.ring.builder import first_ring, next_ring
 from torus.ring.codec import pack
 from torus.ring.imagined import imagined_members
@@ -74,7 +74,7 @@ def test_publishing_keeps_what_operators_said(store) -> None:
 
 def test_without_a_ring_everything_says_so(store) -> None:
     """And how one comes about."""
-    for ask in (rings.current_ring, rings.ring_head, rings.prune):
+    for ask in (rings.current_ring, rings.ring_head):
         with pytest.raises(NotFound, match="there is no ring"):
             ask(store)
     rings.publish(store, FIRST, "begin", 0, 7)
@@ -90,21 +90,6 @@ def test_damaged_version_is_named(store) -> None:
         store.commit((), (Put(ring_key(version), value),))
         with pytest.raises(Corruption, match=f"ring/versions/0000000{version}"):
             rings.ring_at(store, version)
-
-
-def test_versions_that_nothing_names_are_removed(store) -> None:
-    """The newest stay, and those that a span of any volume names; 0 names the first."""
-    publish_many(store, 14)
-    spans = (Span(1, 0, 0, 3, 9, ring=0), Span(1, 1, 4, ring=4))
-    store.commit((), (Put(head_key(1), Head(1, None, spans, None).to_bytes()),))
-
-    assert rings.prune(store) == [2, 3, 5, 6]
-    assert rings.prune(store) == []
-    assert [one.ring.version for one in rings.history(store)] == [1, 4, *range(7, 15)]
-
-    store.commit((), (Put(head_key(1), Head(1, None, (), None).to_bytes()),))
-
-    assert rings.prune(store) == [1, 4]
 
 
 def test_hashing_is_changed_once(store) -> None:
