@@ -18,6 +18,8 @@ FUNCTION_LINES_HARD = 70
 # Modules that may pass 400 lines (never 600), each with its reason.
 LONG_MODULES: dict[str, str] = {
     "torus/_fast/ringbuild.pyx": "filling and evening out work on one table and its loads",
+    "torus/cluster/replicated_writes.py": "appends, syncs and healing change one table of chunks",
+    "torus/gateway/transmission.py": "one connection's requests, replies and bounds of memory",
     "torus/_fast/record.pyx": "builder and reader share one header and hold each other to it",
 }
 

@@ -75,3 +75,9 @@ async def cancel(*tasks: asyncio.Future[Any]) -> None:
     for task in tasks:
         if not task.cancelled():
             task.exception()  # seen
+
+
+def seen(answer: asyncio.Future[Any]) -> None:
+    """Take note of an error that nobody may be there to hear: a callback of a future."""
+    if not answer.cancelled():
+        answer.exception()

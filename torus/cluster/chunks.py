@@ -62,6 +62,13 @@ class DiskWriter(ChunkWriter, Protocol):
     def boot_id(self) -> int:
         """Return under which boot id of the disk the chunk was opened."""
 
+    def append_soon(self, index: int, offset: int, record: bytes) -> asyncio.Future[int] | None:
+        """Send a finished record at once; None when that takes waiting, or an answer may take
+        longer than a replica's: `append_bytes`.
+
+        The future gets the boot id of the disk that has it.
+        """
+
     async def append_bytes(self, index: int, offset: int, record: bytes) -> None:
         """Append a finished record's bytes; the same object may go to many disks.
 
@@ -121,6 +128,13 @@ class Chunks(Protocol):
         caller checks again and says what is wrong with it.
 
         Raises: as `read`.
+        """
+
+    def read_soon(
+        self, read: tuple[ChunkId, int, int], check: Callable[[bytes], bool]
+    ) -> asyncio.Future[bytes | None] | None:
+        """Return the future of one piece that passes the check, where another process has it and
+        no coroutine is needed; None, now or as its result: `read_checked`.
         """
 
     async def fence(self, volume: int, epoch: int) -> None:
@@ -244,6 +258,15 @@ class DiskChunks(Chunks, Protocol):
         Raises: Unavailable.
         """
 
+    def read_many_soon(
+        self, reads: Sequence[tuple[ChunkId, int, int]], size: int
+    ) -> asyncio.Future[list[bytes]] | None:
+        """Return the future of a read of ``size`` bytes that was sent at once; None: `read`."""
+
+    def sync_many_soon(self, chunks: Sequence[ChunkId]) -> asyncio.Future[int] | None:
+        """Return the future of a sync that was sent at once: the boot id under which the chunks
+        are durable; None: `sync`."""
+
     async def reopen(self, chunk: ChunkId, epoch: int) -> Reopened | None:
         """Find where a chunk's valid records end, so that appending goes on there, also with the
         writer of before, which has the present boot id then; idempotent.
@@ -289,6 +312,22 @@ class OneDisk:
     ) -> list[bytes]:
         """Read; there is no other copy."""
         return await self.read(reads)
+
+    def read_soon(
+        self, read: tuple[ChunkId, int, int], check: Callable[[bytes], bool]
+    ) -> asyncio.Future[bytes | None] | None:
+        """Return None: see `Chunks.read_soon`."""
+        return None
+
+    def read_many_soon(
+        self, reads: Sequence[tuple[ChunkId, int, int]], size: int
+    ) -> asyncio.Future[list[bytes]] | None:
+        """Return None: see `DiskChunks.read_many_soon`."""
+        return None
+
+    def sync_many_soon(self, chunks: Sequence[ChunkId]) -> asyncio.Future[int] | None:
+        """Return None: see `DiskChunks.sync_many_soon`."""
+        return None
 
     async def sync(self, chunks: Iterable[ChunkId]) -> None:
         """See `Chunks.sync`."""

@@ -32,6 +32,9 @@ class LocalWriter:
     async def append(self, index: int, offset: int, record: RecordBuilder) -> None:
         self.append_record(index, offset, record)
 
+    def append_soon(self, index: int, offset: int, record: bytes) -> None:
+        return None
+
     async def append_bytes(self, index: int, offset: int, record: bytes) -> None:
         self._appender.append_bytes(index, offset, record)
 

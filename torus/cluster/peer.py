@@ -65,11 +65,9 @@ class PeerWriter:
         await self._peer.append(self._chunk, index, offset, record.tobytes(), self.boot_id)
 
     def append_soon(self, index: int, offset: int, record: bytes) -> asyncio.Future[int] | None:
-        """Send a record at once, without a coroutine; None when that takes waiting: `append_bytes`.
-
-        The future gets the boot id of the answer, to be compared with ``boot_id``, or an error as
-        from `append`.
-        """
+        """See `DiskWriter.append_soon`; the future's errors are those of `append`."""
+        if self._peer.append_patience_s > limits.REPLICA_SILENCE_S:
+            return None
         return self._peer.append_soon(self._chunk, index, offset, record, self.boot_id)
 
     async def append_bytes(self, index: int, offset: int, record: bytes) -> None:
@@ -91,6 +89,7 @@ class PeerChunks(Reconnecting, OneDisk):
         self._unflushed: dict[ChunkId, _Unflushed] = {}
         self._writers: WeakValueDictionary[ChunkId, PeerWriter] = WeakValueDictionary()
         self.slot_bytes = link.peer.slot_bytes
+        self.append_patience_s = dialing.deadlines.of(m.Append)
 
     @classmethod
     async def connect(
@@ -168,11 +167,8 @@ class PeerChunks(Reconnecting, OneDisk):
     def append_soon(
         self, chunk: ChunkId, index: int, offset: int, record: bytes, boot_id: int
     ) -> asyncio.Future[int] | None:
-        """Send a record at once, if that is possible, to a node that has ``boot_id``.
-
-        The future gets the boot id of the answer; what it raises when the connection is lost may
-        be tried again.
-        """
+        """Send a record, if that is possible at once, to a node that has ``boot_id``; the future
+        gets the boot id of the answer."""
         link = self._link
         if link is None or link.failure is not None or link.peer.boot_id != boot_id:
             return None
@@ -216,6 +212,13 @@ class PeerChunks(Reconnecting, OneDisk):
     def sync_soon(self, chunks: Iterable[ChunkId]) -> None:
         return None
 
+    def sync_many_soon(self, chunks: Sequence[ChunkId]) -> asyncio.Future[int] | None:
+        """Send one SYNC; see `DiskChunks.sync_many_soon`."""
+        link = self._link
+        if link is None or link.failure is not None or len(chunks) > limits.PEER_CHUNKS_MAX:
+            return None
+        return link.sync_soon(chunks)
+
     async def read(self, reads: Sequence[tuple[ChunkId, int, int]]) -> list[bytes]:
         """Return the bytes of each (chunk, offset, size), unverified.
 
@@ -229,6 +232,13 @@ class PeerChunks(Reconnecting, OneDisk):
             *[self._read_part(part, sum([size for _, _, size in part])) for part in parts]
         )
         return [piece for pieces in found for piece in pieces]
+
+    def read_many_soon(
+        self, reads: Sequence[tuple[ChunkId, int, int]], size: int
+    ) -> asyncio.Future[list[bytes]] | None:
+        """Send one READ of ``size`` bytes; the future gets the pieces as the node sent them."""
+        link = self._link
+        return None if link is None or link.failure is not None else link.read_soon(reads, size)
 
     async def _read_part(self, reads: Sequence[tuple[ChunkId, int, int]], size: int) -> list[bytes]:
         link = self._link

@@ -92,6 +92,14 @@ class DiskPool:
         """Return a disk of this process."""
         return self.local.get(disk_id)
 
+    def connected(self, disk_id: str) -> DiskChunks | None:
+        """Return a disk of another process if it is connected where it is now."""
+        far = self._far.get(disk_id)
+        place = self.view.disks().get(disk_id)
+        if far is None or place is None or far.address != place.address:
+            return None
+        return far.chunks
+
     def is_up(self, disk_id: str) -> bool:
         """Tell whether a disk is here, or its node says that it has it and it works."""
         if disk_id in self.local:

@@ -19,6 +19,7 @@ from torus.cluster.placement import Placement
 from torus.cluster.quorum import Takeover
 from torus.cluster.replicated_care import Care
 from torus.cluster.replicated_reads import CopyReads
+from torus.cluster.replicated_soon import GatheredReads
 from torus.cluster.replicated_writes import CopiesLost, OpenChunks
 from torus.errors import PoolFull, TorusError, Unavailable
 from torus.ids import ChunkId
@@ -48,6 +49,8 @@ class VolumeChunks:
         self._placement = Placement(pool.view, copies)
         self._open = OpenChunks(pool, min_copies)
         self._reads = CopyReads(pool, self._placement, self._open)
+        self._soon = GatheredReads(pool, self._reads)
+        self.read_soon = self._soon.read
         self._takeover = Takeover(pool, self._placement)
         self._care = Care(pool, self._placement)
         self._reads.on_bad_copy = self._on_bad_copy
@@ -277,10 +280,7 @@ class VolumeChunks:
     async def read_checked(
         self, reads: Sequence[tuple[ChunkId, int, int]], check: Check
     ) -> list[bytes]:
-        """Return the bytes of each (chunk, offset, size) from a copy that passes the check.
-
-        Raises: as `read`.
-        """
+        """Return what passes the check of each (chunk, offset, size); raises as `read`."""
         return await self._reads.read(reads, check)
 
     def _on_bad_copy(self, chunk: ChunkId, bad: str, good: str) -> None:
@@ -392,6 +392,7 @@ class VolumeChunks:
     async def stop(self) -> None:
         """End what works in the background and what waits; idempotent."""
         self.stop_waiting()
+        self._soon.stop()
         if self._changed.set in self._pool.view.on_change:
             self._pool.view.on_change.remove(self._changed.set)
         await self._care.stop()

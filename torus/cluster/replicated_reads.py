@@ -126,6 +126,28 @@ class CopyReads:
 
         return sorted(owners, key=rank)
 
+    def best(self, chunk: ChunkId) -> str | None:
+        """Return the disk that is asked first; None when none can be."""
+        return next(iter(self._order(chunk)), None)
+
+    def is_open(self, chunk: ChunkId) -> bool:
+        """Tell whether a chunk is being written: which copy is best may change at any time."""
+        return chunk in self._open.chunks
+
+    @property
+    def hedge_s(self) -> float:
+        """Return how long a small read may take before a second disk is asked."""
+        return self._hedge_s
+
+    def late(self, disk_id: str) -> None:
+        """Ask a disk last for a while, because an answer takes long."""
+        self.hedges += 1
+        self._avoid[disk_id] = asyncio.get_running_loop().time() + _AVOID_S
+
+    def sample(self, took_s: float) -> None:
+        """Learn how long small reads take."""
+        self._sample(took_s)
+
     def _owners(self, chunk: ChunkId) -> list[str]:
         return self._placement.owners(chunk)
 

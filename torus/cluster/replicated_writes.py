@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from torus import limits
 from torus._fast.record import RecordBuilder
-from torus.cluster.answers import ask_all, cancel
+from torus.cluster.answers import ask_all, cancel, seen
 from torus.cluster.chunks import DiskChunks, DiskWriter
 from torus.cluster.replicated_chunk import Copy, Kept, OpenChunk
-from torus.errors import Corruption, DiskFailed, Fenced, PoolFull, TimedOut, TorusError, Unavailable
+from torus.cluster.replicated_soon import FINAL, sync_soon
+from torus.errors import Corruption, Fenced, PoolFull, TimedOut, TorusError, Unavailable
 from torus.ids import ChunkId
 from torus.log import get_logger
 
@@ -28,7 +29,6 @@ log = get_logger("torus.replicas")
 _ATTEMPTS_MAX = 3  # of one append or sync on a disk that heals in between
 _PAUSE_FIRST_S = 0.02
 _PAUSE_MAX_S = 1.0
-_FINAL = (PoolFull, DiskFailed)  # healing does not help
 # With so many chunks that are not durable everywhere, no other is begun.  Upkeep relies on it: a
 # copy misses no chunk but the last `UPKEEP_TAIL_CHUNKS` of a span.
 _UNSYNCED_CHUNKS_MAX = limits.UPKEEP_TAIL_CHUNKS // 2
@@ -126,19 +126,52 @@ class OpenChunks:
     ) -> None:
         """See `ReplicaWriter.append`."""
         kept = opened.keep(index, offset, record.tobytes())
-        far = {}
+        near, sent, slow = [], [], []
         for copy in opened.copies.values():
             if copy.disk_id in self.lost:
                 continue
-            if copy.writer is not None and copy.writer.immediate:
-                self._append_near(copy, kept, record)
+            if copy.writer is None:
+                slow.append(copy)
+            elif copy.writer.immediate:
+                near.append(copy)
+            elif (answer := copy.writer.append_soon(*kept)) is not None:
+                answer.add_done_callback(seen)
+                sent.append((copy, answer))
             else:
-                far[copy.disk_id] = self._append_far(copy, kept)
-        if far:
-            for disk, answer in (await ask_all(far, limits.REPLICA_SILENCE_S)).items():
-                if isinstance(answer, TorusError):
-                    self.lose(disk, answer)
+                slow.append(copy)
+        for copy in near:
+            self._append_near(copy, kept, record)
+        for copy, answer in sent:
+            if not await self._arrived(copy, kept, answer):
+                slow.append(copy)
+        if slow:
+            far = {copy.disk_id: self._append_far(copy, kept) for copy in slow}
+            for disk, outcome in (await ask_all(far, limits.REPLICA_SILENCE_S)).items():
+                if isinstance(outcome, TorusError):
+                    self.lose(disk, outcome)
         opened.answered = max(opened.answered, index + 1)
+
+    async def _arrived(self, copy: Copy, kept: Kept, answer: asyncio.Future[int]) -> bool:
+        """Wait for the answer to a record that was sent, its connection bounds for how long; False
+        when the copy may heal.
+
+        Raises: Fenced.
+        """
+        assert copy.writer is not None
+        boot_id = copy.writer.boot_id
+        try:
+            found = await answer
+        except Fenced:
+            raise
+        except (TimedOut, *FINAL) as exc:
+            self.lose(copy.disk_id, exc)
+            return True
+        except TorusError:
+            return False
+        if found != boot_id:
+            return False
+        copy.next_index = max(copy.next_index, kept.number + 1)
+        return True
 
     def _append_near(self, copy: Copy, kept: Kept, record: RecordBuilder) -> None:
         assert copy.writer is not None
@@ -157,7 +190,7 @@ class OpenChunks:
             try:
                 assert copy.writer is not None
                 await copy.writer.append_bytes(*kept)
-            except (Fenced, *_FINAL):
+            except (Fenced, *FINAL):
                 raise
             except TorusError as exc:
                 await self._heal(copy.disk_id, heals, exc)
@@ -186,16 +219,24 @@ class OpenChunks:
             for disk in opened.copies:
                 if disk not in self.lost:
                     jobs.setdefault(disk, []).append(opened)
-        found = await ask_all(
-            {disk: self._sync_patiently(disk, some) for disk, some in jobs.items()},
-            2 * limits.REPLICA_SYNC_S,
-        )
-        durable = set()
-        for disk, answer in found.items():
-            if isinstance(answer, TorusError):
-                self.lose(disk, answer)
-            else:
-                durable.add(disk)
+        durable, failed = await sync_soon(self._pool, jobs)
+        for disk, error in failed.items():
+            self.lose(disk, error)
+        slow = {
+            disk: some
+            for disk, some in jobs.items()
+            if disk not in durable and disk not in self.lost
+        }
+        if slow:
+            found = await ask_all(
+                {disk: self._sync_patiently(disk, some) for disk, some in slow.items()},
+                2 * limits.REPLICA_SYNC_S,
+            )
+            for disk, answer in found.items():
+                if isinstance(answer, TorusError):
+                    self.lose(disk, answer)
+                else:
+                    durable.add(disk)
         for opened, mark in marks.items():
             if durable.issuperset(opened.copies):
                 opened.forget(mark)
@@ -239,7 +280,7 @@ class OpenChunks:
             try:
                 await self._sync_once(await self._pool.get(disk_id), chunks)
                 return
-            except (Fenced, *_FINAL):
+            except (Fenced, *FINAL):
                 raise
             except TorusError as exc:
                 error = exc

@@ -5,7 +5,7 @@ when everything is known, so an error never follows half an answer.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torus._fast.reply import ReplyBuilder
 from torus.errors import LocalProtocolError
@@ -16,8 +16,7 @@ from torus.nbd.contexts import MetaContext
 EXTENTS_MAX = 1024  # 8 or 16 KiB of reply; the client asks on from where the answer ends
 
 
-@dataclass(frozen=True, slots=True)
-class WaitingRequest:
+class WaitingRequest(NamedTuple):
     """A request that was accepted; ``payload`` is what a WRITE carries."""
 
     command: int

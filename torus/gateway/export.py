@@ -60,6 +60,17 @@ class Export(Protocol):
     async def write(self, offset: int, payload: bytes, *, durable: bool) -> None:
         """Write; with ``durable`` return only when it is on disk."""
 
+    def read_soon(self, offset: int, length: int) -> asyncio.Future[bytes | None] | None:
+        """Return the future of a read that waits for other processes but needs no coroutine; None,
+        now or as its result, when it does: `read`.  The caller may cancel it.
+        """
+
+    def write_soon(self, offset: int, payload: bytes) -> asyncio.Future[None] | None:
+        """Return the future of a `write` that needs no coroutine; None when it does.
+
+        The caller may cancel it: the write goes on.
+        """
+
     def flush_soon(self) -> asyncio.Future[None]:
         """Return a future that is done when every write answered so far, on any connection, is
         on disk; the caller may cancel it."""

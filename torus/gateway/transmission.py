@@ -8,6 +8,7 @@ each; the others become tasks (torus/gateway/commands.py).
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 from torus import limits
 from torus._fast.frame import RUN_OTHER, RUN_READ, RequestBatch
@@ -59,8 +60,9 @@ class Transmission(asyncio.BufferedProtocol):
             export, self._replies, self._selected, contexts, structured=self._structured
         )
         self._first = self._stop = 0  # the requests of the batch that are not served yet
-        self._in_flight: dict[asyncio.Future[None], WaitingRequest] = {}
+        self._in_flight: dict[asyncio.Future[Any], WaitingRequest] = {}
         self._held_bytes = 0  # payloads and expected replies of those in flight
+        self._sending = False  # replies leave in the next turn of the loop
         self._unsent = False  # the transport asked to stop writing
         self._reading = True
         self._ending = False  # no new requests; close when nothing is in flight
@@ -298,16 +300,41 @@ class Transmission(asyncio.BufferedProtocol):
         began_ns = self._gateway.clock.monotonic_ns()
         request = WaitingRequest(command, flags, cookie, offset, length, began_ns, payload)
         self._held_bytes += request.held_bytes
-        done: asyncio.Future[None]
+        done: asyncio.Future[Any] | None = None
         if command == nbd.NBD_CMD_FLUSH:
             done = self._export.flush_soon()
+        elif command == nbd.NBD_CMD_WRITE and not flags & nbd.NBD_CMD_FLAG_FUA:
+            done = self._export.write_soon(offset, payload)
+        elif command == nbd.NBD_CMD_READ:
+            done = self._export.read_soon(offset, length)
+        if done is not None:
+            self._in_flight[done] = request
+            done.add_done_callback(self._on_answered)
         else:
-            done = self._loop.create_task(self._commands.serve(request))
-        self._in_flight[done] = request
-        done.add_done_callback(self._on_served)
+            self._start_task(request)
         return length
 
-    def _on_served(self, task: asyncio.Future[None]) -> None:
+    def _start_task(self, request: WaitingRequest) -> None:
+        task = self._loop.create_task(self._commands.serve(request))
+        self._in_flight[task] = request
+        task.add_done_callback(self._on_served)
+
+    def _on_answered(self, done: asyncio.Future[Any]) -> None:
+        """Reply to a request that needed no task, or make one of it after all."""
+        if not done.cancelled() and done.exception() is None and not self._lost:
+            request = self._in_flight[done]
+            if request.command == nbd.NBD_CMD_READ:
+                found: bytes | None = done.result()
+                if found is None:
+                    del self._in_flight[done]
+                    self._start_task(request)
+                    return
+                self._replies.data(request.cookie, request.offset, found)
+            else:
+                self._replies.done(request.cookie)
+        self._on_served(done)
+
+    def _on_served(self, task: asyncio.Future[Any]) -> None:
         """Account for a finished request, send its reply, go on with what waited."""
         request = self._in_flight.pop(task)
         self._held_bytes -= request.held_bytes
@@ -318,8 +345,6 @@ class Transmission(asyncio.BufferedProtocol):
         elapsed_ns = self._gateway.clock.monotonic_ns() - request.began_ns
         if failure is None:
             counter.add(elapsed_ns, 1, request.length)
-            if request.command == nbd.NBD_CMD_FLUSH:
-                self._replies.done(request.cookie)
         else:
             counter.add(elapsed_ns, 1, 0, 1)
             if not isinstance(failure, TorusError) or isinstance(failure, Fenced):
@@ -334,7 +359,21 @@ class Transmission(asyncio.BufferedProtocol):
         if self._lost:
             self._replies.take()
             return
+        if self._in_flight:  # others may be done in this turn of the loop, too
+            if not self._sending:
+                self._sending = True
+                self._loop.call_soon(self._send_all)
+            return
         self._send()
+        self._go_on()
+
+    def _send_all(self) -> None:
+        self._sending = False
+        if not self._lost:
+            self._send()
+            self._go_on()
+
+    def _go_on(self) -> None:
         if self._first < self._stop:
             self._serve()
         elif self._ending:

@@ -88,6 +88,12 @@ class MemoryExport:
         self.content[offset : offset + len(payload)] = payload
         self._mark(offset, len(payload), 1)
 
+    def read_soon(self, offset: int, length: int) -> None:
+        """Return None: a read is a coroutine here."""
+
+    def write_soon(self, offset: int, payload: bytes) -> None:
+        """Return None: a write is a coroutine here."""
+
     def flush_soon(self) -> asyncio.Future[None]:
         """Begin a flush."""
         return asyncio.ensure_future(self.flush())

@@ -18,6 +18,7 @@ from torus.errors import Corruption, TorusError
 from torus.testing.history import VolumeHistory
 from torus.testing.simloop import SimProcess
 from torus.volume.attachment import Attachment
+from torus.volume.volume import Volume
 
 SECTOR = limits.SECTOR_BYTES
 BLOCK = limits.BLOCK_BYTES
@@ -231,7 +232,7 @@ class Writer:
             offset, length = self._extent(BLOCK)
             data = self.rng.randbytes(length)
             self._issue(offset, data)
-            calls.append(volume.write(offset, data, durable=False))
+            calls.append(_write(volume, offset, data))
         found = await asyncio.gather(*calls, return_exceptions=True)
         for one in found:
             if isinstance(one, BaseException):
@@ -305,8 +306,8 @@ class Writer:
     async def _do_read(self) -> None:
         assert self.attachment is not None
         assert self.branch is not None
-        offset, length = self._extent(SECTOR)
-        found = await self.attachment.volume.read(offset, length)
+        offset, length = self._extent(self.rng.choice((SECTOR, BLOCK)))
+        found = await _read(self.attachment.volume, offset, length)
         wanted = self.branch.history.content[offset : offset + length]
         if found != wanted:
             at = next(i for i in range(length) if found[i] != wanted[i])
@@ -314,6 +315,22 @@ class Writer:
                 f"{self.name} read {length} bytes at {offset} that were never written so: the "
                 f"first wrong one at {offset + at}"
             )
+
+
+async def _write(volume: Volume, offset: int, data: bytes) -> None:
+    """Write as the gateway does: the short way where there is one."""
+    sent = volume.write_soon(offset, data)
+    if sent is None:
+        await volume.write(offset, data, durable=False)
+    else:
+        await sent
+
+
+async def _read(volume: Volume, offset: int, length: int) -> bytes:
+    """Read as the gateway does."""
+    sent = volume.read_soon(offset, length)
+    found = None if sent is None else await sent
+    return await volume.read(offset, length) if found is None else found
 
 
 def _where(error: Exception) -> str:

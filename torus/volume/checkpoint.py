@@ -20,10 +20,11 @@ from torus.log import get_logger
 from torus.metadata.schema import THIS_RECORD, Head, RootRef, Snapshot
 from torus.volume.core import Core
 from torus.volume.holder import Holder, Publish
+from torus.volume.items import Item
 from torus.volume.leaves import UNIT
 from torus.volume.log import Position
 from torus.volume.reclaim import Reclaimer
-from torus.volume.writes import Item, WriteQueue
+from torus.volume.writes import WriteQueue
 
 log = get_logger("torus.checkpoint")
 

@@ -18,9 +18,9 @@ from torus.log import get_logger
 from torus.volume.core import Core
 from torus.volume.family import Family
 from torus.volume.holder import Holder
+from torus.volume.items import Work
 from torus.volume.leaves import LEAF_BLOCKS, UNIT
 from torus.volume.volume import Volume
-from torus.volume.writes import Work
 
 log = get_logger("torus.flatten")
 

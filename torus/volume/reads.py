@@ -4,6 +4,7 @@ Every block is checked against the map's checksum before it is handed out.  A bl
 while it was being read is read again; one that stays wrong is `Corruption`, never data.
 """
 
+import asyncio
 from collections.abc import Sequence
 
 from torus import limits
@@ -60,6 +61,30 @@ class Reads:
             if view.blocks.runs(block, count) == runs:
                 raise self._damaged(block + bad)
         raise self._damaged(block)
+
+    def soon(self, block: int, count: int) -> asyncio.Future[bytes | None] | None:
+        """Return the future of a read of adjacent blocks of one chunk of another process; None
+        when it is no such read, and as its result when it has to be made again: `blocks`."""
+        view = self._view
+        try:
+            runs = view.blocks.runs(block, count)
+        except LookupError:
+            return None
+        if len(runs) != 1 or runs[0][1] != count:
+            return None
+        _, _, sequence, offset, base = runs[0]
+        if view.path is not None:
+            view.note_place(sequence, base)
+            if view.is_near(sequence, base):
+                return None  # not in the page cache
+        crcs = view.blocks.entries_crc(block, count)
+
+        def check(piece: bytes) -> bool:
+            return first_wrong(piece, 0, crcs, count) < 0
+
+        return view.chunks.read_soon(
+            (view.chunk(sequence, base), offset * UNIT, count * BLOCK), check
+        )
 
     @staticmethod
     def _wrong(data: bytearray, block: int, runs: Sequence[tuple[int, ...]], crcs: bytes) -> int:

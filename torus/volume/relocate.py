@@ -9,7 +9,7 @@ from torus._fast.collect import Survivors
 from torus._fast.record import KIND_DATA, RecordBuilder
 from torus.errors import Corruption, PoolFull, Unavailable
 from torus.volume.core import Core
-from torus.volume.writes import Work
+from torus.volume.items import Work
 
 
 class Relocation(Work):

@@ -59,6 +59,12 @@ class SnapshotVolume:
         """Raises: PermissionDenied, always."""
         self._refuse()
 
+    def read_soon(self, offset: int, length: int) -> None:
+        """Return None: a read is a coroutine here."""
+
+    def write_soon(self, offset: int, payload: bytes) -> None:
+        """Return None: a write is a coroutine here."""
+
     def flush_soon(self) -> asyncio.Future[None]:
         """Return a future that is done: a snapshot was durable before it had a name."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -144,6 +144,12 @@ class StandbyVolume:
         """Write; with ``durable`` on disk on return."""
         await (await self.taken()).write(offset, payload, durable=durable)
 
+    def read_soon(self, offset: int, length: int) -> None:
+        """Return None: a read is a coroutine here."""
+
+    def write_soon(self, offset: int, payload: bytes) -> None:
+        """Return None: a write is a coroutine here."""
+
     def flush_soon(self) -> asyncio.Future[None]:
         """Return the future of a flush; before the volume is here no write was answered."""
         if self.volume is not None:

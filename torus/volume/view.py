@@ -52,6 +52,10 @@ class View:
             if place is not None:
                 self.places[key] = place
 
+    def is_near(self, sequence: int, base: int) -> bool:
+        """Tell whether the compiled path knows where a chunk lies."""
+        return (base << _BASE_SHIFT | sequence) in self.places
+
     async def load(self, block: int, count: int) -> None:
         """Bring the leaves of a range into memory.
 

@@ -17,9 +17,12 @@ from torus.volume.checkpoint import Checkpointer
 from torus.volume.collector import Collector
 from torus.volume.core import Core
 from torus.volume.earlyflush import EarlyFlush
+from torus.volume.items import Item
 from torus.volume.reads import Reads
 from torus.volume.reseal import Resealer
-from torus.volume.writes import Item, WriteQueue
+from torus.volume.writes import WriteQueue
+
+BLOCK = limits.BLOCK_BYTES
 
 
 class Volume:
@@ -127,6 +130,19 @@ class Volume:
         """Write; with ``durable`` on disk on return."""
         await self._put(Item(KIND_DATA, offset, len(payload), payload), durable=durable)
         self.core.client_bytes += len(payload)
+
+    def read_soon(self, offset: int, length: int) -> asyncio.Future[bytes | None] | None:
+        """Return the future of a read of other processes; None: `read`, so does its result."""
+        if self.core.failure is not None or offset % BLOCK or length % BLOCK:
+            return None
+        return self.reads.soon(offset // BLOCK, length // BLOCK)
+
+    def write_soon(self, offset: int, payload: bytes) -> asyncio.Future[None] | None:
+        """Return the future of a write; None: `write`."""
+        if self.core.failure is not None or not self.queue.open:
+            return None
+        self.core.client_bytes += len(payload)
+        return self.queue.put_soon(Item(KIND_DATA, offset, len(payload), payload))
 
     async def flush(self) -> None:
         """Return when every write answered before the call is on disk."""

@@ -13,50 +13,12 @@ from torus import limits
 from torus._fast.record import KIND_DATA, RecordBuilder
 from torus.errors import Corruption, LocalProtocolError, PoolFull, ShuttingDown, TorusError
 from torus.volume.core import Core
+from torus.volume.items import Item, Work
 from torus.volume.leaves import LEAF_BLOCKS
 
 BLOCK = limits.BLOCK_BYTES
 _ZERO_STEP_BLOCKS = 256 * LEAF_BLOCKS  # 1 GiB: bounds the leaves that one trim loads at once
 _ZERO_DATA = bytes(limits.MIB)
-_KIND_WORK = 0  # no kind of record: an item that makes its own
-
-
-class Item:
-    """One request in the queue; ``payload`` is None for zeroes."""
-
-    __slots__ = ("allocate", "done", "kind", "length", "offset", "payload", "place")
-
-    def __init__(
-        self, kind: int, offset: int, length: int, payload: bytes | None, *, allocate: bool = False
-    ) -> None:
-        self.kind = kind
-        self.offset = offset
-        self.length = length
-        self.payload = payload
-        self.allocate = allocate
-        self.place: tuple[int, int, int] = (0, 0, 0)
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    @property
-    def may_use_reserve(self) -> bool:
-        """True for what frees space or keeps the volume consistent, not for new data."""
-        return self.kind != KIND_DATA or (self.payload is None and not self.allocate)
-
-
-class Work(Item):
-    """Something else that appends records, alone with the log and the map while it does."""
-
-    __slots__ = ()
-
-    def __init__(self) -> None:
-        super().__init__(_KIND_WORK, 0, 0, None)
-
-    async def run(self) -> None:
-        """Append; what is in the map on return is in the log.
-
-        Raises: PoolFull, also after a part of the work; everything else ends the volume.
-        """
-        raise NotImplementedError
 
 
 class WriteQueue:
@@ -101,6 +63,20 @@ class WriteQueue:
     def blocked(self) -> int:
         """Requests that wait for space in the pool."""
         return len(self._blocked)
+
+    @property
+    def open(self) -> bool:
+        """True when `put_soon` takes new data."""
+        return not self._blocked and not self._stopped
+
+    def put_soon(self, item: Item) -> asyncio.Future[None]:
+        """Queue new data while the queue is `open`; the future is done as `put` is.
+
+        Cancelling it lets the write go on.
+        """
+        self._items.append(item)
+        self._start()
+        return item.done
 
     async def put(self, item: Item) -> None:
         """Queue ``item`` and wait until its records are appended and in the map.
@@ -191,6 +167,8 @@ class WriteQueue:
         core.hold_leaves = True
         try:
             while self._items:
+                if self._take_plain():
+                    continue
                 current = self._current = self._items.popleft()
                 self._from_reserve = current.may_use_reserve and all(
                     item.may_use_reserve for item in self._batch
@@ -248,6 +226,25 @@ class WriteQueue:
         self._start()
 
     # --- requests to extents ------------------------------------------------------------
+
+    def _take_plain(self) -> bool:
+        """Add what needs no waiting to the record: whole blocks of new data that fit, and whose
+        leaves are here.  Tells whether there was any."""
+        items, record, blocks = self._items, self._record, self._core.blocks
+        self._from_reserve = False
+        room, taken = self._room, False
+        while items:
+            item = items[0]
+            payload, length = item.payload, item.length
+            if payload is None or item.kind != KIND_DATA or (item.offset | length) % BLOCK:
+                break
+            block = item.offset // BLOCK
+            if record.room(room) < length or blocks.missing(block, length // BLOCK, 1):
+                break
+            record.add_data(block, payload, 0, length)
+            self._batch.append(items.popleft())
+            taken = True
+        return taken
 
     async def _add(self, item: Item) -> None:
         offset, end = item.offset, item.offset + item.length

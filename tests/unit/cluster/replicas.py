@@ -3,8 +3,9 @@ restart, lose power, fall silent or fail when a test says so."""
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from torus import limits
 from torus._fast.record import RecordBuilder
@@ -12,7 +13,7 @@ from torus.cluster.chunks import DiskChunks, OneDisk
 from torus.cluster.local import LocalChunks
 from torus.cluster.membership import Place
 from torus.cluster.pool import DiskPool
-from torus.errors import TorusError, Unavailable
+from torus.errors import TimedOut, TorusError, Unavailable
 from torus.format.identity import DiskIdentity
 from torus.ids import ChunkId
 from torus.metadata.schema import Owner
@@ -31,6 +32,8 @@ from torus.volume.attachment import Attachment
 from torus.volume.catalog_async import AsyncCatalog
 
 BLOCK = limits.BLOCK_BYTES
+T = TypeVar("T")
+
 CLUSTER = "c1" * 16
 SLOTS = 160
 
@@ -54,6 +57,7 @@ class SimNode:
     faults: dict[str, list[str | TorusError | Act]] = field(default_factory=dict)
     # Called when a request of that kind was carried out, before it is answered.
     after: dict[str, Act] = field(default_factory=dict)
+    soon_share: float = 0.7  # of requests that take the short way where there is one
 
     def __post_init__(self) -> None:
         """Make its disk."""
@@ -113,6 +117,17 @@ class FarWriter:
     async def append(self, index: int, offset: int, record: RecordBuilder) -> None:
         await self.append_bytes(index, offset, record.tobytes())
 
+    def append_soon(self, index: int, offset: int, record: bytes) -> asyncio.Future[int] | None:
+        """Send the record without a coroutine, or not."""
+        if self._disk.slowly():
+            return None
+
+        async def send() -> int:
+            await self.append_bytes(index, offset, record)
+            return self._disk.answered
+
+        return self._disk.soon(send())
+
     async def append_bytes(self, index: int, offset: int, record: bytes) -> None:
         async def work(node: SimNode) -> None:
             node.store.appender(self._chunk).append_bytes(index, offset, record)
@@ -133,6 +148,33 @@ class FarDisk(OneDisk):
         self.boot_id = node.boot_id
         self.slot_bytes = SMALL.slot_bytes
         self._writers: dict[ChunkId, FarWriter] = {}
+        self._sent: set[asyncio.Future[Any]] = set()
+        self.answered = 0  # the boot id of the node that answered last
+
+    def slowly(self) -> bool:
+        """Tell whether the short way is not taken this time."""
+        return self._node.rng.random() >= self._node.soon_share
+
+    def soon(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
+        """Return the future of something that was sent; its connection gives it up in time."""
+
+        async def bounded() -> T:
+            try:
+                return await asyncio.wait_for(work, limits.REPLICA_SILENCE_S)
+            except TimeoutError:
+                raise TimedOut(f"node {self._node.name} said nothing") from None
+
+        task = asyncio.ensure_future(bounded())
+        self._sent.add(task)
+        task.add_done_callback(self._sent.discard)
+        return task
+
+    async def close(self) -> None:
+        """Hang up."""
+        for task in list(self._sent):
+            task.cancel()
+        if self._sent:
+            await asyncio.wait(self._sent)
 
     async def ask(self, kind: str, work: Callable[[SimNode], Awaitable[object]]) -> object:
         node = self._node
@@ -162,6 +204,7 @@ class FarDisk(OneDisk):
         if fault == "lose" or not node.up or boot_id != node.boot_id:
             raise Unavailable(f"connection to node {node.name} ended")
         await asyncio.sleep(0)
+        self.answered = boot_id
         self.boot_id = max(self.boot_id, boot_id)
         return answer
 
@@ -193,6 +236,23 @@ class FarDisk(OneDisk):
 
     def sync_soon(self, chunks: Iterable[ChunkId]) -> None:
         return None
+
+    def sync_many_soon(self, chunks: Sequence[ChunkId]) -> asyncio.Future[int] | None:
+        """Send a sync without a coroutine, or not."""
+        if self.slowly():
+            return None
+
+        async def send() -> int:
+            await self.sync(chunks)
+            return self.answered
+
+        return self.soon(send())
+
+    def read_many_soon(
+        self, reads: Sequence[tuple[ChunkId, int, int]], size: int
+    ) -> asyncio.Future[list[bytes]] | None:
+        """Send a read without a coroutine, or not."""
+        return None if self.slowly() else self.soon(self.read(reads))
 
     async def read(self, reads: Sequence[tuple[ChunkId, int, int]]) -> list[bytes]:
         return await self.ask("read", lambda node: node.chunks.read(reads))  # type: ignore[return-value]

@@ -1,0 +1,224 @@
+"""The short ways to copies: what nearly always comes out right, without a task for each disk.
+
+Reads of the same turn of the event loop are sent together, one READ for each disk; a sync is sent
+to all disks at once.  Decides which reads go together, and which outcome of a sync is final.
+Everything else (another copy, hedging, repair, healing, patience) is the long ways':
+`torus.cluster.replicated_reads` and `replicated_writes` do again what did not come out here.
+
+Implements docs/replication.md, "Reading" and "Flushing".
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torus import limits
+from torus.cluster.answers import seen
+from torus.cluster.replicated_chunk import OpenChunk
+from torus.errors import DiskFailed, Fenced, PoolFull, TimedOut, TorusError
+from torus.ids import ChunkId
+from torus.log import get_logger
+
+if TYPE_CHECKING:
+    from torus.cluster.pool import DiskPool
+    from torus.cluster.replicated_reads import CopyReads
+
+log = get_logger("torus.replicas")
+
+Read = tuple[ChunkId, int, int]
+Check = Callable[[bytes], bool]
+
+FINAL = (PoolFull, DiskFailed)  # healing does not help
+
+_TOGETHER_BYTES = limits.MIB  # a node answers so much without a thread
+_BEST_S = 0.25  # how long the best disk of a chunk is believed to be that
+_HEDGE_BYTES_S = 100e6  # more time for larger reads
+
+
+class _Gathered:
+    """Reads of one disk, and who waits for each."""
+
+    __slots__ = ("disk_id", "due_s", "reads", "sent_s", "size", "waits")
+
+    def __init__(self, disk_id: str) -> None:
+        self.disk_id = disk_id
+        self.reads: list[Read] = []
+        self.waits: list[tuple[asyncio.Future[bytes | None], Check]] = []
+        self.size = 0
+        self.sent_s = self.due_s = 0.0
+
+    def give_up(self) -> None:
+        """Have every read made again."""
+        for future, _ in self.waits:
+            if not future.done():
+                future.set_result(None)
+
+    def take(self, pieces: list[bytes]) -> None:
+        """Hand out what came, where it is right."""
+        if len(pieces) != len(self.waits):
+            self.give_up()
+            return
+        for (future, check), piece, read in zip(self.waits, pieces, self.reads, strict=True):
+            if not future.done():
+                future.set_result(piece if len(piece) == read[2] and check(piece) else None)
+
+
+class GatheredReads:
+    """The short way to the copies of one volume; `stop` it."""
+
+    def __init__(self, pool: "DiskPool", reads: "CopyReads") -> None:
+        self._pool = pool
+        self._reads = reads
+        self._best: dict[ChunkId, str | None] = {}
+        self._best_until_s = 0.0
+        self._next: dict[str, _Gathered] = {}
+        self._sent: dict[asyncio.Future[list[bytes]], _Gathered] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def read(self, read: Read, check: Check) -> asyncio.Future[bytes | None] | None:
+        """Return the future of a piece that passes the check; None, now or as its result, when
+        the long way is due."""
+        loop = asyncio.get_running_loop()
+        disk_id = self._best_of(read[0], loop.time())
+        if disk_id is None or read[2] > _TOGETHER_BYTES or disk_id in self._pool.local:
+            return None
+        gathered = self._next.get(disk_id)
+        if gathered is not None and (
+            gathered.size + read[2] > _TOGETHER_BYTES
+            or len(gathered.reads) >= limits.PEER_READS_MAX
+        ):
+            self._send(self._next.pop(disk_id))
+            gathered = None
+        if gathered is None:
+            if not self._next:
+                loop.call_soon(self._send_all)
+            gathered = self._next[disk_id] = _Gathered(disk_id)
+        future: asyncio.Future[bytes | None] = loop.create_future()
+        gathered.reads.append(read)
+        gathered.waits.append((future, check))
+        gathered.size += read[2]
+        return future
+
+    def _best_of(self, chunk: ChunkId, now_s: float) -> str | None:
+        if self._reads.is_open(chunk):
+            return self._reads.best(chunk)
+        if now_s >= self._best_until_s:
+            self._best.clear()
+            self._best_until_s = now_s + _BEST_S
+        if chunk not in self._best:
+            self._best[chunk] = self._reads.best(chunk)
+        return self._best[chunk]
+
+    def _send_all(self) -> None:
+        waiting, self._next = self._next, {}
+        for gathered in waiting.values():
+            self._send(gathered)
+
+    def _send(self, gathered: _Gathered) -> None:
+        disk = self._pool.connected(gathered.disk_id)
+        sent = None if disk is None else disk.read_many_soon(gathered.reads, gathered.size)
+        if sent is None:
+            gathered.give_up()
+            return
+        loop = asyncio.get_running_loop()
+        gathered.sent_s = loop.time()
+        gathered.due_s = gathered.sent_s + self._reads.hedge_s + gathered.size / _HEDGE_BYTES_S
+        self._sent[sent] = gathered
+        sent.add_done_callback(self._on_answer)
+        if self._timer is None:
+            self._timer = loop.call_at(gathered.due_s, self._on_timer)
+
+    def _on_answer(self, sent: asyncio.Future[list[bytes]]) -> None:
+        gathered = self._sent.pop(sent, None)
+        error = None if sent.cancelled() else sent.exception()
+        if gathered is None:  # it came too late
+            return
+        if sent.cancelled() or error is not None:
+            if not isinstance(error, TorusError | None):
+                log.error("replicas.read.ended", disk=gathered.disk_id, exception=error)
+            self._best.clear()
+            gathered.give_up()
+            return
+        self._reads.sample(asyncio.get_running_loop().time() - gathered.sent_s)
+        gathered.take(sent.result())
+
+    def _on_timer(self) -> None:
+        """Have late reads made again by the way that asks another disk, too."""
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        for sent, gathered in list(self._sent.items()):
+            if gathered.due_s <= now_s:
+                del self._sent[sent]
+                self._reads.late(gathered.disk_id)
+                self._best.clear()
+                gathered.give_up()
+        if self._sent:
+            due_s = min(gathered.due_s for gathered in self._sent.values())
+            self._timer = loop.call_at(due_s, self._on_timer)
+
+    def stop(self) -> None:
+        """Have everything that waits made again, the long way."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiting = [*self._next.values(), *self._sent.values()]
+        self._next.clear()
+        self._sent.clear()
+        for gathered in waiting:
+            gathered.give_up()
+
+
+async def sync_soon(
+    pool: "DiskPool", jobs: Mapping[str, Sequence[OpenChunk]]
+) -> tuple[set[str], dict[str, TorusError]]:
+    """Sync disks that answer soon and as they should; return them, and those that are lost: to
+    ask them again would hear what is not so.
+
+    Raises: Fenced.
+    """
+    sent: dict[asyncio.Future[Any], tuple[str, set[int]]] = {}
+    for disk_id, some in jobs.items():
+        copies = [(opened, opened.copies[disk_id]) for opened in some]
+        if any(copy.writer is None or copy.next_index < opened.answered for opened, copy in copies):
+            continue
+        boot_ids = {copy.writer.boot_id for _, copy in copies if copy.writer is not None}
+        answer = _send_sync(pool, disk_id, [opened.chunk for opened in some])
+        if answer is not None:
+            answer.add_done_callback(seen)
+            sent[answer] = disk_id, boot_ids
+    if not sent:
+        return set(), {}
+    done, _ = await asyncio.wait(sent, timeout=limits.REPLICA_SILENCE_S / 2)
+    durable: set[str] = set()
+    failed: dict[str, TorusError] = {}
+    for answer in done:
+        disk_id, boot_ids = sent[answer]
+        try:
+            found = answer.result()
+        except Fenced:
+            raise
+        except (TimedOut, *FINAL) as exc:
+            failed[disk_id] = exc
+        except (TorusError, asyncio.CancelledError):
+            continue
+        else:
+            near = pool.near(disk_id)
+            if boot_ids == {found if near is None else near.boot_id}:
+                durable.add(disk_id)
+    return durable, failed
+
+
+def _send_sync(
+    pool: "DiskPool", disk_id: str, chunks: Sequence[ChunkId]
+) -> asyncio.Future[Any] | None:
+    near = pool.near(disk_id)
+    try:
+        if near is not None:
+            return near.sync_soon(chunks)
+        far = pool.connected(disk_id)
+        return None if far is None else far.sync_many_soon(chunks)
+    except Fenced:
+        raise
+    except TorusError:
+        return None  # it is told when it is asked again
