@@ -16,9 +16,7 @@ class Workbench:
     def __init__(self, layout: Layout, table: Buffer, columns: int, seed: int) -> None:
         """Raises: ValueError (sizes that do not match, an unknown member)."""
 
-    def fill(
-        self, targets: Sequence[Sequence[int]], bounds: Sequence[Sequence[int]]
-    ) -> list[int]:
+    def fill(self, targets: Sequence[Sequence[int]], bounds: Sequence[Sequence[int]]) -> list[int]:
         """Fill all places that nobody has or a member without weight.
 
         `targets[column][member]`: how many slots should name it in columns 0 to `column`;

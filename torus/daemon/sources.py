@@ -62,9 +62,7 @@ class StoreSource:
             sizes = [count * usage.slot_bytes for count, usage in zip(slots, usages, strict=True)]
             yield Sample("torus_store_slots", sum(slots), (state,))
             yield Sample("torus_store_bytes", sum(sizes), (state,))
-        yield Sample(
-            "torus_store_sync_requests_total", sum(one.commits.requests for one in stores)
-        )
+        yield Sample("torus_store_sync_requests_total", sum(one.commits.requests for one in stores))
         yield Sample("torus_store_syncs_total", sum(one.commits.syncs for one in stores))
         yield histogram_sample("torus_store_sync_seconds", self._sync_times)
         failed = sum(store.failure is not None for store in stores)
