@@ -10,7 +10,7 @@ import pytest
 from torus.testing.simrun import run
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow, pytest.mark.timeout(1800)]
-SEEDS = int(os.environ.get("TORUS_SIM_SEEDS", "200"))
+SEEDS = int(os.environ.get("TORUS_SIM_SEEDS", "160"))
 BLOCK = 20
 
 

@@ -11,8 +11,8 @@ from tests.sim.mutants import MUTANTS, without
 from torus.testing.simrun import run
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
-LONG = int(os.environ.get("TORUS_SIM_SEEDS", "200")) >= 1000
-RARE = {"answer_before_all", "read_then_fence", "shortest_copy", "wiped_disk"}
+LONG = int(os.environ.get("TORUS_SIM_SEEDS", "160")) >= 1000
+RARE = {"answer_before_all", "one_boot_id", "read_then_fence", "shortest_copy", "wiped_disk"}
 SEEDS = 2000 if LONG else 40
 
 
