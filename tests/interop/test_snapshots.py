@@ -211,10 +211,11 @@ def test_snapshots_under_load_are_moments(machine: Machine) -> None:
     """While a client overwrites the volume in order, a snapshot is one point of that order.
 
     Each pass writes its number over all blocks from the first to the last, so a snapshot holds
-    one number up to some block, and the number before it behind that.
+    one number up to some block, and the number before it behind that.  A request may be cut, as
+    by a crash, between two blocks of 4 KiB.
     """
     stop = threading.Event()
-    blocks, block = 256, 64 << 10
+    blocks, block, unit = 256, 64 << 10, 4096
 
     def write() -> None:
         with machine.open("disk") as client:
@@ -238,10 +239,11 @@ def test_snapshots_under_load_are_moments(machine: Machine) -> None:
         machine.run("volume", "export", f"disk@s{index}", out, "--overwrite")
         data = out.read_bytes()
         numbers = [
-            int.from_bytes(data[at : at + 4], "little") for at in range(0, blocks * block, block)
+            int.from_bytes(data[at : at + 4], "little") for at in range(0, blocks * block, unit)
         ]
-        for at, number in zip(range(0, blocks * block, block), numbers, strict=True):
-            assert data[at : at + block] == number.to_bytes(4, "little") * (block // 4)
+        for at, number in zip(range(0, blocks * block, unit), numbers, strict=True):
+            same = data[at : at + unit] == number.to_bytes(4, "little") * (unit // 4)
+            assert same, f"snapshot s{index} has a torn block at {at}"
         assert numbers == sorted(numbers, reverse=True)
         assert numbers[0] - numbers[-1] <= 1
         seen.append((numbers[0], numbers.count(numbers[0])))
