@@ -5,48 +5,19 @@ folder.  Each line is CPU time, the best of 15 repeats over 200,000 calls,
 less the empty loop.
 """
 
-import importlib.util
 import random
-import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+from bench.cases.loops import best_ns, load_loop
 from torus._fast.blockmap import BlockMap
 
-REPEATS = 15
 CALLS = 200_000
 SIZE_BLOCKS = 1 << 18  # 1 GiB of addresses, 3 MiB of leaves
 SEED = 7
-
-
-def load_loop(folder: Path) -> ModuleType:
-    """Build and import the compiled loop."""
-    source = shutil.copy(Path(__file__).with_name("blockmap_loop.pyx"), folder)
-    command = [str(Path(sys.executable).with_name("cythonize")), "-i", "-3", source]
-    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[2])
-    (built,) = folder.glob("blockmap_loop*.so")
-    spec = importlib.util.spec_from_file_location("blockmap_loop", built)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def best_ns(call: Callable[[], object], operations: int) -> float:
-    """Nanoseconds of one operation."""
-    times = []
-    for _ in range(REPEATS):
-        began = time.thread_time_ns()
-        call()
-        times.append((time.thread_time_ns() - began) / operations)
-    return min(times)
 
 
 def measure(loop: ModuleType) -> dict[str, float]:
@@ -103,7 +74,7 @@ def encoding_ns(target: BlockMap, leaves: int) -> float:
 def main() -> None:
     """Print the table."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, each_ns in measure(load_loop(Path(folder))).items():
+        for name, each_ns in measure(load_loop("blockmap_loop", Path(folder))).items():
             print(f"{name:40} {each_ns:12,.1f} ns")
 
 

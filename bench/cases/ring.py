@@ -4,49 +4,19 @@ Run: python -m bench.cases.ring.  The loop in ring_loop.pyx is built in a tempor
 Each look-up is a slot and its first three owners; CPU time, the best of 15 repeats.
 """
 
-import importlib.util
-import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
+from bench.cases.loops import best_ns, load_loop
 from torus.ids import ChunkId
 from torus.ring.builder import first_ring, next_ring
 from torus.ring.imagined import imagined_members
 from torus.ring.table import Ring
 
-REPEATS = 15
 CALLS = 1_000_000
 PYTHON_CALLS = 50_000
 NODES, ZONES, WEIGHTS = 1000, 5, [4, 8, 16]
-
-
-def load_loop(folder: Path) -> ModuleType:
-    """Build and import the compiled loop."""
-    source = shutil.copy(Path(__file__).with_name("ring_loop.pyx"), folder)
-    command = [str(Path(sys.executable).with_name("cythonize")), "-i", "-3", source]
-    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[2])
-    (built,) = folder.glob("ring_loop*.so")
-    spec = importlib.util.spec_from_file_location("ring_loop", built)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def best_ns(call: Callable[[], object], operations: int) -> float:
-    """Nanoseconds of one operation."""
-    times = []
-    for _ in range(REPEATS):
-        began = time.thread_time_ns()
-        call()
-        times.append((time.thread_time_ns() - began) / operations)
-    return min(times)
 
 
 def from_python(ring: Ring) -> float:
@@ -74,7 +44,7 @@ def main() -> None:
     next_ring(ring, [*members, *imagined_members(1, 1, WEIGHTS, first=NODES)])
     print(f"next version, one more member: {time.process_time() - began:.2f} s of CPU")
     with tempfile.TemporaryDirectory() as folder:
-        loop = load_loop(Path(folder))
+        loop = load_loop("ring_loop", Path(folder))
         compiled = best_ns(lambda: loop.owners(ring._placement, CALLS), CALLS)
         compiled -= best_ns(lambda: loop.empty(CALLS), CALLS)
     print(f"slot and 3 owners, from a compiled loop: {compiled:.1f} ns")

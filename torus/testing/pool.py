@@ -34,20 +34,31 @@ class SimPool:
                 turns -= 1
                 loop.call_soon(turn)
                 return
-            self._disk.sync_before = began
-            try:
-                result = call(*arguments)
-            except (OSError, RuntimeError, ValueError) as exc:
-                if not future.done():
-                    future.set_exception(exc)
-            else:
-                if not future.done():
-                    future.set_result(result)
-            finally:
-                self._disk.sync_before = None
+            carry_out(self._disk, began, future, call, arguments)
 
         loop.call_soon(turn)
         return future
 
     def close(self) -> None:
         return
+
+
+def carry_out(
+    disk: SimDisk,
+    began: int,
+    future: asyncio.Future[Result],
+    call: Callable[..., Result],
+    arguments: tuple[Any, ...],
+) -> None:
+    """Make a submitted call; a sync in it covers ``began`` events of the disk's history."""
+    disk.sync_before = began
+    try:
+        result = call(*arguments)
+    except (OSError, RuntimeError, ValueError) as exc:
+        if not future.done():
+            future.set_exception(exc)
+    else:
+        if not future.done():
+            future.set_result(result)
+    finally:
+        disk.sync_before = None

@@ -15,6 +15,7 @@ from torus.format.identity import DiskIdentity
 from torus.format.segment import Geometry
 from torus.store.disk import Bytes
 from torus.store.store import Store
+from torus.testing.pool import carry_out
 from torus.testing.simdisk import DiskImage, Event, PowerLoss, SimDisk
 from torus.testing.simloop import SimClock, SimLoop, SimProcess
 
@@ -67,21 +68,9 @@ class DelayPool:
         future: asyncio.Future[Result] = loop.create_future()
         began = len(self._disk.history)
 
-        def run() -> None:
-            self._disk.sync_before = began
-            try:
-                result = call(*arguments)
-            except (OSError, RuntimeError, ValueError) as exc:
-                if not future.done():
-                    future.set_exception(exc)
-            else:
-                if not future.done():
-                    future.set_result(result)
-            finally:
-                self._disk.sync_before = None
-
         mean_s = _SYNC_S if call == self._disk.sync else _IO_S
-        loop.call_later(self._rng.expovariate(1 / mean_s) * self._slow(), run)
+        delay_s = self._rng.expovariate(1 / mean_s) * self._slow()
+        loop.call_later(delay_s, carry_out, self._disk, began, future, call, arguments)
         return future
 
     def close(self) -> None:
