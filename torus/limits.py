@@ -21,6 +21,13 @@ RESERVE_SLOTS_MIN = 4  # kept for checkpoints and collection when the pool is fu
 RESERVE_PERCENT = 3
 SPARE_SLOTS_MIN = 16  # free slots below which the next segment is preallocated ahead
 
+# --- redundancy -------------------------------------------------------------------------
+COPIES_MAX = 8
+ERASURE_DATA_MIN = 2  # K of erasure:K+M
+ERASURE_DATA_MAX = 16
+ERASURE_PARITY_MIN = 1  # M of erasure:K+M
+ERASURE_PARITY_MAX = 6
+
 # --- records ----------------------------------------------------------------------------
 RECORD_ALIGN_BYTES = 512
 RECORD_PAYLOAD_BYTES_MAX = 1 * MIB + 64 * KIB

@@ -23,7 +23,7 @@ from torus.limits import (
 from torus.metadata.base import Entry, Expect, Put
 from torus.metadata.keys import CLUSTER, NEXT_VOLUME, VOLUMES, head_key, name_key, spec_key
 from torus.metadata.schema import Cluster, Head, NameRef, NextVolume, VolumeSpec
-from torus.redundancy.scheme import parse
+from torus.redundancy.scheme import Scheme, parse
 from torus.volume.catalog_ask import (
     DELETING,
     Commit,
@@ -124,6 +124,7 @@ def create(
     check_volume_name(name)
     check_size(name, size_bytes)
     scheme = parse(redundancy)
+    _refuse_shards(scheme)
     if min_copies is None:
         min_copies = scheme.default_min_copies
     scheme.check_min_copies(min_copies)
@@ -151,6 +152,21 @@ def create(
         if revision is not None:
             return spec
     raise too_many_races("the next volume's id")
+
+
+def _refuse_shards(scheme: Scheme) -> None:
+    """Refuse what nobody can write yet.
+
+    TODO(#5): goes, with its call and its test, once writers make shards.
+
+    Raises: UsageError.
+    """
+    if scheme.erasure:
+        raise UsageError(
+            f"redundancy {str(scheme)!r} cannot be had: "
+            "erasure-coded volumes cannot be created yet",
+            hint=f"replica:{scheme.copies} bears as many losses",
+        )
 
 
 def resize(name: str, size_bytes: int, *, shrink: bool) -> Steps[Volume]:
