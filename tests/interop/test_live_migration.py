@@ -6,7 +6,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -47,18 +47,32 @@ class Qemu:
             ],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        wait_until(lambda: path.exists() or self.process.poll() is not None, f"{name} listens")
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(30)
-        self._socket.connect(str(path))
+        self._lines: BinaryIO | None = None
+        try:
+            wait_until(lambda: self._connects(path), f"{name} listens")
+        except BaseException:
+            self.close()
+            raise
         self._lines = self._socket.makefile("rb")
         self._lines.readline()
         self.ask("qmp_capabilities")
+
+    def _connects(self, path: Path) -> bool:
+        """Try once; the socket's file is there a moment before somebody listens on it."""
+        assert self.process.poll() is None, self.process.communicate()[0].decode()
+        try:
+            self._socket.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
 
     def ask(self, command: str, **arguments: object) -> Any:
         """Ask the monitor."""
         question = {"execute": command, "arguments": arguments}
         self._socket.sendall(json.dumps(question).encode() + b"\n")
+        assert self._lines is not None
         while True:
             answer = json.loads(self._lines.readline())
             assert "error" not in answer, answer
@@ -73,7 +87,8 @@ class Qemu:
 
     def close(self) -> None:
         """End it; idempotent."""
-        self._lines.close()
+        if self._lines is not None:
+            self._lines.close()
         self._socket.close()
         self.process.kill()
         self.process.wait(30)

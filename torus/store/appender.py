@@ -126,11 +126,12 @@ class Appender:
         Raises: Fenced, DiskFailed, LocalProtocolError.
         """
         slot, store = self._slot, self._store
-        if slot is None or slot.end is None:
-            raise LocalProtocolError(f"chunk {self._chunk} is not open for appending")
         if store.failure is not None:
             raise store.failure
-        self._fences.check(slot.chunk.volume, slot.chunk.epoch)
+        # First of all: a chunk that its new owner deleted is not open because of that owner.
+        self._fences.check(self._chunk.volume, self._chunk.epoch)
+        if slot is None or slot.end is None:
+            raise LocalProtocolError(f"chunk {self._chunk} is not open for appending")
         if index != slot.next_index:
             return None
         start = slot.end or limits.SLOT_HEADER_BYTES

@@ -410,3 +410,19 @@ def test_overwriting_costs_no_more_calls_than_without_trash() -> None:
         assert await calls(10.0) == expected
 
     _run(scenario)
+
+
+def test_writer_whose_chunk_its_successor_deleted_is_told_that_it_is_fenced() -> None:
+    """Not that the chunk is not open: that would be a fault of its own."""
+
+    async def scenario(machine: Machine) -> None:
+        chunk = ChunkId(1, 1, 0, 1)
+        machine.write(chunk)
+        old = machine.store.appender(chunk)
+        machine.store.fences.advance(1, 2)
+        await machine.store.delete(1, 2, [chunk])
+
+        with pytest.raises(Fenced):
+            old.append(1, 2 * limits.SLOT_HEADER_BYTES, _record(chunk))
+
+    asyncio.run(scenario(Machine(1)))
