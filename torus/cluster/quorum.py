@@ -65,7 +65,8 @@ class Takeover:
         ``offset`` to the slot's end of the copy with the longest valid records.
 
         A chunk of an open span takes one answer; of a closed one, the disks that answer must have
-        it, as any of them may have a short copy.
+        it, as any of them may have a short copy.  One that its span places on no disk at all was
+        never opened: that takes at least one.
 
         Returns: None when the chunk was never there: a positive answer.
         Raises: Fenced; Unavailable when nobody can tell for a while.
@@ -74,6 +75,9 @@ class Takeover:
         pause_s = _PAUSE_FIRST_S
         while True:
             answers, silent = await self._ask(chunk, epoch)
+            if not answers and not silent and self._placement.is_open(chunk):
+                log.info("takeover.span.without_disks", chunk=str(chunk))
+                return None
             best = max(answers, key=lambda disk: answers[disk].end, default=None)
             if best is not None and (answers[best].data or self._is_enough(chunk, silent)):
                 self._note(chunk, best, answers)
@@ -147,13 +151,20 @@ class Takeover:
         self, pause_s: float, give_up_s: float, chunk: ChunkId, silent: Mapping[str, TorusError]
     ) -> None:
         if self.stopping or asyncio.get_running_loop().time() + pause_s >= give_up_s:
-            reasons = "; ".join(str(error) for error in silent.values())
+            reasons = "; ".join(self._why(disk, error) for disk, error in silent.items())
             raise Unavailable(
                 f"where the log ends cannot be told: chunk {chunk} is on disks "
                 f"{sorted(silent)}, and none of them answers: {reasons}",
                 hint="start their nodes: see torus node list",
             )
         await asyncio.sleep(pause_s)
+
+    def _why(self, disk_id: str, error: TorusError) -> str:
+        """Say why a disk is silent; one that was removed answers nobody again."""
+        place = self._pool.view.disks().get(disk_id)
+        if disk_id in self._pool.local or (place is not None and place.state != "removed"):
+            return str(error)
+        return f"disk {disk_id} is not part of the cluster any more, and may have flushed data"
 
     # --- settling -----------------------------------------------------------------------
 

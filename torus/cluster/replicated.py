@@ -1,8 +1,8 @@
 """The chunks of one volume, each with copies on several disks: a `Chunks` for its log.
 
 Joins the parts: what is being written (`replicated_writes`), reads (`replicated_reads`), takeover
-(`quorum`), deletions and repairs (`replicated_care`).  Decides which disks a new span leaves out
-and when another span is better.
+(`quorum`), which disks a new span leaves out (`next_span`), deletions and repairs
+(`replicated_care`).  Decides when another span is better.
 
 Implements docs/replication.md.
 """
@@ -15,6 +15,8 @@ from torus import limits
 from torus._fast.blockio import BlockIo
 from torus.cluster.answers import ask_all
 from torus.cluster.chunks import Check, ChunkWriter, DiskChunks
+from torus.cluster.membership import FIRST_RING
+from torus.cluster.next_span import NextSpan
 from torus.cluster.placement import Placement
 from torus.cluster.quorum import Takeover
 from torus.cluster.replicated_care import Care
@@ -52,11 +54,10 @@ class VolumeChunks:
         self._soon = GatheredReads(pool, self._reads)
         self.read_soon = self._soon.read
         self._takeover = Takeover(pool, self._placement)
+        self._next = NextSpan(pool, self._placement, self._open, self._takeover, min_copies)
         self._care = Care(pool, self._placement)
         self._reads.on_bad_copy = self._on_bad_copy
-        self._usable: set[str] = set()  # lost for the open span, but not for another
         self._few = False  # the open span has too few disks
-        self._left_out: dict[str, tuple[float, float]] = {}  # disk: (until, how long)
         self._span: tuple[int, frozenset[str]] = (0, frozenset())
         self._changed = asyncio.Event()
         pool.view.on_change.append(self._changed.set)
@@ -146,13 +147,13 @@ class VolumeChunks:
         await self._open.secure()
         await self._call_back()
         pause_s = _PAUSE_FIRST_S
-        while self._excluded() is None:
+        while self._next.excluded() is None:
             self._open.waiting = f"fewer than {self._min_copies} disks can take new chunks"
             await self._open.retry(list(self._open.lost))
             for disk, why in self._open.lost.items():
                 if not isinstance(why, PoolFull) and await self._answers(disk):
-                    self._usable.add(disk)
-            if self._excluded() is None:
+                    self._next.usable.add(disk)
+            if self._next.excluded() is None:
                 await self._open.pause(pause_s)
                 pause_s = min(2 * pause_s, _PAUSE_MAX_S)
         self._open.waiting = ""
@@ -160,44 +161,15 @@ class VolumeChunks:
 
     async def _call_back(self) -> None:
         """Let disks that rest and answer be used, where a new span had too few copies without."""
-        excluded = self._excluded()
-        copies = self._placement.copies
-        if excluded is not None and len(self._pool.view.ring.order(0, copies, excluded)) == copies:
-            return
-        resting = [disk for disk in self._left_out if disk not in self._open.lost]
+        resting = self._next.missed()
         answers = await asyncio.gather(*[self._answers(disk) for disk in resting])
         for disk, back in zip(resting, answers, strict=True):
             if back:
-                self._left_out[disk] = 0.0, self._left_out[disk][1]
+                self._next.call_back(disk)
 
     def new_span(self) -> tuple[int, tuple[str, ...]]:
         """Return the ring version that a new span is written under, and whom it leaves out."""
-        excluded = self._excluded()
-        if excluded is None:
-            excluded = self._absent()
-        return self._pool.view.ring.version, tuple(sorted(excluded))
-
-    def _excluded(self) -> frozenset[str] | None:
-        """Return whom a new span leaves out; None when too few disks are left then."""
-        ring = self._pool.view.ring
-        absent = self._absent()
-        now_s = asyncio.get_running_loop().time()
-        resting = {disk for disk, (until_s, _) in self._left_out.items() if now_s < until_s}
-        members = {member.disk_id for member in ring.members}
-        for excluded in (frozenset((absent | resting) & members), absent):
-            if len(ring.order(0, self._placement.copies, excluded)) >= self._min_copies:
-                return excluded
-        return None
-
-    def _absent(self) -> frozenset[str]:
-        """Return the members of the ring that are lost, silent or not up."""
-        return frozenset(
-            disk
-            for member in self._pool.view.ring.members
-            if ((disk := member.disk_id) in self._open.lost and disk not in self._usable)
-            or disk in self._takeover.unreachable
-            or not self._pool.is_up(disk)
-        )
+        return self._next.place()
 
     def learn(self, volume: int, spans: Iterable[Span]) -> None:
         """Learn where the chunks of a log were written."""
@@ -209,34 +181,22 @@ class VolumeChunks:
 
     def begin_span(self) -> None:
         """Learn that the log goes on in another span."""
-        now_s = asyncio.get_running_loop().time()
-        excluded = self._span[1]
-        for disk in {*self._left_out}.difference(excluded):
-            if now_s > sum(self._left_out[disk]):  # back for longer than it was left out
-                del self._left_out[disk]
-        for disk in excluded:
-            until_s, rest_s = self._left_out.get(disk, (0.0, 0.0))
-            if until_s <= now_s:
-                rest_s = min(
-                    max(2 * rest_s, limits.REPLICA_RETURN_FIRST_S), limits.REPLICA_RETURN_MAX_S
-                )
-                self._left_out[disk] = now_s + rest_s, rest_s
+        self._next.begun(self._span[1])
         self._open.clear()
         self._changed.set()
-        self._usable.clear()
         self._takeover.unreachable.clear()
         self._few = False
 
     async def better_span(self) -> None:
         """Return when the ring changed, or a disk that the span leaves out is back."""
         while True:
-            if self._pool.view.has_ring and self._pool.view.ring.version != max(self._span[0], 1):
+            enough = self._next.excluded() is not None
+            if self._has_new_ring and enough:
                 return
-            now_s = asyncio.get_running_loop().time()
-            wait_s: float | None = None
+            wait_s: float | None = _LOOK_S if self._has_new_ring else None
             for disk in self._span[1]:
-                rest_s = self._left_out.get(disk, (0.0, 0.0))[0] - now_s
-                if rest_s <= 0 and await self._answers(disk):
+                rest_s = self._next.rest_s(disk)
+                if rest_s <= 0 and enough and await self._answers(disk):
                     return
                 wait_s = min(rest_s if rest_s > 0 else _LOOK_S, wait_s or _LOOK_S)
             self._changed.clear()
@@ -245,6 +205,11 @@ class VolumeChunks:
                     await self._changed.wait()
             except TimeoutError:
                 continue
+
+    @property
+    def _has_new_ring(self) -> bool:
+        view = self._pool.view
+        return view.has_ring and view.ring.version != max(self._span[0], FIRST_RING)
 
     async def _answers(self, disk_id: str) -> bool:
         """Tell whether a disk can take new chunks, as far as that can be told."""

@@ -1,6 +1,7 @@
 """Volumes whose log has copies: what is answered when disks fail, and who may go on."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,8 @@ from torus import limits
 from torus.cluster import replicated_writes
 from torus.errors import Corruption, DiskFailed, Fenced, PoolFull, TorusError, Unavailable
 from torus.ids import ChunkId
+from torus.metadata.base import Put
+from torus.metadata.keys import head_key
 from torus.metadata.schema import Head, RingHead, Span
 from torus.ring.table import Ring
 from torus.store.content import Presence, walk
@@ -453,6 +456,84 @@ def test_too_few_disks_for_another_span_wait() -> None:
         await read_back(attachment.volume, 0, 1)
 
     run(17, scenario, nodes="ab")
+
+
+def test_a_takeover_that_hears_of_nobody_leaves_nobody_out() -> None:
+    """Else its span would be on no disk at all, and the next takeover could ask nobody."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(2, 1)
+        nodes = list(replicas.nodes.values())
+        for node in nodes:
+            node.after["fence"] = lambda _node: replicas.view.set_down(*[n.disk_id for n in nodes])
+        with pytest.raises(Unavailable):
+            await replicas.attach()
+        assert [span.excluded for span in await spans_of(replicas)] == [()]
+        for node in nodes:
+            node.after.clear()
+            replicas.view.set_place(node.place())
+
+        again = await replicas.attach(2)
+
+        await write(again.volume, 0, flush=True)
+        await read_back(again.volume, 0)
+
+    run(35, scenario, nodes="ab")
+
+
+def test_a_span_waits_while_the_ring_has_too_few_nodes_of_weight() -> None:
+    """A disk without weight that owns some slots still is no disk for every slot."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(2, 2)
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0, flush=True)
+        replicas.next_ring("b")
+        await let_pass(5)
+        assert [span.ring for span in await spans_of(replicas)] == [1]
+        await write(attachment.volume, 1, flush=True)  # the old span goes on
+        replicas.next_ring()
+        await let_pass(5)
+        assert (await spans_of(replicas))[-1].ring == 3
+        await read_back(attachment.volume, 0, 1)
+
+    run(36, scenario, nodes="ab")
+
+
+async def with_open_span(replicas: Replicas, excluded: tuple[str, ...]) -> None:
+    """Let the head have one open span that leaves these disks out."""
+    await replicas.create(2, 1)
+    found = await replicas.catalog.get("one")
+    head = replace(found.head, epoch=1, spans=(Span(1, 0, 1, ring=1, excluded=excluded),))
+    key = head_key(found.spec.volume)
+    assert await replicas.metadata.commit([], [Put(key, head.to_bytes())]) is not None
+
+
+def test_an_open_span_on_no_disk_is_empty() -> None:
+    """No record was ever answered in it: that takes a disk."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await with_open_span(replicas, tuple(node.disk_id for node in replicas.nodes.values()))
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0, flush=True)
+        await read_back(attachment.volume, 0)
+
+    run(37, scenario, nodes="ab")
+
+
+def test_an_open_span_whose_disks_were_removed_is_not_taken_for_empty() -> None:
+    """They may have had flushed data: whoever attaches waits, and is told why."""
+
+    async def scenario(replicas: Replicas) -> None:
+        [kept, *removed] = [node.disk_id for node in replicas.nodes.values()]
+        await with_open_span(replicas, (kept,))
+        for disk in removed:
+            place = replicas.view.disks()[disk]
+            replicas.view.set_place(replace(place, address=None, state="removed"))
+        with pytest.raises(Unavailable, match="not part of the cluster any more"):
+            await replicas.attach()
+
+    run(38, scenario, nodes="abc")
 
 
 def test_closing_does_not_wait_for_ever() -> None:
