@@ -4,8 +4,11 @@ import re
 import struct
 from typing import NamedTuple
 
-from torus.errors import UsageError
+from torus.errors import LocalProtocolError, UsageError
 
+PARTS_MAX = 22  # shards of a chunk: K + M at most
+VOLUME_ID_BITS = 56  # a volume's id is below 2**56; the byte above it says which part of a chunk
+_VOLUME_MASK = (1 << VOLUME_ID_BITS) - 1
 _CHUNK_ID = struct.Struct("<QIHI")
 CHUNK_ID_SIZE = _CHUNK_ID.size
 NAME_CHARACTERS_MAX = 128  # of a volume's name and of a snapshot's
@@ -15,7 +18,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 class ChunkId(NamedTuple):
     """One chunk of one volume's log: 4 MiB of it, never reused, never rewritten once sealed.
 
-    A tuple, because it is a dictionary key on the way of every write.
+    It names a whole copy of the chunk, or one shard of it: the top byte of ``volume`` is 0 or
+    one more than the shard's number.  A tuple, because it is a dictionary key on the way of
+    every write.
     """
 
     volume: int
@@ -33,7 +38,41 @@ class ChunkId(NamedTuple):
         return cls(*_CHUNK_ID.unpack_from(data, offset))
 
     def __str__(self) -> str:
-        return f"{self.volume}:{self.epoch}.{self.tag}:{self.sequence}"
+        part = self.volume >> VOLUME_ID_BITS
+        shard = f"#{part - 1}" if part else ""
+        return f"{self.volume & _VOLUME_MASK}:{self.epoch}.{self.tag}:{self.sequence}{shard}"
+
+
+def shard_id(chunk: ChunkId, number: int) -> ChunkId:
+    """Return the id of the shard ``number`` of ``chunk``, which is a whole one's."""
+    assert 0 <= number < PARTS_MAX
+    assert chunk.volume <= _VOLUME_MASK
+    return ChunkId(number + 1 << VOLUME_ID_BITS | chunk.volume, *chunk[1:])
+
+
+def split_part(part: ChunkId) -> tuple[ChunkId, int | None]:
+    """Return the chunk, and the shard's number; None for a whole copy.
+
+    Raises: LocalProtocolError when it names neither.
+    """
+    kind = part.volume >> VOLUME_ID_BITS
+    if not kind:
+        return part, None
+    if kind > PARTS_MAX:
+        raise LocalProtocolError(
+            f"chunk {part} names no part of a chunk: shards have numbers below {PARTS_MAX}"
+        )
+    return whole_id(part), kind - 1
+
+
+def whole_id(part: ChunkId) -> ChunkId:
+    """Return the chunk that ``part`` is a shard of, or itself."""
+    return part if part.volume <= _VOLUME_MASK else ChunkId(volume_of(part), *part[1:])
+
+
+def volume_of(part: ChunkId) -> int:
+    """Return the id of the volume that a chunk or a shard belongs to."""
+    return part.volume & _VOLUME_MASK
 
 
 def check_volume_name(name: str) -> str:
