@@ -86,6 +86,11 @@ class VolumeSpec(Value):
     state: str = "ready"  # or "deleting": its chunks are being freed
     cut_bytes: int = 0  # smallest size since its writer last unmapped what was cut off; 0: none
     min_copies: int = 1  # writes wait while fewer copies than this can be had
+    former: tuple[str, ...] = ()  # redundancies that it had before: chunks may lie as they say
+
+    @classmethod
+    def _from_fields(cls, body: dict[str, Any]) -> Self:
+        return cls(former=tuple(body.pop("former", ())), **body)
 
 
 @dataclass(frozen=True, slots=True)
