@@ -145,6 +145,60 @@ def xfs(guest: Guest) -> None:
     guest.torus("volume", "delete", "xfs")
 
 
+LVM_SETTINGS = """
+devices { dir = "/dev" scan = [ "/dev" ] use_devicesfile = 0 types = [ "nbd", 16 ]
+          obtain_device_list_from_udev = 0 external_device_info_source = "none" }
+activation { udev_sync = 0 udev_rules = 0 monitoring = 0 }
+global { use_lvmlockd = 0 use_lvmpolld = 0 }
+"""
+
+
+@check()
+def lvm(guest: Guest) -> None:
+    """Two volumes below LVM: a file system over both, growth of one, a snapshot; a disk below a
+    mapping is not detached."""
+    settings = Path("/run/lvm-settings")
+    settings.mkdir(exist_ok=True)
+    (settings / "lvm.conf").write_text(LVM_SETTINGS)
+    environment = {**guest.environment, "LVM_SYSTEM_DIR": str(settings)}
+    devices = []
+    for name in ("first", "second"):
+        guest.create(name, "200MiB")
+        devices.append(guest.attach(name))
+        run("pvcreate", "-q", devices[-1], env=environment)
+    run("vgcreate", "group", *devices, env=environment)
+    run("lvcreate", "-n", "files", "-L", "300M", "-y", "group", env=environment)
+    run("vgmknodes", "group", env=environment, code=None)
+    logical = "/dev/mapper/group-files"
+    run("mkfs.ext4", "-q", "-F", logical)
+    with guest.mounted(logical) as place:
+        hashes = use_file_system(place, small=True)
+        said = guest.detach("second", code=75)
+        expect("/dev/mapper/group-files is built on" in said, said)
+        guest.torus("volume", "resize", "second", "400MiB")
+        size = Path(f"/sys/block/{Path(devices[1]).name}/size")
+        wait_for(lambda: int(size.read_text()) * 512 == 400 * MIB, "the kernel's new size")
+        run("pvresize", devices[1], env=environment)
+        run("lvextend", "-L", "+150M", "group/files", env=environment)
+        run("resize2fs", logical)
+        run("fstrim", place)
+    run("e2fsck", "-fn", logical)
+    reopen(guest, logical, "/mnt/torus", hashes)
+    run("vgchange", "-an", "group", env=environment)
+    for name in ("first", "second"):
+        guest.detach(name)
+    again = [guest.attach(name, "--device", f"/dev/nbd{5 - number}")
+             for number, name in enumerate(("first", "second"))]  # fmt: skip
+    run("vgchange", "-ay", "group", env=environment)
+    run("vgmknodes", "group", env=environment, code=None)
+    reopen(guest, logical, "/mnt/torus", hashes)
+    run("vgchange", "-an", "group", env=environment)
+    for device in again:
+        guest.detach(device)
+    for name in ("first", "second"):
+        guest.torus("volume", "delete", name)
+
+
 @check()
 def grow(guest: Guest) -> None:
     """A mounted file system grows: the kernel sees the new size of the volume by itself."""

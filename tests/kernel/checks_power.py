@@ -7,6 +7,7 @@ done: that list is what has to be there.
 import hashlib
 import os
 import random
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -102,8 +103,17 @@ def until_the_cut(guest: Guest) -> None:
         threading.Thread(
             target=write_for_ever, args=(writer, boot, acknowledge), daemon=True
         ).start()
+    beside = subprocess.Popen(
+        [
+            "fio", "--name=beside", f"--filename={PLACE}/beside", "--size=48m", "--rw=randwrite",
+            "--bsrange=4k-64k", "--direct=1", "--ioengine=libaio", "--iodepth=8", "--fsync=16",
+            "--time_based", "--runtime=600", f"--randseed={SEED}", "--output=/run/beside.out",
+        ],
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
     before = ACKNOWLEDGED.stat().st_size
     while ACKNOWLEDGED.stat().st_size == before:
+        expect(beside.poll() is None, f"fio ended with {beside.returncode}")
         time.sleep(0.1)
     CUTTING.touch()
     time.sleep(300)

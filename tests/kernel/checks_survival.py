@@ -1,6 +1,8 @@
 """Gateways that die, are replaced, lose their node: the file system does not notice."""
 
+import json
 import os
+import random
 import signal
 import subprocess
 import time
@@ -19,6 +21,9 @@ from tests.kernel.guest import (
     wait_for,
 )
 
+LOAD_OUT = Path("/run/load.out")
+PAUSES = random.Random(SEED)  # between kills
+
 
 def load(folder: Path, seconds: int) -> "subprocess.Popen[bytes]":
     """Begin to write, verify and sync for so long; its exit code tells of errors."""
@@ -27,7 +32,8 @@ def load(folder: Path, seconds: int) -> "subprocess.Popen[bytes]":
             "fio", "--name=load", f"--directory={folder}", "--size=24m", "--rw=randwrite",
             "--bs=4k", "--ioengine=libaio", "--iodepth=16", "--direct=1", "--fsync=32",
             "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--time_based",
-            f"--runtime={seconds}", f"--randseed={SEED}", "--output=/run/load.out",
+            f"--runtime={seconds}", f"--randseed={SEED}", f"--output={LOAD_OUT}",
+            "--output-format=json",
         ],
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
@@ -36,7 +42,17 @@ def load(folder: Path, seconds: int) -> "subprocess.Popen[bytes]":
 def end_of(process: "subprocess.Popen[bytes]", seconds: float = 300) -> None:
     """Wait for a load; it must have seen no error."""
     code = process.wait(seconds)
-    expect(code == 0, f"fio ended with {code}: {Path('/run/load.out').read_text()[-1500:]}")
+    expect(code == 0, f"fio ended with {code}: {LOAD_OUT.read_text()[-1500:]}")
+
+
+def longest_wait() -> str:
+    """Return how long the slowest requests of the load took, in words."""
+    jobs = json.loads(LOAD_OUT.read_text())["jobs"]
+    parts = []
+    for direction in ("read", "write"):
+        latency = jobs[0][direction]["clat_ns"]
+        parts.append(f"{direction} at most {latency['max'] / 1e9:.2f} s")
+    return ", ".join(parts)
 
 
 @check()
@@ -67,9 +83,9 @@ def kill_and_restart(guest: Guest) -> None:
 
 @check()
 def kill_many_times(guest: Guest) -> None:
-    """Ten kills at any moment, three connections, files written through the cache meanwhile."""
+    """Ten kills at any moment, four connections, files written through the cache meanwhile."""
     guest.create("many", "400MiB")
-    device = guest.attach("many", "--connections", "3")
+    device = guest.attach("many", "--connections", "4")
     run("mkfs.ext4", "-q", "-F", device)
     with guest.mounted(device) as place:
         hashes: dict[str, str] = {}
@@ -88,6 +104,35 @@ def kill_many_times(guest: Guest) -> None:
     expect(io_errors() == [], f"the kernel complains: {io_errors()}")
     guest.detach("many")
     guest.torus("volume", "delete", "many")
+
+
+@check()
+def kill_under_fio(guest: Guest) -> None:
+    """Ten kills and three restarts while fio writes and verifies; prints how long the longest
+    request waited at each connection count."""
+    for connections in (1, 4):
+        name = f"fio{connections}"
+        guest.create(name, "300MiB")
+        device = guest.attach(name, "--connections", connections)
+        run("mkfs.ext4", "-q", "-F", device)
+        with guest.mounted(device) as place:
+            writing = load(place, 110)
+            pid = 0
+            for turn in range(13):
+                pid = guest.wait_attached(name, but=pid)
+                time.sleep(PAUSES.uniform(1.0, 7.0))
+                expect(writing.poll() is None, "fio ended before the last kill")
+                if turn % 4 == 3:
+                    guest.torus("nbd", "restart", name)
+                else:
+                    guest.kill_gateway(name)
+            guest.wait_attached(name, but=pid)
+            end_of(writing)
+            print(f"{connections} connections: {longest_wait()}", flush=True)
+        run("e2fsck", "-fn", device)
+        expect(io_errors() == [], f"the kernel complains: {io_errors()}")
+        guest.detach(name)
+        guest.torus("volume", "delete", name)
 
 
 @check()
