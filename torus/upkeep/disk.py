@@ -73,6 +73,7 @@ class DiskUpkeep:
         self._up: frozenset[tuple[str, str]] = frozenset()
         self._unsure: set[ChunkId] = set()  # verified while somebody was silent
         self._damaged: set[ChunkId] = set()  # nobody has them whole
+        self.lacking: tuple[ChunkId, ...] = ()  # should be here, and too few others have them
         self._full_round_ns: int | None = None
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -170,9 +171,17 @@ class DiskUpkeep:
         answers = await self._giveup.confirm(copies)
         for copy, answer in zip(copies, answers, strict=True):
             if answer.state == DAMAGED:
-                self._survey.doubt(copy.chunk)
-                self._changed.set()
+                self.doubt(copy.chunk)
         return answers
+
+    def doubt(self, part: ChunkId) -> None:
+        """Compare a part that is here with the others soon: it was found damaged."""
+        self._survey.doubt(part)
+        self._changed.set()
+
+    def is_damaged(self, part: ChunkId) -> bool:
+        """Tell whether nobody had a part whole at the last look."""
+        return part in self._damaged
 
     # --- a round ------------------------------------------------------------------------
 
@@ -277,6 +286,8 @@ class DiskUpkeep:
     def _count(self, wants: Sequence[Want], surplus: Sequence[Surplus]) -> None:
         progress, slot = self.progress, self._slot_bytes
         lacking: dict[int, int] = {}
+        few = [want.chunk for want in wants if not want.here and want.good < want.copies]
+        self.lacking = tuple(few)
         progress.moving_bytes = progress.doubtful_bytes = 0
         for want in wants:
             if want.here:
