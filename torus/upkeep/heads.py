@@ -54,12 +54,19 @@ def read_logs(entries: tuple[Entry, ...]) -> tuple[Log, ...]:
     for prefix, found in by_volume.items():
         try:
             volume = read_volume(found)
-            copies = parse(volume.spec.redundancy).copies
+            scheme = parse(volume.spec.redundancy)
+            former = tuple(parse(one) for one in volume.spec.former)
             Spans(volume.spec.volume, volume.head.spans)  # in order, or not to be trusted
         except TorusError as exc:
             log.warning("upkeep.volume.unreadable", volume=prefix, reason=str(exc))
             continue
         if volume.spec.state == READY:
             head = volume.head
-            logs.append(Log(volume.spec.volume, head.epoch, copies, head.spans))
+            replay = 0 if head.root is None else head.root.replay_sequence
+            logs.append(
+                Log(
+                    volume.spec.volume, head.epoch, scheme.copies, head.spans, scheme, former,
+                    replay,
+                )
+            )  # fmt: skip
     return tuple(logs)

@@ -13,6 +13,7 @@ from enum import Enum
 from torus import limits
 from torus.ids import ChunkId
 from torus.metadata.schema import Span
+from torus.redundancy.scheme import Scheme, replica
 from torus.upkeep.content import Inspected
 from torus.upkeep.placement import Placement
 
@@ -23,8 +24,37 @@ class Log:
 
     volume: int
     epoch: int
-    copies: int
+    copies: int  # whole copies of a chunk of the present scheme
     spans: tuple[Span, ...]
+    present: Scheme | None = None  # None: replica of so many copies
+    former: tuple[Scheme, ...] = ()  # its chunks may have been written, or lie, under these
+    replay: int = 0  # sequence from which on a takeover reads the open span
+
+    @property
+    def scheme(self) -> Scheme:
+        """Return what its chunks are to be kept as."""
+        return replica(self.copies) if self.present is None else self.present
+
+    @property
+    def schemes(self) -> tuple[Scheme, ...]:
+        """Return all schemes that it has or had."""
+        return self.scheme, *self.former
+
+    @property
+    def sharded(self) -> bool:
+        """Say whether some of its chunks may lie in shards."""
+        return any(one.erasure for one in self.schemes)
+
+    @property
+    def floor(self) -> int:
+        """Return how many owners have a part of every chunk, whatever scheme it was written or
+        kept under."""
+        return min(one.copies for one in self.schemes)
+
+    @property
+    def reach(self) -> int:
+        """Return how many owners may have a part of a chunk."""
+        return max(one.disks_needed for one in self.schemes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +100,15 @@ class Closed:
         return self.exact(sequence) is not None or self.may_be_short(sequence, disk, placement)
 
 
+def settled_spans(log: Log) -> Iterator[Closed]:
+    """Yield the closed spans, and what of the open one no takeover reads any more: its chunks are
+    full and durable on all their disks."""
+    yield from closed_spans(log)
+    for span in log.spans:
+        if span.last is None and span.first < log.replay:
+            yield Closed(span, log.replay - 1, frozenset(), span.ring)
+
+
 def closed_spans(log: Log) -> Iterator[Closed]:
     """Yield the closed spans of a log."""
     following: Sequence[Span | None] = [*log.spans[1:], None]
@@ -107,7 +146,7 @@ def look(
     """
     found = Look()
     volume, copies, newest = log.volume, log.copies, placement.version
-    epoch, tag = closed.span.epoch, closed.span.tag
+    epoch, tag, floor = closed.span.epoch, closed.span.tag, log.floor
     slot_of, owned_since = placement.slot_of, placement.owned_since
     for sequence in sequences:
         chunk = ChunkId(volume, epoch, tag, sequence)
@@ -117,7 +156,7 @@ def look(
                 found.surplus.append(chunk)
             elif closed.doubtful(sequence, disk, placement):
                 found.doubtful.append(chunk)
-        elif owner and not (sound and may_witness(closed, chunk, placement, disk, copies)):
+        elif owner and not (sound and may_witness(closed, chunk, placement, disk, floor)):
             found.lacking.append(chunk)
     return found
 

@@ -175,7 +175,7 @@ class Survey:
         if not seen.lacking and not seen.doubtful:
             return found
         for chunk in seen.doubtful:
-            may = picture.placement.ever(chunk, closed.span, copies)
+            may = picture.placement.ever(chunk, closed.span, wanted.reach)
             others = picture.up if may is None else may & picture.up
             sources = tuple(sorted(others - {self._disk}))
             found.wants.append(
@@ -185,7 +185,8 @@ class Survey:
                 )
             )  # fmt: skip
         if seen.lacking:
-            ever = {chunk: self._reasons(picture, closed, chunk, copies) for chunk in seen.lacking}
+            reach = wanted.reach
+            ever = {chunk: self._reasons(picture, closed, chunk, reach) for chunk in seen.lacking}
             await self._lacking(picture, wanted, closed, seen.lacking, ever, found)
         return found
 
@@ -274,11 +275,15 @@ class Survey:
         for chunk, having in holders.items():
             if not having:
                 continue
-            for disk in placement.owners(chunk, wanted.copies):
+            for disk in placement.owners(chunk, wanted.floor):
                 if disk == self._disk or disk not in lists or chunk in lists[disk]:
                     continue
-                if may_witness(closed, chunk, placement, disk, wanted.copies):
+                if may_witness(closed, chunk, placement, disk, wanted.floor):
                     asked.setdefault(disk, []).append(chunk)
+        return await self.absent(asked)
+
+    async def absent(self, asked: Mapping[str, Sequence[ChunkId]]) -> dict[ChunkId, list[str]]:
+        """Return who of the disks says with certainty that it has not what it is asked for."""
         found: dict[ChunkId, list[str]] = {}
         for disk, chunks in asked.items():
             for first in range(0, len(chunks), limits.UPKEEP_EXAMINED_AT_ONCE):
