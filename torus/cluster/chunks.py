@@ -210,6 +210,11 @@ class Chunks(Protocol):
         """Return the ring version that a new span is to be written under, and the disks that it
         leaves out; (0, ()) where there is no ring."""
 
+    @property
+    def missing(self) -> frozenset[str]:
+        """Return the disks that may have less of the open span than the others, or of the one
+        that was taken over."""
+
     def begin_span(self) -> None:
         """Learn that the span was closed where the log is and another one published."""
 
@@ -356,6 +361,11 @@ class OneDisk:
     def new_span(self) -> tuple[int, tuple[str, ...]]:
         """Return (0, ()): there is no ring."""
         return 0, ()
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """Return none: there is one disk."""
+        return frozenset()
 
     def begin_span(self) -> None:
         """Do nothing."""

@@ -235,6 +235,7 @@ class Takeover:
             [content] = await disk.read([(chunk, FIRST, end - FIRST)])
         except TorusError as exc:
             log.warning("takeover.source_lost", chunk=str(chunk), disk=source, error=str(exc))
+            self.unreachable.update(dict.fromkeys(disks, exc))  # they do not have it all
             return 0
         found = await ask_all(
             {disk: self._install_on(disk, chunk, end, content, epoch) for disk in disks},

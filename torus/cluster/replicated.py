@@ -149,7 +149,8 @@ class VolumeChunks:
         pause_s = _PAUSE_FIRST_S
         while self._next.excluded() is None:
             self._open.waiting = f"fewer than {self._min_copies} disks can take new chunks"
-            await self._open.retry(list(self._open.lost))
+            if await self._open.retry(list(self._open.lost)):
+                await self._open.secure()  # what they were sent again is not durable yet
             for disk, why in self._open.lost.items():
                 if not isinstance(why, PoolFull) and await self._answers(disk):
                     self._next.usable.add(disk)
@@ -170,6 +171,11 @@ class VolumeChunks:
     def new_span(self) -> tuple[int, tuple[str, ...]]:
         """Return the ring version that a new span is written under, and whom it leaves out."""
         return self._next.place()
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """Return the disks that may have less than others of the span that is being closed."""
+        return frozenset(self._open.lost).union(self._takeover.unreachable)
 
     def learn(self, volume: int, spans: Iterable[Span]) -> None:
         """Learn where the chunks of a log were written."""

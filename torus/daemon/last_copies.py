@@ -171,8 +171,8 @@ class Count:
         after = dict(pairwise(log.spans))
         for closed in closed_spans(log):
             if closed.failed is None and closed.span in after:
-                # who takes over makes all durable on who answers, and leaves out who does not
-                failed = frozenset(after[closed.span].excluded)
+                # who takes over makes all durable on who answers; others are left out or noted
+                failed = frozenset((*after[closed.span].excluded, *closed.span.short))
                 closed = replace(closed, failed=failed)
             for sequence in range(closed.span.first, closed.last + 1):
                 chunk = closed.chunk(log.volume, sequence)

@@ -22,8 +22,11 @@ class Value:
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON of this value."""
-        body = {"format": FORMAT, **dataclasses.asdict(self)}  # type: ignore[call-overload]
+        body = {"format": FORMAT, **self._to_fields()}
         return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+    def _to_fields(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
 
     @classmethod
     def from_bytes(cls, data: bytes, key: str) -> Self:
@@ -120,7 +123,8 @@ class Span:
     """A run of chunks written under one (epoch, tag, ring version, excluded disks).
 
     ``last`` and ``end`` are None while the span is open: then its end is found by walking it.
-    ``end`` is the offset in the last chunk behind its last record.
+    ``end`` is the offset in the last chunk behind its last record.  ``short``: disks that may
+    have less of its last chunks than others, beside those that the span behind it leaves out.
     """
 
     epoch: int
@@ -130,6 +134,7 @@ class Span:
     end: int | None = None
     ring: int = 0
     excluded: tuple[str, ...] = ()
+    short: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +165,20 @@ class Head(Value):
     base: Base | None = None
     newest_snapshot: int = 0  # number of the last snapshot ever made; they are never reused
 
+    def _to_fields(self) -> dict[str, Any]:
+        body = super(Head, self)._to_fields()
+        for span in body["spans"]:
+            if not span["short"]:  # as nearly always: what knows no such spans reads the others
+                del span["short"]
+        return body
+
     @classmethod
     def _from_fields(cls, body: dict[str, Any]) -> Self:
         owner, root, base = body.pop("owner"), body.pop("root"), body.pop("base", None)
         spans = []
         for fields in body.pop("spans"):
-            excluded = tuple(fields.pop("excluded"))
-            spans.append(Span(**fields, excluded=excluded))
+            excluded, short = tuple(fields.pop("excluded")), tuple(fields.pop("short", ()))
+            spans.append(Span(**fields, excluded=excluded, short=short))
         return cls(
             owner=None if owner is None else Owner(**owner),
             root=None if root is None else RootRef(**root),

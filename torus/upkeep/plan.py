@@ -63,7 +63,7 @@ class Closed:
 
     span: Span
     last: int
-    failed: frozenset[str] | None  # disks whose failure ended it; None: an epoch ended
+    failed: frozenset[str] | None  # disks that may have missed its end; None: an epoch ended
     after_ring: int = 0  # version that the next span of its epoch was written under
 
     @property
@@ -87,7 +87,8 @@ class Closed:
         """Say whether that disk may have less of that chunk than others.
 
         A writer that goes on in another span has everything durable on all disks but those that
-        the next span leaves out, or that are in its ring no more.
+        the next span leaves out, or that are in its ring no more, and those that it notes: disks
+        that were lost, and that the next span has because there are too few others.
         """
         if not self.in_tail(sequence):
             return False
@@ -116,7 +117,7 @@ def closed_spans(log: Log) -> Iterator[Closed]:
         if span.last is None:
             continue
         same = after is not None and after.epoch == span.epoch
-        failed = frozenset(after.excluded) if after is not None and same else None
+        failed = frozenset((*after.excluded, *span.short)) if after is not None and same else None
         yield Closed(span, span.last, failed, 0 if after is None else after.ring)
 
 

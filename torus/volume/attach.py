@@ -134,7 +134,9 @@ async def take(
         recovered = await recovery.run()
         await chunks.settle(recovered.unsettled)
         first = recovered.spans.last_sequence + 1
-        spans = recovered.spans.open(epoch, first, place=chunks.new_span())
+        place = chunks.new_span()
+        spans = recovered.spans.short(chunks.missing.difference(place[1]))
+        spans = spans.open(epoch, first, place=place)
         head = await holder.swap(lambda head: replace(head, spans=spans.to_tuple()), patient=False)
         chunks.learn(spec.volume, spans)
         chunks.begin_span()

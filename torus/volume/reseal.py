@@ -71,11 +71,13 @@ class Resealer:
             )
         last, end = journal.closing
         first = journal.first_sequence if last is None else last + 1
-        place = core.chunks.new_span()
+        place, missing = core.chunks.new_span(), core.chunks.missing
         tag = self._tag + 1
 
         def make(head: Head) -> Head:
             spans = Spans(core.spec.volume, head.spans).close(last, end)
+            if last is not None:
+                spans = spans.short(missing.difference(place[1]))
             spans = spans.open(core.epoch, first, tag, place)
             return replace(head, spans=spans.to_tuple())
 

@@ -6,7 +6,7 @@ whole chunk id.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from torus.errors import Corruption
@@ -64,6 +64,13 @@ class Spans:
                 del spans[-1]
             else:
                 spans[-1] = replace(spans[-1], last=last, end=end)
+        return Spans(self.volume, spans)
+
+    def short(self, disks: Iterable[str]) -> "Spans":
+        """Return these spans, of which the last may be shorter on these disks than on others."""
+        spans = list(self._spans)
+        if spans:
+            spans[-1] = replace(spans[-1], short=tuple(sorted({*spans[-1].short, *disks})))
         return Spans(self.volume, spans)
 
     def open(

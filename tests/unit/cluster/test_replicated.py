@@ -536,6 +536,57 @@ def test_an_open_span_whose_disks_were_removed_is_not_taken_for_empty() -> None:
     run(38, scenario, nodes="abc")
 
 
+def test_what_was_sent_again_to_a_disk_that_healed_is_synced_before_it_counts() -> None:
+    """Too few disks for another span: the lost one heals, the span goes on, and what the flush
+    was answered for survives on that disk alone."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(3, 2)
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0, flush=True)
+        late = replicas.nodes["c"]
+        late.kill()
+        replicas.next_ring("b")
+        waiting = asyncio.ensure_future(write(attachment.volume, 1, flush=True))
+        await not_done(waiting, 3)
+        assert "can take new chunks" in attachment.volume.core.chunks.waiting
+        late.restart()
+        late.up = True
+        await waiting
+
+        for node in replicas.nodes.values():
+            node.lose_power() if node is late else node.kill()
+
+        again = await replicas.attach(2)
+        await read_back(again.volume, 0, 1)
+
+    run(39, scenario, nodes="abc")
+
+
+def test_a_disk_that_missed_the_end_of_a_span_is_noted_when_the_next_one_needs_it() -> None:
+    """It is not left out, so nothing else would tell that it has less than the others."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(3, 2)
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0, flush=True)
+        short = replicas.nodes["c"]
+        short.faults["append"] = ["drop"] * 9
+        short.faults["reopen"] = [Corruption("its slot cannot be read")] * 999
+        replicas.next_ring("b")
+
+        await write(attachment.volume, 1, flush=True)
+
+        closed, opened = await spans_of(replicas)
+        assert closed.short == (short.disk_id,)
+        assert (opened.excluded, opened.short) == ((), ())
+        await read_back(attachment.volume, 0, 1)
+        text = (await head_of(replicas)).to_bytes()
+        assert text.count(b'"short"') == 1  # only where there is one
+
+    run(40, scenario, nodes="abc")
+
+
 def test_closing_does_not_wait_for_ever() -> None:
     """A volume whose writes wait is closed after a while; its write ends in an error."""
 

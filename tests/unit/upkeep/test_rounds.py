@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -337,6 +338,25 @@ def test_short_copy_of_a_deleted_chunk_is_no_damage() -> None:
         for house in town.houses.values():
             assert house.upkeep.progress.damaged_chunks == 0
             assert house.upkeep.progress.errors == 0
+        assert town.misplaced() == []
+
+    run(scenario)
+
+
+def test_a_disk_that_missed_the_end_of_a_span_is_no_witness_against_it() -> None:
+    """It is in the next span all the same, where there were too few others: the span notes it."""
+
+    async def scenario() -> None:
+        town = Town(26, DISKS[:2])
+        volume = await town.volume(2)
+        short = DISKS[1]
+        chunks = await town.write(
+            volume, 30, missed=lambda disk, n: 0 if disk == short and n >= 28 else None
+        )
+        volume.spans[-1] = replace(volume.spans[-1], short=(short,))
+        await town.write(volume, 4)
+        await town.rounds()
+        assert all(set(town.holders(chunk)) == set(DISKS[:2]) for chunk in chunks)
         assert town.misplaced() == []
 
     run(scenario)
