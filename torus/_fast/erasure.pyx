@@ -283,11 +283,8 @@ cdef class Code:
         cdef torus_erasure_plan plan
         having, wanting = list(numbers), list(wanted)
         self.check(having, wanting)
-        if len(present) != len(having):
-            raise ValueError(f"{len(present)} buffers for {len(having)} present shards")
         try:
-            for buffer in present:
-                sources.hold(buffer)
+            sources.hold_all(present, self.data)
             targets.hold_all(outputs, len(wanting))
             if not wanting:
                 return
