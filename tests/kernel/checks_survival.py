@@ -39,7 +39,7 @@ def load(folder: Path, seconds: int) -> "subprocess.Popen[bytes]":
     )  # fmt: skip
 
 
-def end_of(process: "subprocess.Popen[bytes]", seconds: float = 300) -> None:
+def end_of(process: "subprocess.Popen[bytes]", seconds: float = 1200) -> None:
     """Wait for a load; it must have seen no error."""
     code = process.wait(seconds)
     expect(code == 0, f"fio ended with {code}: {LOAD_OUT.read_text()[-1500:]}")
@@ -96,7 +96,7 @@ def kill_many_times(guest: Guest) -> None:
             folder.mkdir()
             hashes = fill(folder, 20, 100_000, SEED + turn)
             guest.kill_gateway("many")
-            run("sync", "-f", folder, seconds=600)
+            run("sync", "-f", folder)
             run("sysctl", "-q", "vm.drop_caches=3")
             expect(read_hashes(folder) == hashes, f"turn {turn}: files are not what was written")
         guest.wait_attached("many", but=pid)
@@ -108,27 +108,29 @@ def kill_many_times(guest: Guest) -> None:
 
 @check()
 def kill_under_fio(guest: Guest) -> None:
-    """Ten kills and three restarts while fio writes and verifies; prints how long the longest
-    request waited at each connection count."""
+    """Ten kills and three restarts while fio writes and verifies, with one connection and with
+    four; prints how long the slowest request took."""
     for connections in (1, 4):
         name = f"fio{connections}"
         guest.create(name, "300MiB")
         device = guest.attach(name, "--connections", connections)
         run("mkfs.ext4", "-q", "-F", device)
         with guest.mounted(device) as place:
-            writing = load(place, 110)
+            writing = load(place, 60)
             pid = 0
             for turn in range(13):
                 pid = guest.wait_attached(name, but=pid)
                 time.sleep(PAUSES.uniform(1.0, 7.0))
-                expect(writing.poll() is None, "fio ended before the last kill")
+                if writing.poll() is not None:  # it was slow: the kills are what is counted
+                    end_of(writing)
+                    writing = load(place, 60)
                 if turn % 4 == 3:
                     guest.torus("nbd", "restart", name)
                 else:
                     guest.kill_gateway(name)
             guest.wait_attached(name, but=pid)
             end_of(writing)
-            print(f"{connections} connections: {longest_wait()}", flush=True)
+            print(f"{name}: {longest_wait()}", flush=True)
         run("e2fsck", "-fn", device)
         expect(io_errors() == [], f"the kernel complains: {io_errors()}")
         guest.detach(name)
@@ -211,7 +213,7 @@ def lose(guest: Guest, how: str) -> None:
             TORUS, "nbd", "attach", how, "--takeover", "--meta",
             f"sqlite:{guest.home}/meta.sqlite", env=other, code=None,
         )  # fmt: skip
-    wait_for(lambda: not guest_has(guest, how), "the end of the gateway", 60)
+    wait_for(lambda: not guest_has(guest, how), "the end of the gateway")
     log = (guest.home / "attach" / f"{how}.log").read_text()
     expect("is lost: epoch" in log, log[-1500:])
     run("dd", "if=/dev/zero", "of=/mnt/torus/new", "bs=1M", "count=4", "conv=fsync", code=1)

@@ -60,7 +60,7 @@ CAUGHT = (Failure, OSError, subprocess.SubprocessError, sqlite3.Error, LookupErr
 def run(
     *command: object,
     code: int | None = 0,
-    seconds: float = 240.0,
+    seconds: float = 1200.0,
     given: str = "",
     env: dict[str, str] | None = None,
 ) -> str:
@@ -84,7 +84,7 @@ def expect(holds: object, what: str) -> None:
         raise Failure(what)
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 600.0) -> Any:
     """Return the first true value of ``condition``; fail when time is up."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -124,7 +124,7 @@ class Guest:
                 [TORUS, "node", "--size", "3GiB", "--nbd", f"unix:{self.socket}", "--http", "none"],
                 env=self.environment, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        wait_for(self.socket.exists, "the node's socket", 120)
+        wait_for(self.socket.exists, "the node's socket")
 
     @property
     def socket(self) -> Path:
@@ -196,7 +196,7 @@ class Guest:
         found: dict[str, Any] = json.loads(path.read_text())
         return found
 
-    def wait_attached(self, name: str, *, but: int = 0, seconds: float = 120.0) -> int:
+    def wait_attached(self, name: str, *, but: int = 0, seconds: float = 600.0) -> int:
         """Wait until a gateway other than the process ``but`` serves; return its pid."""
 
         def look() -> int:
@@ -219,7 +219,7 @@ class Guest:
         from torus.node.control import ask
 
         path = self.home / "gateways" / f"{self.state(name)['gateway_pid']}.ctl"
-        volumes = ask(str(path), {"ask": "status"}, 60.0)["volumes"]
+        volumes = ask(str(path), {"ask": "status"}, 600.0)["volumes"]
         return int(next(one["mapped_bytes"] for one in volumes if one["name"] == name))
 
     @contextlib.contextmanager
