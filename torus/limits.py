@@ -27,6 +27,13 @@ ERASURE_DATA_MIN = 2  # K of erasure:K+M
 ERASURE_DATA_MAX = 16
 ERASURE_PARITY_MIN = 1  # M of erasure:K+M
 ERASURE_PARITY_MAX = 6
+SHELF_HEADER_BYTES = 4 * KIB  # of a slot that is cut into cells, before the first
+CELL_HEADER_BYTES = 4 * KIB  # of a cell: what is behind it is a shard's
+CHUNK_BYTES_MAX = SLOT_HEADER_BYTES + min(  # what every scheme's shards have room for
+    data * ((SLOT_BYTES - SHELF_HEADER_BYTES) // data // BLOCK_BYTES * BLOCK_BYTES)
+    - data * CELL_HEADER_BYTES
+    for data in range(ERASURE_DATA_MIN, ERASURE_DATA_MAX + 1)
+)
 
 # --- records ----------------------------------------------------------------------------
 RECORD_ALIGN_BYTES = 512
@@ -149,6 +156,19 @@ CLIENT_SLOW_US = 50_000  # p99 of a node's clients above which its upkeep goes s
 CLIENT_WINDOW_S = 2.0  # ...over so many seconds
 REPAIR_SLOW_US = 10_000  # a step that waits longer for its turn says that clients are slow
 
+# --- scrub ------------------------------------------------------------------------------
+SCRUB_LIGHT_S = 24 * 3600.0  # a light tour begins so long after the last one began
+SCRUB_DEEP_S = 7 * 24 * 3600.0  # a deep one, and it may take as long
+SCRUB_FIRST_S = 60.0  # after a node started: clients first
+SCRUB_RATE_BYTES_MIN = 1 * MIB  # per second and disk, of a tour that the clock began
+SCRUB_RATE_BYTES_ASKED = 128 * MIB  # of one that a person waits for
+SCRUB_OPERATIONS = 200  # per second and disk
+SCRUB_SAVE_S = 60.0  # between two times that a disk writes down how far it is
+SCRUB_RECHECK_S = 15.0  # before what could not be repaired is looked at again
+SCRUB_FINDINGS_MAX = 10_000  # of one disk that are open
+SCRUB_CLOSED_MAX = 100  # that were repaired, or are gone
+SCRUB_SHOWN_MAX = 200  # in one answer of a node
+
 # --- snapshots and clones ---------------------------------------------------------------
 SNAPSHOTS_MAX = 1024  # of one volume: each checkpoint's root record carries the list of them
 
@@ -159,6 +179,7 @@ PEER_READS_MAX = 1024  # pieces of one READ
 PEER_CHUNKS_MAX = 16384  # chunk ids in one SYNC, DELETE or page of a LIST
 PEER_REPORT_BYTES_MAX = 1 * MIB  # of a REPORT, and of its answer
 PEER_EXAMINE_CHUNKS_MAX = 64  # of one EXAMINE: each may be read whole
+NEARBY_REFUSED_MAX = 65536  # chunks whose file could not be had a moment ago, or not yet fetched
 PEER_TEXT_BYTES_MAX = 4 * KIB  # an error's message or hint, a name
 PEER_IN_FLIGHT_BYTES_MAX = 32 * MIB  # per connection: requests and the answers they ask for
 PEER_IN_FLIGHT_REQUESTS_MAX = 1024

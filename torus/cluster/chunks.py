@@ -24,7 +24,6 @@ __all__ = [
     "DiskChunks",
     "DiskWriter",
     "Examined",
-    "OneDisk",
     "Presence",
     "Reopened",
     "chunks_of",
@@ -81,7 +80,11 @@ class Chunks(Protocol):
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes of a slot: how long a chunk may get."""
+        """Bytes of a slot: no chunk is longer."""
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Up to which offset in its slot a chunk is filled that is written now."""
 
     @property
     def io(self) -> BlockIo | None:
@@ -206,9 +209,9 @@ class Chunks(Protocol):
         Raises: Fenced; Unavailable after `stop`.
         """
 
-    def new_span(self) -> tuple[int, tuple[str, ...]]:
-        """Return the ring version that a new span is to be written under, and the disks that it
-        leaves out; (0, ()) where there is no ring."""
+    def new_span(self) -> tuple[int, tuple[str, ...], int]:
+        """Return the ring version that a new span is to be written under, the disks that it
+        leaves out, and how many copies its chunks have; (0, (), 0) where there is no ring."""
 
     @property
     def missing(self) -> frozenset[str]:
@@ -220,6 +223,9 @@ class Chunks(Protocol):
 
     def learn(self, volume: int, spans: Iterable[Span]) -> None:
         """Learn where the chunks of a log were written."""
+
+    def follow(self, spec: VolumeSpec) -> None:
+        """Learn what the volume is to be like: its redundancy holds from the next span on."""
 
     async def better_span(self) -> None:
         """Return when a new span would be better than the open one: the ring changed, or a disk
@@ -293,100 +299,6 @@ class DiskChunks(Chunks, Protocol):
 
         Raises: DiskFailed, Unavailable.
         """
-
-
-class OneDisk:
-    """What copies mean where there is one disk: base of `LocalChunks` and `PeerChunks`."""
-
-    @property
-    def replicated(self) -> bool:
-        """Return False."""
-        return False
-
-    @property
-    def lost(self) -> bool:
-        """Return False: what fails here fails for good, and says so itself."""
-        return False
-
-    async def read(self, reads: Sequence[tuple[ChunkId, int, int]]) -> list[bytes]:
-        """See `Chunks.read`."""
-        raise NotImplementedError
-
-    async def read_checked(
-        self, reads: Sequence[tuple[ChunkId, int, int]], check: Check
-    ) -> list[bytes]:
-        """Read; there is no other copy."""
-        return await self.read(reads)
-
-    def read_soon(
-        self, read: tuple[ChunkId, int, int], check: Callable[[bytes], bool]
-    ) -> asyncio.Future[bytes | None] | None:
-        """Return None: see `Chunks.read_soon`."""
-        return None
-
-    def read_many_soon(
-        self, reads: Sequence[tuple[ChunkId, int, int]], size: int
-    ) -> asyncio.Future[list[bytes]] | None:
-        """Return None: see `DiskChunks.read_many_soon`."""
-        return None
-
-    def sync_many_soon(self, chunks: Sequence[ChunkId]) -> asyncio.Future[int] | None:
-        """Return None: see `DiskChunks.sync_many_soon`."""
-        return None
-
-    async def sync(self, chunks: Iterable[ChunkId]) -> None:
-        """See `Chunks.sync`."""
-        raise NotImplementedError
-
-    async def list(self, volume: int) -> Sequence[ChunkId]:
-        """See `Chunks.list`."""
-        raise NotImplementedError
-
-    def is_certain(self, chunk: ChunkId) -> bool:
-        """Return True: the disk has answered."""
-        return True
-
-    async def settle(self, ends: Mapping[ChunkId, int]) -> None:
-        """Sync the chunks."""
-        await self.sync(ends)
-
-    async def survey(self, volume: int) -> tuple[Sequence[ChunkId], bool]:
-        """List the chunks: they are all."""
-        return await self.list(volume), True
-
-    async def secure(self) -> bool:
-        """Return False: nothing is lost."""
-        return False
-
-    def new_span(self) -> tuple[int, tuple[str, ...]]:
-        """Return (0, ()): there is no ring."""
-        return 0, ()
-
-    @property
-    def missing(self) -> frozenset[str]:
-        """Return none: there is one disk."""
-        return frozenset()
-
-    def begin_span(self) -> None:
-        """Do nothing."""
-
-    def learn(self, volume: int, spans: Iterable[Span]) -> None:
-        """Do nothing: all chunks are here."""
-
-    async def better_span(self) -> None:
-        """Never return."""
-        await asyncio.get_running_loop().create_future()
-
-    @property
-    def waiting(self) -> str:
-        """Return nothing."""
-        return ""
-
-    def stop_waiting(self) -> None:
-        """Do nothing: nothing waits."""
-
-    async def stop(self) -> None:
-        """Do nothing: nothing works in the background."""
 
 
 ChunksOf = Callable[[VolumeSpec], Chunks]

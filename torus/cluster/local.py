@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 from torus._fast.record import RecordBuilder
-from torus.cluster.chunks import OneDisk
+from torus.cluster.one_disk import OneDisk
 from torus.errors import Corruption, PoolFull
 from torus.ids import ChunkId
 from torus.store.appender import Appender

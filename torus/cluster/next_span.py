@@ -35,7 +35,7 @@ class NextSpan:
         self._placement = placement
         self._open = opened
         self._takeover = takeover
-        self._min_copies = min_copies
+        self.min_copies = min_copies
         self._left_out: dict[str, tuple[float, float]] = {}  # disk: (until, how long)
         self.usable: set[str] = set()  # lost for the open span, but not for another
 
@@ -47,16 +47,25 @@ class NextSpan:
         resting = {disk for disk, (until_s, _) in self._left_out.items() if now_s < until_s}
         members = {member.disk_id for member in ring.members}
         for excluded in (frozenset((absent | resting) & members), absent):
-            if self._nodes(excluded) >= self._min_copies:
+            if self._left(excluded) >= self.least:
                 return excluded
         return None
+
+    @property
+    def least(self) -> int:
+        """Return without how many nodes nothing is written: there must be enough for the copies,
+        and for as many shards as reading takes."""
+        return max(self.min_copies, self._placement.scheme.data)
+
+    def _left(self, excluded: frozenset[str]) -> int:
+        members = self._pool.view.ring.members
+        nodes = {one.node_id for one in members if one.weight and one.disk_id not in excluded}
+        return len(nodes)
 
     def _nodes(self, excluded: frozenset[str]) -> int:
         """Return how many disks each slot of the newest ring has at least without these: each on
         another node."""
-        members = self._pool.view.ring.members
-        nodes = {one.node_id for one in members if one.weight and one.disk_id not in excluded}
-        return min(len(nodes), self._placement.copies)
+        return min(self._left(excluded), self._placement.copies)
 
     def _absent(self) -> frozenset[str]:
         """Return the members of the ring that are lost, silent or not up."""

@@ -11,9 +11,9 @@ from weakref import WeakValueDictionary
 from torus import limits
 from torus._fast.record import RecordBuilder
 from torus.cluster.asked import Deadlines
-from torus.cluster.chunks import OneDisk
 from torus.cluster.dialing import Dialing, connect
 from torus.cluster.link import PeerLink
+from torus.cluster.one_disk import OneDisk
 from torus.cluster.reconnecting import Reconnecting
 from torus.errors import (
     RemoteProtocolError,

@@ -16,7 +16,6 @@ from torus.cluster.replicated import VolumeChunks
 from torus.errors import TorusError, Unavailable
 from torus.log import get_logger
 from torus.metadata.schema import VolumeSpec
-from torus.redundancy.scheme import parse
 
 log = get_logger("torus.pool")
 
@@ -83,8 +82,7 @@ class DiskPool:
             raise Unavailable(
                 "the cluster has no ring yet", hint="start a node: it makes the first one"
             )
-        copies = parse(spec.redundancy).copies
-        return VolumeChunks(self, spec.volume, copies=copies, min_copies=spec.min_copies)
+        return VolumeChunks(self, spec)
 
     # --- disks --------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from torus import limits
 from torus._fast.blockio import BlockIo
 from torus.cluster.answers import ask_all
 from torus.cluster.chunks import Check, ChunkWriter, DiskChunks
+from torus.cluster.everybody import fence, survey
 from torus.cluster.membership import FIRST_RING
 from torus.cluster.next_span import NextSpan
 from torus.cluster.placement import Placement
@@ -23,10 +24,12 @@ from torus.cluster.replicated_care import Care
 from torus.cluster.replicated_reads import CopyReads
 from torus.cluster.replicated_soon import GatheredReads
 from torus.cluster.replicated_writes import CopiesLost, OpenChunks
-from torus.errors import PoolFull, TorusError, Unavailable
+from torus.errors import PoolFull, TorusError
+from torus.format.shard import content_max
 from torus.ids import ChunkId
 from torus.log import get_logger
-from torus.metadata.schema import Span
+from torus.metadata.schema import Span, VolumeSpec
+from torus.redundancy.scheme import parse
 
 if TYPE_CHECKING:
     from torus.cluster.pool import DiskPool
@@ -43,12 +46,13 @@ class VolumeChunks:
 
     replicated = True
 
-    def __init__(self, pool: "DiskPool", volume: int, *, copies: int, min_copies: int) -> None:
+    def __init__(self, pool: "DiskPool", spec: VolumeSpec) -> None:
         self._pool = pool
-        self._volume = volume
-        self._min_copies = min_copies
+        self._volume = spec.volume
+        self._min_copies = min_copies = spec.min_copies
         self._epoch = 0  # of the writer that this is; 0: a reader
-        self._placement = Placement(pool.view, copies)
+        former = [parse(one) for one in spec.former]
+        self._placement = Placement(pool.view, parse(spec.redundancy), former)
         self._open = OpenChunks(pool, min_copies)
         self._reads = CopyReads(pool, self._placement, self._open)
         self._soon = GatheredReads(pool, self._reads)
@@ -59,6 +63,7 @@ class VolumeChunks:
         self._reads.on_bad_copy = self._on_bad_copy
         self._few = False  # the open span has too few disks
         self._span: tuple[int, frozenset[str]] = (0, frozenset())
+        self._span_copies = 0
         self._changed = asyncio.Event()
         pool.view.on_change.append(self._changed.set)
         near = next(iter(pool.local.values()), None)
@@ -68,9 +73,19 @@ class VolumeChunks:
 
     # --- writing ------------------------------------------------------------------------
 
+    @property
+    def chunk_bytes(self) -> int:
+        """Return what every scheme has room for in its shards, so that the volume can have another
+        one later; in slots of another size what its own has."""
+        data = self._placement.scheme.data
+        most = limits.CHUNK_BYTES_MAX
+        if data:
+            most = min(most, limits.SLOT_HEADER_BYTES + content_max(data, self.slot_bytes))
+        return min(self.slot_bytes, most)
+
     def _alone(self, chunk: ChunkId) -> DiskChunks | None:
         """Return the one disk of a chunk if that is in this process: it needs none of this."""
-        if self._placement.copies != 1:
+        if self._placement.copies_of(chunk) != 1:
             return None
         disks = self._placement.written_to(chunk)
         return self._pool.near(disks[0]) if len(disks) == 1 else None
@@ -148,7 +163,7 @@ class VolumeChunks:
         await self._call_back()
         pause_s = _PAUSE_FIRST_S
         while self._next.excluded() is None:
-            self._open.waiting = f"fewer than {self._min_copies} disks can take new chunks"
+            self._open.waiting = f"fewer than {self._next.least} disks can take new chunks"
             if await self._open.retry(list(self._open.lost)):
                 await self._open.secure()  # what they were sent again is not durable yet
             for disk, why in self._open.lost.items():
@@ -168,9 +183,10 @@ class VolumeChunks:
             if back:
                 self._next.call_back(disk)
 
-    def new_span(self) -> tuple[int, tuple[str, ...]]:
-        """Return the ring version that a new span is written under, and whom it leaves out."""
-        return self._next.place()
+    def new_span(self) -> tuple[int, tuple[str, ...], int]:
+        """Return the ring version that a new span is written under, whom it leaves out, and how
+        many copies its chunks have."""
+        return *self._next.place(), self._placement.copies
 
     @property
     def missing(self) -> frozenset[str]:
@@ -186,6 +202,13 @@ class VolumeChunks:
             self._span = known[-1].ring, frozenset(known[-1].excluded)
 
     def begin_span(self) -> None:
+            self._span_copies = known[-1].copies
+
+    def follow(self, spec: VolumeSpec) -> None:
+        """Learn how the volume is to be kept: what is written next goes into another span."""
+        self._placement.follow(parse(spec.redundancy))
+        self._min_copies = self._open.min_copies = self._next.min_copies = spec.min_copies
+        self._changed.set()
         """Learn that the log goes on in another span."""
         self._next.begun(self._span[1])
         self._open.clear()
@@ -197,9 +220,9 @@ class VolumeChunks:
         """Return when the ring changed, or a disk that the span leaves out is back."""
         while True:
             enough = self._next.excluded() is not None
-            if self._has_new_ring and enough:
+            if self._is_outdated and enough:
                 return
-            wait_s: float | None = _LOOK_S if self._has_new_ring else None
+            wait_s: float | None = _LOOK_S if self._is_outdated else None
             for disk in self._span[1]:
                 rest_s = self._next.rest_s(disk)
                 if rest_s <= 0 and enough and await self._answers(disk):
@@ -213,9 +236,14 @@ class VolumeChunks:
                 continue
 
     @property
-    def _has_new_ring(self) -> bool:
+    def _is_outdated(self) -> bool:
+        """Tell whether a new span would have another ring, or another number of copies."""
         view = self._pool.view
-        return view.has_ring and view.ring.version != max(self._span[0], FIRST_RING)
+        if not view.has_ring:
+            return False
+        copies = self._span_copies or self._placement.copies
+        ring = max(self._span[0], FIRST_RING)
+        return (view.ring.version, self._placement.copies) != (ring, copies)
 
     async def _answers(self, disk_id: str) -> bool:
         """Tell whether a disk can take new chunks, as far as that can be told."""
@@ -267,22 +295,7 @@ class VolumeChunks:
         """
         if volume == self._volume:
             self._epoch = max(self._epoch, epoch)
-        disks = self._everybody()
-        found = await ask_all(
-            {disk: self._fence_on(disk, volume, epoch) for disk in disks}, limits.REPLICA_SCAN_S
-        )
-        if all(isinstance(answer, TorusError) for answer in found.values()):
-            raise Unavailable(
-                f"volume id {volume} cannot be fenced: none of {len(disks)} disks answers",
-                hint="start their nodes: see torus node list",
-            )
-
-    async def _fence_on(self, disk_id: str, volume: int, epoch: int) -> None:
-        await (await self._pool.get(disk_id)).fence(volume, epoch)
-
-    def _everybody(self) -> list[str]:
-        known = {*self._pool.view.disks(), *self._pool.local}
-        return sorted(disk for disk in known if self._pool.is_up(disk))
+        await fence(self._pool, volume, epoch)
 
     async def scan(self, chunk: ChunkId, epoch: int, offset: int) -> bytes | None:
         """Fence and read in one step; see `Takeover.scan`."""
@@ -314,25 +327,7 @@ class VolumeChunks:
 
     async def survey(self, volume: int) -> tuple[Sequence[ChunkId], bool]:
         """Return the chunks on all disks that can be reached, and whether those are all disks."""
-        places = self._pool.view.disks()
-        disks = self._everybody()
-        found = await ask_all(
-            {disk: self._list_on(disk, volume) for disk in disks}, limits.PEER_REQUEST_TIMEOUT_S
-        )
-        chunks: set[ChunkId] = set()
-        whole = True
-        for answer in found.values():
-            if isinstance(answer, TorusError):
-                whole = False
-            else:
-                chunks.update(answer)
-        gone = [one for one in places if one not in found and places[one].state != "removed"]
-        if not any(not isinstance(answer, TorusError) for answer in found.values()):
-            raise Unavailable(f"chunks of volume id {volume} cannot be listed: no disk answers")
-        return sorted(chunks), whole and not gone
-
-    async def _list_on(self, disk_id: str, volume: int) -> Sequence[ChunkId]:
-        return await (await self._pool.get(disk_id)).list(volume)
+        return await survey(self._pool, volume)
 
     # --- space, end ---------------------------------------------------------------------
 

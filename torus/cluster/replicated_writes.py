@@ -67,7 +67,7 @@ class OpenChunks:
 
     def __init__(self, pool: "DiskPool", min_copies: int) -> None:
         self._pool = pool
-        self._min_copies = min_copies
+        self.min_copies = min_copies
         self._healing: dict[str, asyncio.Lock] = {}
         self._heals: dict[str, int] = {}
         self._newest: OpenChunk | None = None
@@ -104,7 +104,7 @@ class OpenChunks:
                 full.append((disk, answer))
             else:
                 gone.append((disk, answer))
-        if full and len(copies) < self._min_copies <= len(copies) + len(full):
+        if full and len(copies) < self.min_copies <= len(copies) + len(full):
             raise full[0][1]
         for disk, error in (*full, *gone):
             self.lose(disk, error)
@@ -417,7 +417,7 @@ class OpenChunks:
         )
 
     def _least(self, opened: OpenChunk) -> int:
-        return min(self._min_copies, len(opened.copies))
+        return min(self.min_copies, len(opened.copies))
 
     def clear(self) -> None:
         """Forget all: the span is closed."""

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from torus import limits
-from torus.cluster.chunks import ChunkWriter, OneDisk
+from torus.cluster.chunks import ChunkWriter
+from torus.cluster.one_disk import OneDisk
 from torus.daemon.findings import Findings
 from torus.errors import (
     Corruption,

@@ -134,6 +134,7 @@ class Span:
     end: int | None = None
     ring: int = 0
     excluded: tuple[str, ...] = ()
+    copies: int = 0  # that each of its chunks was written with; 0: those of the first redundancy
     short: tuple[str, ...] = ()
 
 

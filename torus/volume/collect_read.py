@@ -66,7 +66,7 @@ class VictimReader:
     async def survivors(self, candidates: Candidates, *, alone: bool) -> Survivors:
         """Read the next candidates that live, as many as a chunk holds at most."""
         core = self._core
-        most = core.chunks.slot_bytes // BLOCK - 1
+        most = core.chunks.chunk_bytes // BLOCK - 1
         if not alone:
             most = min(most, _BLOCKS_BESIDE)
         while True:

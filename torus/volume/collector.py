@@ -358,7 +358,7 @@ class Collector:
         core, root = self._core, self._checkpointer.head.root
         before = 0 if root is None else root.replay_sequence
         before = min(before, core.journal.chunk.sequence)
-        return Bounds(core.chunks.slot_bytes // UNIT, before, core.pins.through)
+        return Bounds(core.chunks.chunk_bytes // UNIT, before, core.pins.through)
 
     def _worth(self, target: float, chunks_max: int, bounds: Bounds) -> Plan:
         """Return a plan; without victims that do not free a chunk, unless space is short."""

@@ -45,7 +45,7 @@ class Log:
         self._tag = 0
         self._writer: ChunkWriter | None = None
         self._chunk = ChunkId(volume, epoch, 0, start.sequence)
-        self._offset = chunks.slot_bytes
+        self._offset = chunks.chunk_bytes
         self._index = 0
         self._salt = 0
         self._previous_end = 0  # of the chunk before, behind its last record
@@ -95,7 +95,7 @@ class Log:
         """Return the bytes left in the open chunk; 0 when the next one must be opened."""
         if self.head_payload is not None:
             return 0  # nothing goes before the head record
-        left = self._chunks.slot_bytes - self._offset
+        left = self._chunks.chunk_bytes - self._offset
         return left if left >= _ROOM_MIN else 0
 
     @property
@@ -236,7 +236,7 @@ class Log:
         self._tag = tag
         self._chunk = ChunkId(self._volume, self._epoch, tag, sequence)
         self._writer, self.reserved = None, False
-        self._offset, self._index = self._chunks.slot_bytes, 0
+        self._offset, self._index = self._chunks.chunk_bytes, 0
         self._dirty.clear()
         self.committed = self.lsn
         self.first_sequence = sequence + 1
@@ -301,7 +301,7 @@ class Log:
         size = record.finish(
             kind, self._chunk, self._index, self.lsn + 1, self.committed, self._offset, self._salt
         )
-        return self._offset + size <= self._chunks.slot_bytes
+        return self._offset + size <= self._chunks.chunk_bytes
 
     def _advance(self, record: RecordBuilder) -> None:
         size = record.size

@@ -78,12 +78,12 @@ class Spans:
         epoch: int,
         first: int,
         tag: int = 0,
-        place: tuple[int, tuple[str, ...]] = (0, ()),
+        place: tuple[int, tuple[str, ...], int] = (0, (), 0),
     ) -> "Spans":
-        """Return these spans with a new open one; ``place``: its ring version, and the disks that
-        it leaves out."""
-        ring, excluded = place
-        span = Span(epoch, tag, first, ring=ring, excluded=excluded)
+        """Return these spans with a new open one; ``place``: its ring version, the disks that it
+        leaves out, and how many copies its chunks have."""
+        ring, excluded, copies = place
+        span = Span(epoch, tag, first, ring=ring, excluded=excluded, copies=copies)
         return Spans(self.volume, [*self._spans, span])
 
     def trim(self, needed: int, gone: Callable[[int], bool]) -> "Spans":

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 from torus import limits
 from torus._fast.record import RecordBuilder
-from torus.cluster.chunks import DiskChunks, OneDisk
+from torus.cluster.chunks import DiskChunks
 from torus.cluster.local import LocalChunks
 from torus.cluster.membership import Place
+from torus.cluster.one_disk import OneDisk
 from torus.cluster.pool import DiskPool
 from torus.errors import TimedOut, TorusError, Unavailable
 from torus.format.identity import DiskIdentity

@@ -5,6 +5,7 @@ from torus.cluster.membership import Place
 from torus.cluster.placement import Placement
 from torus.ids import ChunkId
 from torus.metadata.schema import Span
+from torus.redundancy.scheme import replica
 from torus.testing.membership import StaticMembership
 
 DISKS = [letter * 32 for letter in "abcdef"]
@@ -21,7 +22,7 @@ def _view() -> StaticMembership:
 def test_disks_that_ever_had_to_have_a_chunk_include_those_in_between() -> None:
     """A deletion must reach who has not given its copy up yet."""
     view = _view()
-    placement = Placement(view, 2)
+    placement = Placement(view, replica(2))
     placement.learn(1, [Span(1, 0, 1, 500, None, 1)])
     newest = view.ring.version
     more = 0
@@ -40,7 +41,7 @@ def test_disks_that_ever_had_to_have_a_chunk_include_those_in_between() -> None:
 
 def test_chunk_of_an_open_span_lies_where_it_was_written() -> None:
     """Open chunks never move, so no ring in between counts."""
-    placement = Placement(_view(), 2)
+    placement = Placement(_view(), replica(2))
     placement.learn(1, [Span(1, 0, 1, None, None, 1)])
     chunk = ChunkId(1, 1, 0, 7)
     assert placement.ever(chunk) == placement.written_to(chunk)
@@ -49,7 +50,7 @@ def test_chunk_of_an_open_span_lies_where_it_was_written() -> None:
 def test_chunk_stays_only_where_it_was_written_and_still_belongs() -> None:
     """A read that finds no copy where one was given up must not put it there again."""
     view = _view()
-    placement = Placement(view, 2)
+    placement = Placement(view, replica(2))
     placement.learn(1, [Span(1, 0, 1, 500, None, 2), Span(1, 1, 501, None, None, 2)])
     for sequence in range(1, 501):
         chunk = ChunkId(1, 1, 0, sequence)
