@@ -144,7 +144,8 @@ class Placement:
 
     def ever(self, chunk: ChunkId) -> list[str]:
         """Return the disks that may still have a chunk or a shard of it: its owners, and those of
-        the rings since it was written, which may not have given it up yet."""
+        the rings since it was written, which may not have given it up yet; all disks where one
+        of these rings is not known."""
         disks = self.owners(chunk)
         written = self._spans.get(chunk[:3])
         # A chunk in whole copies moves when its span is closed; into shards it goes before that.
@@ -154,6 +155,6 @@ class Placement:
                 try:
                     between = self._view.ring_at(version).owners(chunk, self._parts)
                 except TorusError:
-                    continue  # a version that was forgotten: nobody's data waits for it
+                    return list(self._view.disks())  # a version that was forgotten
                 disks += [member.disk_id for member in between]
         return list(dict.fromkeys(disks))

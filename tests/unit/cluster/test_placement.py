@@ -1,5 +1,7 @@
 """Where chunks lie: what the rings between a span's and the present one add."""
 
+import pytest
+
 from tests.unit.upkeep.town import ring_of
 from torus.cluster.membership import Place
 from torus.cluster.placement import Placement
@@ -37,6 +39,17 @@ def test_disks_that_ever_had_to_have_a_chunk_include_those_in_between() -> None:
         assert set(placement.owners(chunk)) <= between
         more += len(between) > len(placement.owners(chunk))
     assert more > 0
+
+
+@pytest.mark.parametrize("forgotten", [1, 2, 3])
+def test_a_deletion_goes_to_everybody_where_a_ring_is_forgotten(forgotten: int) -> None:
+    """Who was an owner only then may have a copy still."""
+    view = _view()
+    del view._rings[forgotten]
+    placement = Placement(view, replica(2))
+    placement.learn(1, [Span(1, 0, 1, 500, None, 1), Span(1, 1, 501, None, None, 4)])
+    assert set(placement.ever(ChunkId(1, 1, 0, 7))) == set(DISKS)
+    assert len(placement.ever(ChunkId(1, 1, 1, 501))) == 2
 
 
 def test_chunk_of_an_open_span_lies_where_it_was_written() -> None:
