@@ -15,7 +15,7 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from libc.stdint cimport uint8_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 cdef extern from "erasure_simd.h" nogil:
     enum:
@@ -44,9 +44,9 @@ cdef extern from "erasure_simd.h" nogil:
     void torus_erasure_prepare(
         torus_erasure_plan* plan, const torus_field_row* matrix, unsigned int k, unsigned int rows)
     void torus_erasure_run(const torus_erasure_kernel* kernel, const torus_erasure_job* job)
-    void torus_field_row_times(
-        uint8_t* result, const uint8_t* row, const torus_field_row* matrix, int k)
-    int torus_field_invert(torus_field_row* rows, torus_field_row* inverse, int k)
+    int torus_erasure_solve(
+        torus_field_row* sums, const torus_field_row* matrix, int k,
+        const uint8_t* have, const uint8_t* wanted, int wanted_count)
 
 # Fewer bytes of products than this take some microseconds: less than a thread's switch.
 cdef size_t RELEASE_PRODUCTS = 128 * 1024
@@ -318,15 +318,15 @@ cdef class Code:
 
     cdef int solve(self, torus_erasure_plan* plan, list having, list wanting) except -1:
         """Prepare the wanted shards as sums of the present ones."""
-        cdef torus_field_row left[16]
-        cdef torus_field_row inverse[16]
+        cdef uint8_t have[16]
+        cdef uint8_t wanted[6]
         cdef torus_field_row sums[6]
         cdef int i
         for i in range(self.data):
-            memcpy(left[i], self.rows[<int>having[i]], sizeof(torus_field_row))
-        if torus_field_invert(left, inverse, self.data):
-            raise AssertionError(f"shards {having} do not give {wanting}")
+            have[i] = having[i]
         for i in range(len(wanting)):
-            torus_field_row_times(sums[i], self.rows[<int>wanting[i]], inverse, self.data)
+            wanted[i] = wanting[i]
+        if torus_erasure_solve(sums, self.rows, self.data, have, wanted, <int>len(wanting)):
+            raise AssertionError(f"shards {having} do not give {wanting}")
         torus_erasure_prepare(plan, sums, self.data, len(wanting))
         return 0

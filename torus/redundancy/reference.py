@@ -126,6 +126,7 @@ class ReferenceCode:
         if not wanted:
             return
         _check_sizes(sources, targets)
+        # zfec reorders the list of blocks that it is given: `sources` is not used after this.
         data: list[bytes] = self._decoder.decode(sources, list(numbers))
         for target, made in zip(targets, self._made(data, wanted), strict=True):
             target[:] = made

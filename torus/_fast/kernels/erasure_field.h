@@ -94,4 +94,46 @@ static int torus_erasure_matrix(torus_field_row *matrix, int k, int m) {
     return 0;
 }
 
+/* Fill a row for each wanted shard: what each of the k shards in `have` contributes to it.
+ *
+ * Only what is lost of the data is unknown: as many equations as there are parity shards in
+ * `have`, which is as many as data shards are not.  Return -1 when they have no solution.
+ */
+static int torus_erasure_solve(torus_field_row *sums, const torus_field_row *matrix, int k,
+                               const uint8_t *have, const uint8_t *wanted, int wanted_count) {
+    torus_field_row left[TORUS_ERASURE_PARITY_MAX], inverse[TORUS_ERASURE_PARITY_MAX];
+    torus_field_row solved[TORUS_ERASURE_PARITY_MAX] = {{0}};
+    int place[TORUS_ERASURE_SHARDS_MAX]; /* of a shard in `have`; -1 - n: the nth lost one */
+    int lost[TORUS_ERASURE_PARITY_MAX], parity[TORUS_ERASURE_PARITY_MAX], losses = 0, given = 0;
+    for (int shard = 0; shard < k; shard++) place[shard] = -1;
+    for (int i = 0; i < k; i++) {
+        place[have[i]] = i;
+        if (have[i] >= k) parity[given++] = i;
+    }
+    for (int shard = 0; shard < k; shard++)
+        if (place[shard] < 0) {
+            lost[losses] = shard;
+            place[shard] = -1 - losses++;
+        }
+    for (int a = 0; a < given; a++)
+        for (int b = 0; b < losses; b++) left[a][b] = matrix[have[parity[a]]][lost[b]];
+    if (given != losses || torus_field_invert(left, inverse, losses)) return -1;
+    for (int b = 0; b < losses; b++)
+        for (int a = 0; a < losses; a++) {
+            const uint8_t *row = matrix[have[parity[a]]];
+            const uint8_t *products = torus_field_product[inverse[b][a]];
+            solved[b][parity[a]] ^= inverse[b][a];
+            for (int shard = 0; shard < k; shard++)
+                if (place[shard] >= 0) solved[b][place[shard]] ^= products[row[shard]];
+        }
+    memset(sums, 0, (size_t)wanted_count * sizeof *sums);
+    for (int i = 0; i < wanted_count; i++)
+        for (int shard = 0; shard < k; shard++) {
+            uint8_t factor = matrix[wanted[i]][shard];
+            if (place[shard] >= 0) sums[i][place[shard]] ^= factor;
+            else if (factor) torus_field_row_add(sums[i], solved[-1 - place[shard]], factor, k);
+        }
+    return 0;
+}
+
 #endif

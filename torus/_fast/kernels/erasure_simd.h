@@ -33,16 +33,23 @@ typedef struct {
     size_t size;
 } torus_erasure_job;
 
-/* Bit b of a product is the parity of the byte and of byte 7 - b of the matrix. */
-static uint64_t torus_erasure_bits(uint8_t factor) {
-    uint64_t matrix = 0;
-    for (int bit = 0; bit < 8; bit++) {
-        uint64_t row = 0;
-        for (int i = 0; i < 8; i++)
-            row |= (uint64_t)(torus_field_product[factor][1 << i] >> bit & 1) << i;
-        matrix |= row << (8 * (7 - bit));
+/* What a factor is prepared to, for each of the 256: 10 KiB, so that a plan only copies. */
+static uint64_t torus_erasure_bits[256];
+static uint8_t torus_erasure_halves[256][32];
+
+static void torus_erasure_init_factors(void) {
+    for (int factor = 0; factor < 256; factor++) {
+        const uint8_t *products = torus_field_product[factor];
+        for (int i = 0; i < 16; i++) {
+            torus_erasure_halves[factor][i] = products[i];
+            torus_erasure_halves[factor][16 + i] = products[i << 4];
+        }
+        /* Bit b of a product is the parity of the byte and of byte 7 - b of the matrix. */
+        for (int bit = 0; bit < 8; bit++)
+            for (int i = 0; i < 8; i++)
+                torus_erasure_bits[factor] |= (uint64_t)(products[1 << i] >> bit & 1)
+                    << (8 * (7 - bit) + i);
     }
-    return matrix;
 }
 
 /* Prepare the sums that `rows` rows of a matrix name, over `inputs` sources. */
@@ -52,14 +59,10 @@ static void torus_erasure_prepare(
     plan->rows = rows;
     for (unsigned j = 0; j < inputs; j++)
         for (unsigned r = 0; r < rows; r++) {
-            unsigned at = j * rows + r;
-            const uint8_t *products = torus_field_product[matrix[r][j]];
-            plan->factors[at] = matrix[r][j];
-            plan->bits[at] = torus_erasure_bits(matrix[r][j]);
-            for (int i = 0; i < 16; i++) {
-                plan->halves[at][i] = products[i];
-                plan->halves[at][16 + i] = products[i << 4];
-            }
+            uint8_t factor = matrix[r][j];
+            plan->factors[j * rows + r] = factor;
+            plan->bits[j * rows + r] = torus_erasure_bits[factor];
+            memcpy(plan->halves[j * rows + r], torus_erasure_halves[factor], 32);
         }
 }
 
@@ -119,6 +122,7 @@ static torus_erasure_kernel torus_erasure_kernels[] = {
 
 static void torus_erasure_init(void) {
     torus_field_init();
+    torus_erasure_init_factors();
 #if defined(__x86_64__)
     __builtin_cpu_init();
     int avx2 = !!__builtin_cpu_supports("avx2"), gfni = !!__builtin_cpu_supports("gfni");
