@@ -200,8 +200,6 @@ class VolumeChunks:
         self._placement.learn(volume, known, writing=own and self._epoch > 0)
         if own and known and known[-1].last is None:
             self._span = known[-1].ring, frozenset(known[-1].excluded)
-
-    def begin_span(self) -> None:
             self._span_copies = known[-1].copies
 
     def follow(self, spec: VolumeSpec) -> None:
@@ -209,6 +207,8 @@ class VolumeChunks:
         self._placement.follow(parse(spec.redundancy))
         self._min_copies = self._open.min_copies = self._next.min_copies = spec.min_copies
         self._changed.set()
+
+    def begin_span(self) -> None:
         """Learn that the log goes on in another span."""
         self._next.begun(self._span[1])
         self._open.clear()
