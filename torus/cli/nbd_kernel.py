@@ -283,6 +283,8 @@ def run_detach(arguments: argparse.Namespace, session: Session) -> int:
         end_process(found.supervisor_pid, force=False)
     if place is not None:
         _see_it_end(place, found, force=arguments.force)
+    if found.index >= 0:
+        block_device.forget_partitions(found.index)
     document = {"volume": found.volume, "device": found.device}
 
     def render() -> None:

@@ -20,6 +20,7 @@ from torus.log import get_logger
 log = get_logger(__name__)
 
 BLKFLSBUF = 0x1261
+BLKRRPART = 0x125F
 _NBD = re.compile(r"(?:/dev/)?nbd(\d{1,7})(p\d+)?")
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
@@ -124,6 +125,21 @@ def flush(descriptor: int) -> None:
     """Write what the page cache holds of a device.  Raises: OSError."""
     os.fsync(descriptor)
     fcntl.ioctl(descriptor, BLKFLSBUF, 0)
+
+
+def forget_partitions(index: int, machine: Machine = HERE) -> None:
+    """Have the kernel drop the partitions of a device that was disconnected; by itself it does so
+    at the next connection."""
+    if len(_with_partitions(index, machine)) == 1 or connector_of(index, machine) is not None:
+        return
+    try:
+        descriptor = os.open(device_path(index, machine), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(descriptor, BLKRRPART)
+        finally:
+            os.close(descriptor)
+    except OSError as refused:  # somebody has one of them open, or was quicker
+        log.info("device.partitions.kept", device=f"nbd{index}", error=str(refused))
 
 
 def set_queue(index: int, name: str, value: int, machine: Machine = HERE) -> bool:

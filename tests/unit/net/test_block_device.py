@@ -75,6 +75,22 @@ def test_holders_are_seen(machine: Machine) -> None:
     assert block_device.uses_of(0, machine) == ["/dev/mapper/vg-root is built on /dev/nbd0p1"]
 
 
+def test_partitions_are_forgotten(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only those of a device that is not connected; one that is gone is no error."""
+    asked: list[int] = []
+    monkeypatch.setattr(block_device.fcntl, "ioctl", lambda _fd, request: asked.append(request))
+    (machine.dev / "nbd0").touch()
+    block_device.forget_partitions(0, machine)
+    assert asked == []
+    (machine.sys / "block/nbd0/pid").unlink()
+    block_device.forget_partitions(0, machine)
+    assert asked == [block_device.BLKRRPART]
+    (machine.dev / "nbd0").unlink()
+    block_device.forget_partitions(0, machine)
+    block_device.forget_partitions(1, machine)  # has none
+    assert len(asked) == 1
+
+
 def test_settings(machine: Machine) -> None:
     """What the kernel does not have is not set, and told so."""
     assert block_device.set_queue(0, "max_sectors_kb", 4096, machine)
