@@ -65,6 +65,11 @@ def split_part(part: ChunkId) -> tuple[ChunkId, int | None]:
     return whole_id(part), kind - 1
 
 
+def is_shard(part: ChunkId) -> bool:
+    """Tell whether ``part`` names a shard of a chunk, not a whole copy."""
+    return part.volume > _VOLUME_MASK
+
+
 def whole_id(part: ChunkId) -> ChunkId:
     """Return the chunk that ``part`` is a shard of, or itself."""
     return part if part.volume <= _VOLUME_MASK else ChunkId(volume_of(part), *part[1:])

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 
 from torus._fast.record import RecordBuilder
 from torus.cluster.one_disk import OneDisk
-from torus.errors import Corruption, PoolFull
-from torus.ids import ChunkId
-from torus.store.appender import Appender
+from torus.errors import Corruption, LocalProtocolError, PoolFull
+from torus.ids import ChunkId, is_shard
+from torus.store.appender import Appender, check_room
 from torus.store.content import Bytes, Examined, Reopened
 from torus.store.store import Store
 
@@ -92,6 +92,7 @@ class LocalChunks(OneDisk):
                     f"chunk {chunk} is not on disk {self._store.identity.disk_id}",
                     hint="run 'torus check'",
                 )
+            check_room(slot, offset, size, self.slot_bytes)
             places.append((slot.address + offset, size))
         return await self._store.read(places)
 
@@ -103,6 +104,8 @@ class LocalChunks(OneDisk):
             raise self._store.translate(exc, "record a fence") from exc
 
     async def scan(self, chunk: ChunkId, epoch: int, offset: int) -> bytes | None:
+        if is_shard(chunk):
+            raise LocalProtocolError(f"shard {chunk} is no part of a log that has an end")
         await self.fence(chunk.volume, epoch)
         slot = self._store.find(chunk)
         if slot is None:

@@ -230,15 +230,20 @@ def describe(
     chunk: ChunkId, number: int, data: int, parity: int, *, content_end: int, content_crc: int,
     payload: bytes | bytearray | memoryview,
 ) -> Descriptor:  # fmt: skip
-    """Return the descriptor of a shard with ``payload``, which is whole columns, of a chunk whose
-    records end at the offset ``content_end`` and have the CRC-32C ``content_crc``."""
-    table = block_checksums(payload, COLUMN_BYTES)
-    return Descriptor(chunk, number, data, parity, content_end, content_crc, len(payload), table)
+    """Return the descriptor of a shard with ``payload``, which zeroes fill up to whole columns, of
+    a chunk whose records end at the offset ``content_end`` and have the CRC-32C ``content_crc``."""
+    whole = _filled(payload)
+    table = block_checksums(whole, COLUMN_BYTES)
+    return Descriptor(chunk, number, data, parity, content_end, content_crc, len(whole), table)
 
 
 def join(descriptor: Descriptor, payload: bytes | bytearray | memoryview) -> bytes:
     """Return a shard as it travels and as it stands in a cell behind its header."""
-    return descriptor.pack() + bytes(payload)
+    return descriptor.pack() + _filled(payload)
+
+
+def _filled(payload: bytes | bytearray | memoryview) -> bytes:
+    return bytes(payload) + bytes(-len(payload) % COLUMN_BYTES)
 
 
 def open_shard(

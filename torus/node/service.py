@@ -126,7 +126,7 @@ class PeerService:
         places, total = [], 0
         for chunk, offset, size in reads:
             slot = slots.get(chunk)  # type: ignore[call-overload]
-            if slot is None or offset + size > most:
+            if slot is None or offset + size > (slot.room or most):
                 return None
             places.append((slot.address + offset, size))
             total += size

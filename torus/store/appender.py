@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class Slot:
     """A used slot.  ``end`` is None for a chunk that was there when the disk was opened."""
 
+    counted = True  # as a slot of the disk, unlike a part of one
+    room = 0  # bytes that it has; 0: those of a slot
     __slots__ = (
         "address", "chunk", "copy", "end", "examined", "flushed", "next_index", "prepared",
         "segment", "stale",
@@ -37,6 +39,18 @@ class Slot:
         self.prepared = False  # all its blocks are written: a sync changes no metadata
         self.stale = False  # records of this very chunk may stand behind its end
         self.examined: Examined | None = None  # what reading it found, while that holds
+
+
+def check_room(slot: Slot, offset: int, size: int, slot_bytes: int) -> None:
+    """Refuse a range that does not lie in a slot of ``slot_bytes``, or in a cell.
+
+    Raises: LocalProtocolError.
+    """
+    room = slot.room or slot_bytes
+    if offset + size > room:
+        raise LocalProtocolError(
+            f"{size} bytes at {offset} of chunk {slot.chunk} end behind its {room} bytes"
+        )
 
 
 class Appender:

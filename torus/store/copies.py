@@ -15,14 +15,14 @@ from torus.errors import (
     DiskFailed,
     LocalProtocolError,
     NotFound,
-    PoolFull,
     TorusError,
 )
 from torus.format.segment import FREED_SLOT, UNUSED_SLOT
-from torus.ids import ChunkId
+from torus.ids import ChunkId, is_shard
 from torus.log import get_logger
 from torus.store.appender import Slot
 from torus.store.content import FIRST, Bytes, Content, Examined, Presence, Reopened, walk
+from torus.store.shards import Shards
 
 if TYPE_CHECKING:
     from torus.store.store import Store
@@ -38,6 +38,7 @@ class Copies:
     def __init__(self, store: "Store") -> None:
         self._store = store
         self._turns: dict[ChunkId, asyncio.Task[Any]] = {}
+        self._shards = Shards(store, self._present)
 
     async def close(self) -> None:
         """Wait for what is under way; idempotent."""
@@ -103,8 +104,11 @@ class Copies:
 
         Returns: None when the chunk is positively not here.
         Raises: Fenced, DiskFailed; Corruption when it may lie in a slot that cannot be read, or
-            lost records that were answered since the disk was opened; Busy.
+            lost records that were answered since the disk was opened; Busy; LocalProtocolError
+            for a shard.
         """
+        if is_shard(chunk):
+            raise LocalProtocolError(f"shard {chunk} is installed, not appended to")
         return await self._in_turn(chunk, lambda: self._reopen(chunk, epoch))
 
     async def _reopen(self, chunk: ChunkId, epoch: int) -> Reopened | None:
@@ -143,11 +147,17 @@ class Copies:
 
         Every record is verified.  A valid copy that is there and begins with the same bytes is
         extended, or kept when it is as long; one that differs is replaced.  Durable on return.
+        Of a shard ``content`` is descriptor and payload, and ``end`` where they end in its cell.
 
         Raises: Fenced, Corruption when ``content`` is not that, PoolFull, DiskFailed,
-            LocalProtocolError, Busy while a former copy is being deleted.
+            LocalProtocolError, Busy while a former copy is being deleted; see `Shards.install`.
         """
         store = self._store
+        if is_shard(chunk):
+            shards = self._shards
+            described = await shards.check(chunk, epoch, end, content)
+            await self._in_turn(chunk, lambda: shards.install(chunk, epoch, content, described))
+            return
         store.check_disk()
         store.fences.check(chunk.volume, epoch)
         if epoch < chunk.epoch:
@@ -195,7 +205,10 @@ class Copies:
         raise Busy(f"chunk {chunk} is being appended to")
 
     async def _present(self, chunk: ChunkId) -> Slot | None:
-        """Return a chunk's slot, taken back from the trash if it is there."""
+        """Return a chunk's slot, taken back from the trash if it is there.
+
+        Raises: Busy, DiskFailed.
+        """
         store = self._store
         slot = store.slots.get(chunk)
         if slot is not None or not store.in_trash(chunk):
@@ -218,17 +231,19 @@ class Copies:
             if end == FIRST:
                 store.disk.write(slot.address, store.slot_header(slot))
             store.disk.write(slot.address + end, memoryview(content)[end - FIRST :])
-            self._cut(slot, whole.end)
+            for offset, empty in self._cut(whole.end):
+                store.disk.write(slot.address + offset, empty)
         except OSError as exc:
             slot.stale = True
             raise store.translate(exc, "extend a chunk") from exc
         if slot.end is not None:
             slot.end, slot.next_index, slot.stale = whole.end, whole.records, True
 
-    def _cut(self, slot: Slot, end: int) -> None:
-        """Empty the place of the next record: what a former end left there is not it."""
-        if end + len(UNUSED_SLOT) <= self._store.geometry.slot_bytes:
-            self._store.disk.write(slot.address + end, UNUSED_SLOT)
+    def _cut(self, end: int) -> list[tuple[int, Bytes]]:
+        """Return what empties the place of the next record, as (offset, bytes): what a former
+        end left there is not it."""
+        fits = end + len(UNUSED_SLOT) <= self._store.geometry.slot_bytes
+        return [(end, UNUSED_SLOT)] if fits else []
 
     async def _write_new(
         self, chunk: ChunkId, epoch: int, content: Bytes, old: Slot | None
@@ -240,14 +255,15 @@ class Copies:
         there, so that nothing takes the records for a chunk whose header was lost.
         """
         store = self._store
-        slot = await self._take(chunk, 0 if old is None else old.copy + 1)
+        slot = await store.take_waiting(chunk, 0 if old is None else old.copy + 1)
         try:
             if old is not None:
-                await self._write(slot, [(0, FREED_SLOT)])
+                await store.write_durably(slot, [(0, FREED_SLOT)])
             header = store.slot_header(slot) if old is None else FREED_SLOT
-            await self._write(slot, [(0, header), (FIRST, content)], cut=FIRST + len(content))
+            parts: list[tuple[int, Bytes]] = [(0, header), (FIRST, content)]
+            await store.write_durably(slot, [*parts, *self._cut(FIRST + len(content))])
             if old is not None:
-                await self._write(slot, [(0, store.slot_header(slot))])
+                await store.write_durably(slot, [(0, store.slot_header(slot))])
             store.fences.check(chunk.volume, epoch)
             if store.slots.get(chunk) is not old:
                 raise Busy(f"chunk {chunk} was changed while a copy was written")
@@ -261,46 +277,21 @@ class Copies:
             log.warning("store.copy.replaced", chunk=str(chunk), copy=slot.copy)
             await store.give_back(old)
 
-    async def _take(self, chunk: ChunkId, copy: int) -> Slot:
-        while True:
-            try:
-                return self._store.take(chunk, from_reserve=False, copy=copy)
-            except PoolFull:
-                if not await self._store.make_room():
-                    raise
-
-    async def _write(self, slot: Slot, parts: Sequence[tuple[int, Bytes]], cut: int = 0) -> None:
-        """Write (offset, bytes) into a slot that nobody else uses; durable on return.
-
-        Raises: PoolFull, DiskFailed.
-        """
-        store = self._store
-
-        def write() -> None:
-            for offset, data in parts:
-                store.disk.write(slot.address + offset, data)
-            if cut:
-                self._cut(slot, cut)
-
-        try:
-            await store.in_pool(write)
-        except OSError as exc:
-            raise store.translate(exc, "write a copy") from exc
-        await store.sync_segments({slot.segment})
-
     # --- comparing, taking away ---------------------------------------------------------
 
     async def examine(self, chunks: Sequence[ChunkId], *, afresh: bool = False) -> list[Examined]:
         """Say of each chunk whether it is here and what it holds, one after the other.
 
         What was found once is remembered for a chunk that nobody appends to; ``afresh``: it is
-        read again, which finds what rotted since.
+        read again, which finds what rotted since.  What is said of shards: `Shards.examine`.
 
         Raises: DiskFailed.
         """
         return [await self._examine(chunk, afresh) for chunk in chunks]
 
     async def _examine(self, chunk: ChunkId, afresh: bool) -> Examined:
+        if is_shard(chunk):
+            return await self._shards.examine(chunk, afresh=afresh)
         store = self._store
         for _ in range(_ATTEMPTS_MAX):
             store.check_disk()
@@ -327,6 +318,8 @@ class Copies:
 
     async def drop(self, chunks: Iterable[ChunkId]) -> int:
         """Take copies away that this disk need not have; like a deletion, without a fence.
+
+        Each id stands for itself: a chunk's shards stay when its whole copy goes.
 
         Returns: how many were here.
         Raises: DiskFailed, PoolFull.

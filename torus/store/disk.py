@@ -237,6 +237,12 @@ class PosixDisk:
             pass
 
 
+def write_parts(disk: Disk, address: int, parts: Sequence[tuple[int, Bytes]]) -> None:
+    """Write each (offset from ``address``, bytes) into the page cache.  Raises: OSError."""
+    for offset, data in parts:
+        disk.write(address + offset, data)
+
+
 def _write_all(fd: int, data: Bytes, offset: int | None) -> None:
     view = memoryview(data)
     while view:

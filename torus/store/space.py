@@ -62,6 +62,10 @@ class Space:
         """Count a slot that was found in use."""
         self._used += 1
 
+    def remove_used(self) -> None:
+        """Do not count a slot as used that turned out to be damaged."""
+        self._used -= 1
+
     def quarantine(self) -> None:
         """Count a slot that cannot be told free or used; it is never taken."""
         self._quarantined += 1

@@ -15,24 +15,25 @@ from torus.errors import (
     Corruption,
     DiskFailed,
     LocalProtocolError,
-    NotFound,
     PoolFull,
     TorusError,
 )
 from torus.format.identity import DiskIdentity
 from torus.format.segment import SlotHeader, parse_segment_name
-from torus.ids import ChunkId
+from torus.ids import ChunkId, is_shard
 from torus.log import get_logger
 from torus.store.appender import Appender, Slot
 from torus.store.cooling import Cooling
 from torus.store.copies import Copies
 from torus.store.damage import check_complete
-from torus.store.disk import Disk
+from torus.store.deleting import Deleting, make_available
+from torus.store.disk import Bytes, Disk, write_parts
 from torus.store.fences import Fences
 from torus.store.groupcommit import GroupCommit
 from torus.store.growing import Growing
 from torus.store.opening import Opening
 from torus.store.pool import Pool
+from torus.store.shelves import Cell, Shelves
 from torus.store.space import Space, Usage
 from torus.store.table import SlotTable
 from torus.store.trash import Trash
@@ -79,6 +80,8 @@ class Store:
         self.damaged: list[str] = []
         self._unreadable: set[ChunkId] = set()  # they may lie in damaged slots
         self.space_freed = asyncio.Event()
+        self.shelves = Shelves(self)
+        self._deleting = Deleting(self, self._trash)
         self.copies = Copies(self)
 
     # --- opening ------------------------------------------------------------------------
@@ -97,7 +100,7 @@ class Store:
             if segment is not None:
                 opening.segment(segment, name)
                 self._growing.found(segment)
-        opening.finish()
+        self.shelves.found(opening.finish())
         self.damaged, self._unreadable = opening.damaged, opening.unreadable
         check_complete(self._growing.segments, self.identity.disk_id)
 
@@ -111,9 +114,11 @@ class Store:
         """Give ``chunk`` a slot; its header is written with its first record.
 
         Raises: PoolFull (see `make_room`), DiskFailed, LocalProtocolError for one that was
-            deleted and whose header may still be there.
+            deleted and whose header may still be there, and for a shard.
         """
         self.check_disk()
+        if is_shard(chunk):
+            raise LocalProtocolError(f"shard {chunk} is installed, not appended to")
         if chunk in self._trash:
             raise LocalProtocolError(f"chunk {chunk} was deleted; its id is never used again")
         slot = self.take(chunk, from_reserve=from_reserve)
@@ -141,6 +146,18 @@ class Store:
         self._growing.ahead()
         return slot
 
+    async def take_waiting(self, chunk: ChunkId, copy: int = 0) -> Slot:
+        """Do what `take` does, and empty the trash where that takes it.
+
+        Raises: PoolFull, DiskFailed.
+        """
+        while True:
+            try:
+                return self.take(chunk, from_reserve=False, copy=copy)
+            except PoolFull:
+                if not await self.make_room():
+                    raise
+
     def grow_ahead(self) -> None:
         """Begin to make a segment when few free slots are left, so that nobody waits for it."""
         self._growing.ahead()
@@ -148,14 +165,16 @@ class Store:
     @property
     def has_trash(self) -> bool:
         """True when a `create` that found no slot may find one after `make_room`."""
-        return self.usage.trash > 0
+        return self._trash.holds_any
 
     async def make_room(self) -> bool:
         """Empty some of the trash for a `create` that raised PoolFull; False: nothing to be had."""
         return await self._trash.make_room()
 
     def slot_header(self, slot: Slot) -> bytes:
-        """Return the header that says which chunk lies in ``slot``."""
+        """Return the header that says which chunk lies in ``slot``, or which shard in a cell."""
+        if isinstance(slot, Cell):
+            return slot.header(self._disk_id, self.geometry)
         number = self.geometry.slot_of(slot.address)
         return SlotHeader(self._disk_id, slot.segment, number, slot.chunk, slot.copy).pack()
 
@@ -215,6 +234,24 @@ class Store:
             await asyncio.gather(*waits)
         self.check_disk()
 
+    async def write_soon(self, slot: Slot, parts: Sequence[tuple[int, Bytes]]) -> None:
+        """Write each (offset, bytes) into a slot that nobody else uses; in the page cache then.
+
+        Raises: PoolFull, DiskFailed.
+        """
+        try:
+            await self.in_pool(write_parts, self.disk, slot.address, parts)
+        except OSError as exc:
+            raise self.translate(exc, "write a copy") from exc
+
+    async def write_durably(self, slot: Slot, parts: Sequence[tuple[int, Bytes]]) -> None:
+        """Do what `write_soon` does, and wait until it is on the disk.
+
+        Raises: PoolFull, DiskFailed.
+        """
+        await self.write_soon(slot, parts)
+        await self.sync_segments({slot.segment})
+
     def _prepare(self, slot: Slot) -> None:
         """Write zeroes over the rest of a slot, once, before its second flush.
 
@@ -258,58 +295,31 @@ class Store:
     # --- deleting -----------------------------------------------------------------------
 
     async def delete(self, volume: int, epoch: int, chunks: Iterable[ChunkId]) -> int:
-        """Delete ``chunks``; those not here are passed over.  They are gone at once; without a
-        grace period their slots are free on return, else they are in the trash.
+        """Delete ``chunks``, whole copies and shards; those not here are passed over.  They are
+        gone at once; without a grace period their slots are free on return, else they are in the
+        trash.  The id of a shard stands for that shard alone.
 
         A slot that is free has a durable header that says so: a chunk that was deleted can not
         come back under a slot in use.  Returns: chunks deleted.
 
         Raises: Fenced, DiskFailed; PoolFull when nothing could be written: try again.
         """
-        self.check_disk()
-        self.fences.check(volume, epoch)
-        wanted = list(chunks)
-        for chunk in wanted:
-            if chunk.volume != volume:
-                raise LocalProtocolError(f"chunk {chunk} is not of volume {volume}")
-        return await self.discard(wanted)
+        return await self._deleting.delete(volume, epoch, chunks)
 
-    async def discard(self, chunks: Iterable[ChunkId]) -> int:
-        """Do what `delete` does, for whoever may: the copies here are not wanted any more.
+    async def discard(self, parts: Iterable[ChunkId]) -> int:
+        """Do what `delete` does, for whoever may: the parts here are not wanted any more.
 
+        Each id stands for itself: a chunk's shards stay when its whole copy goes.
+
+        Returns: how many were here.
         Raises: DiskFailed, PoolFull.
         """
-        self.check_disk()
-        slots = []
-        for chunk in chunks:
-            slot = self.slots.pop(chunk)
-            if slot is not None:
-                slots.append(slot)
-        if self._trash.keeps:
-            for slot in slots:
-                slot.end = None  # a writer that has it open is done
-            self._trash.add(slots)
-            return len(slots)
-        ends = [slot.end for slot in slots]
-        for slot in slots:
-            slot.end = None
-        try:
-            await self._trash.wipe(slots)
-        except TorusError:
-            # Deleting may be tried again, also where a header is wiped already.
-            for slot, end in zip(slots, ends, strict=True):
-                slot.end = end
-                self.slots.add(slot)
-            raise
-        return len(slots)
+        return await self._deleting.discard(parts)
 
-    async def give_back(self, slot: Slot) -> None:
+    async def give_back(self, slot: Slot) -> bool:
         """Free a slot that is not, or not any more, the one of its chunk; what fails is logged,
-        and the slot is judged when the disk is opened again."""
-        try:
-            await self._trash.wipe([slot])
-        except TorusError as exc:
-            log.warning("store.slot.not_freed", chunk=str(slot.chunk), reason=str(exc))
+        and the slot is judged when the disk is opened again.  Returns: whether it is free."""
+        return await self._deleting.give_back(slot)
 
     def in_trash(self, chunk: ChunkId) -> bool:
         """True while a deleted chunk's header may still be on the disk."""
@@ -320,17 +330,7 @@ class Store:
 
         Raises: NotFound when it is not there, or not any more; DiskFailed.
         """
-        self.check_disk()
-        slot = self._trash.take_back(chunk)
-        if slot is None:
-            raise NotFound(f"chunk {chunk} is not in the trash of disk {self.identity.disk_id}")
-        slot.examined = None
-        self.slots.add(slot)
-        try:  # an attempt to free it may have wiped it
-            self.disk.write(slot.address, self.slot_header(slot))
-        except OSError as exc:
-            raise self.translate(exc, "restore a chunk") from exc
-        await self.sync_segments({slot.segment})
+        await self._deleting.restore(chunk)
 
     @property
     def trash(self) -> list[ChunkId]:
@@ -341,16 +341,16 @@ class Store:
         """Begin to free what was in the trash long enough; it also happens by itself."""
         self._trash.expire()
 
-    def _freed(self, addresses: list[int]) -> None:
-        self._cooling.add(addresses)
+    async def _freed(self, slots: Sequence[Slot]) -> None:
+        await make_available(slots, self._cooling, self.shelves)
         self.space_freed.set()
 
     def chunks_of(self, volume: int) -> list[ChunkId]:
-        """Return the chunks of a volume that are here."""
+        """Return the chunks of a volume that are here: ids of whole copies and of shards."""
         return self.slots.of(volume)
 
     def chunks(self) -> list[ChunkId]:
-        """Return all chunks that are here."""
+        """Return all chunks that are here: ids of whole copies and of shards."""
         return list(self.slots)
 
     # --- state --------------------------------------------------------------------------

@@ -7,7 +7,7 @@ and content, so it can be taken back, and after a restart it is a plain chunk ag
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import islice
 
 from torus import limits
@@ -37,10 +37,10 @@ class Trash:
         commits: GroupCommit,
         clock: Clock,
         grace_s: float,
-        on_freed: Callable[[list[int]], None],
+        on_freed: Callable[[Sequence[Slot]], Awaitable[None]],
         translate: Callable[[OSError, str], TorusError],
     ) -> None:
-        """``on_freed`` is given the addresses of slots whose wiped headers are durable."""
+        """``on_freed`` is given the slots and cells whose wiped headers are durable."""
         self._space = space
         self._disk = disk
         self._pool = pool
@@ -66,6 +66,11 @@ class Trash:
         return list(self._held)
 
     @property
+    def holds_any(self) -> bool:
+        """True when emptying the trash may make room."""
+        return bool(self._held or self._emptying)
+
+    @property
     def keeps(self) -> bool:
         """True when there is a grace period."""
         return self._grace_s > 0
@@ -73,8 +78,8 @@ class Trash:
     def add(self, slots: Sequence[Slot]) -> None:
         """Keep deleted chunks for the grace period."""
         now_ns = self._clock.monotonic_ns()
+        self._count(slots, self._space.discard)
         for slot in slots:
-            self._space.discard()
             self._held[slot.chunk] = (slot, now_ns)
         self.relieve()
         self._later()
@@ -83,7 +88,7 @@ class Trash:
         """Return a chunk's slot, which is in use again; None when it is not in the trash."""
         slot, _ = self._held.pop(chunk, (None, 0))
         if slot is not None:
-            self._space.restore()
+            self._count([slot], self._space.restore)
         return slot
 
     async def wipe(self, slots: Sequence[Slot]) -> None:
@@ -91,14 +96,18 @@ class Trash:
 
         Raises: PoolFull, DiskFailed.
         """
-        for _ in slots:
-            self._space.discard()
+        self._count(slots, self._space.discard)
         try:
             await self._free(slots)
         except TorusError:
-            for _ in slots:
-                self._space.restore()
+            self._count(slots, self._space.restore)
             raise
+
+    def _count(self, slots: Sequence[Slot], change: Callable[[], None]) -> None:
+        """Tell the space of each slot; a cell is a part of one that is in use all the time."""
+        for slot in slots:
+            if slot.counted:
+                change()
 
     # --- when space is short ------------------------------------------------------------
 
@@ -188,7 +197,7 @@ class Trash:
             self._leaving -= chunks
         self._freed += len(slots)
         if slots:
-            self._on_freed([slot.address for slot in slots])
+            await self._on_freed(slots)
 
     def _wipe_headers(self, slots: Sequence[Slot]) -> None:
         for slot in slots:

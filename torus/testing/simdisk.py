@@ -130,7 +130,8 @@ class SimDisk:
             raise OSError(errno.EFBIG, f"{len(data)} bytes at {address:#x} leave the segment")
         self._record("write", address, bytes(data))
         target[offset : offset + len(data)] = data
-        if self.poison and data == FREED_SLOT:
+        whole = address % self.geometry.slot_bytes == 0  # not a cell of a shelf
+        if self.poison and whole and data == FREED_SLOT:
             self._spoil(address + len(data))
 
     def _spoil(self, address: int) -> None:

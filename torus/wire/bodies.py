@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torus import limits
 from torus.errors import LocalProtocolError, RemoteProtocolError
-from torus.ids import ChunkId
+from torus.ids import ChunkId, volume_of
 from torus.wire import messages as m
 from torus.wire.answers import ANSWERS
 from torus.wire.fields import (
@@ -207,8 +207,9 @@ def _pack_delete(request: m.Delete) -> Packed:
 def _unpack_delete(header: Header, body: memoryview) -> m.Delete:
     (count,) = COUNT.unpack_from(body)
     chunks = unpack_chunks(count, body[COUNT.size :])
+    token = ChunkId(header.volume, 0, 0, 0)
     for chunk in chunks:
-        check(chunk.volume == header.volume, f"fence token of volume {header.volume}")
+        check(volume_of(chunk) == volume_of(token), f"fence token of volume {header.volume}")
     return m.Delete(header.volume, header.epoch, chunks)
 
 
