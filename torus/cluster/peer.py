@@ -9,10 +9,12 @@ from collections.abc import Iterable, Sequence
 from weakref import WeakValueDictionary
 
 from torus import limits
+from torus._fast.blockio import BlockIo
 from torus._fast.record import RecordBuilder
 from torus.cluster.asked import Deadlines
 from torus.cluster.dialing import Dialing, connect
 from torus.cluster.link import PeerLink
+from torus.cluster.nearby import NearbyFiles
 from torus.cluster.one_disk import OneDisk
 from torus.cluster.reconnecting import Reconnecting
 from torus.errors import (
@@ -81,11 +83,11 @@ class PeerWriter:
 class PeerChunks(Reconnecting, OneDisk):
     """A `Chunks` over one disk of a node; made by `PeerChunks.connect`, closed by its maker."""
 
-    io = None
-
     def __init__(self, address: Address, link: PeerLink, dialing: Dialing, retry_s: float) -> None:
         """For `connect`."""
         super().__init__(address, link, dialing, retry_s)
+        self.io: BlockIo | None = None
+        self._nearby: NearbyFiles | None = None
         self._unflushed: dict[ChunkId, _Unflushed] = {}
         self._writers: WeakValueDictionary[ChunkId, PeerWriter] = WeakValueDictionary()
         self.slot_bytes = link.peer.slot_bytes
@@ -142,8 +144,14 @@ class PeerChunks(Reconnecting, OneDisk):
         writer.boot_id = boot_id
         return writer
 
-    def place(self, chunk: ChunkId) -> None:
-        """Return None: no chunk of a node is in this process."""
+    def read_files(self, nearby: NearbyFiles) -> None:
+        """Read chunks from the files of the node, which is on this host, where it hands them
+        out; ``nearby`` is closed by its maker."""
+        self._nearby, self.io = nearby, nearby.io
+
+    def place(self, chunk: ChunkId) -> int | None:
+        """Return the address of a chunk in the node's files, once that is known."""
+        return None if self._nearby is None else self._nearby.place(chunk, self)
 
     async def append(
         self, chunk: ChunkId, index: int, offset: int, record: bytes, boot_id: int

@@ -12,6 +12,7 @@ from torus import limits
 from torus.clock import Clock
 from torus.cluster.chunks import Chunks, DiskChunks
 from torus.cluster.membership import ClusterView, Place
+from torus.cluster.nearby import NearbyFiles
 from torus.cluster.replicated import VolumeChunks
 from torus.errors import TorusError, Unavailable
 from torus.log import get_logger
@@ -57,9 +58,11 @@ class DiskPool:
         *,
         host: str = "",
         slot_bytes: int = limits.SLOT_BYTES,
+        nearby: NearbyFiles | None = None,
     ) -> None:
         """``local``: the disks of this process, by id; the mapping may change.  ``host`` is this
-        one: disks of the same host are near."""
+        one: disks of the same host are near.  ``nearby`` reads their files; it is closed here."""
+        self.nearby = nearby
         self.view = view
         self.local = local
         self.clock = clock
@@ -155,6 +158,8 @@ class DiskPool:
     async def close(self) -> None:
         """Hang up everywhere; idempotent."""
         self._closed = True
+        if self.nearby is not None:
+            await self.nearby.close()
         for far in self._far.values():
             async with far.lock:
                 chunks, far.chunks = far.chunks, None

@@ -69,6 +69,8 @@ class VolumeChunks:
         near = next(iter(pool.local.values()), None)
         self._near = near
         self.io: BlockIo | None = None if near is None else near.io
+        if near is None and pool.nearby is not None:
+            self.io = pool.nearby.io
         self.slot_bytes = pool.slot_bytes if near is None else near.slot_bytes
 
     # --- writing ------------------------------------------------------------------------
@@ -261,13 +263,25 @@ class VolumeChunks:
     # --- reading ------------------------------------------------------------------------
 
     def place(self, chunk: ChunkId) -> int | None:
-        """Return the address of this process's own copy; what is read there is checked."""
-        if self._near is None or self._near.disk_id in self._open.lost:
+        """Return the address of this process's own copy, or where it has none of one on this
+        host; what is read there is checked."""
+        if self._near is None:
+            return self._nearby_place(chunk)
+        if self._near.disk_id in self._open.lost:
             return None
         try:
             return self._near.place(chunk)
         except TorusError:
             return None
+
+    def _nearby_place(self, chunk: ChunkId) -> int | None:
+        if self._pool.nearby is None:
+            return None
+        disk_id = self._reads.best(chunk)
+        if disk_id is None or self._pool.distance(disk_id) != 1:
+            return None
+        disk = self._pool.connected(disk_id)
+        return None if disk is None else self._pool.nearby.place(chunk, disk)
 
     async def read(self, reads: Sequence[tuple[ChunkId, int, int]]) -> list[bytes]:
         """Return the bytes of each (chunk, offset, size) as one copy has them, unverified.

@@ -13,6 +13,7 @@ from torus.clock import Clock
 from torus.cluster.chunks import DiskChunks
 from torus.cluster.local import LocalChunks
 from torus.cluster.membership import Membership
+from torus.cluster.nearby import NearbyFiles
 from torus.cluster.pool import DiskPool
 from torus.config import CommonConfig, NodeConfig
 from torus.daemon.cluster_source import ClusterSource
@@ -55,7 +56,10 @@ async def way_into(
     membership = Membership(metadata, clock)
     stack.push_async_callback(membership.close)
     await membership.start()
-    pool = DiskPool(membership, local, dialing.replica, clock, host=socket.gethostname())
+    nearby = None if local else NearbyFiles()
+    pool = DiskPool(
+        membership, local, dialing.replica, clock, host=socket.gethostname(), nearby=nearby
+    )
     stack.push_async_callback(pool.close)
     return Way(membership, dialing, pool)
 

@@ -49,6 +49,7 @@ from torus.metadata.open import open_metadata
 from torus.metadata.schema import Cluster, Node
 from torus.net.address import TcpAddress, UnixAddress, parse_address
 from torus.node.control import control_path_beside
+from torus.node.places import Places
 from torus.node.server import PeerServer, listen_for_peers
 from torus.node.service import PeerService
 from torus.volume.attached import AttachedVolumes
@@ -183,8 +184,11 @@ class RunningNode:
         """Open the peer sockets."""
         cluster, name = self._cluster, self.disks.node_id
         services = [PeerService(store, name=name) for store in self.disks.stores.values()]
+        self._places = Places(self.disks.stores)
         for service in services:
             service.on_report = self.report
+        stack.push_async_callback(self._places.close)
+        self._places.start()
         server = PeerServer(cluster.cluster_id, services, secret=cluster.secret, name=name)
         stack.push_async_callback(server.close)
         listener = await listen_for_peers(self._peer, server)
@@ -337,6 +341,8 @@ class RunningNode:
             documents = [] if self.upkeep is None else self.upkeep.documents()
             answer = {"status": asdict(self.status()), "upkeep": documents}
             return json.dumps(answer, sort_keys=True).encode()
+        if Places.is_question(question):
+            return self._places.answer(question)
         if self._serves and question.startswith(b'{"ask": "release"'):
             return json.dumps(await self._control.answer(json.loads(question))).encode()
         if self.upkeep is None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from torus.clock import Clock, SystemClock
 from torus.cluster.chunks import Chunks, ChunksOf, chunks_of
 from torus.cluster.local import LocalChunks
+from torus.cluster.nearby import NearbyFiles
 from torus.cluster.peer import PeerChunks
 from torus.config import CommonConfig, is_shared
 from torus.daemon.cluster_parts import Way, way_into
@@ -108,6 +109,9 @@ async def _single_machine(
         address = parse_address(node.peer_address)
         chunks = await PeerChunks.connect(address, cluster.cluster_id, secret=cluster.secret)
         stack.push_async_callback(chunks.close)
+        nearby = NearbyFiles()
+        stack.push_async_callback(nearby.close)
+        chunks.read_files(nearby)
         return chunks
     if node_only:
         raise Unavailable(

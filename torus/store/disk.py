@@ -179,6 +179,13 @@ class PosixDisk:
         self._set(segment, fd)
         return os.fstat(fd).st_size
 
+    def open_for_reading(self, segment: int) -> int:
+        """Return a descriptor for another process, which may only read; the caller closes it.
+
+        Raises: OSError.
+        """
+        return os.open(segment_name(segment), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+
     def read_header(self, segment: int) -> bytes:
         return os.pread(self._files[segment], limits.SEGMENT_HEADER_BYTES, 0)
 

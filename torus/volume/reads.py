@@ -73,10 +73,7 @@ class Reads:
         if len(runs) != 1 or runs[0][1] != count:
             return None
         _, _, sequence, offset, base = runs[0]
-        if view.path is not None:
-            view.note_place(sequence, base)
-            if view.is_near(sequence, base):
-                return None  # not in the page cache
+        view.note_place(sequence, base)
         crcs = view.blocks.entries_crc(block, count)
 
         def check(piece: bytes) -> bool:

@@ -28,6 +28,7 @@ class View:
         self.cache_bytes = cache_bytes
         self.places: dict[int, int] = {}
         self.path = None if chunks.io is None else Datapath(blocks, chunks.io, self.places)
+        self._mismatches = 0  # of the compiled path, so far
 
     def check_reads(self) -> None:
         """Refuse reads that cannot be right any more.
@@ -46,15 +47,14 @@ class View:
         """Tell the compiled path where a chunk lies, when that is in this process."""
         if self.path is None:
             return
+        if self.path.mismatches != self._mismatches:  # a chunk is not where it was any more
+            self._mismatches = self.path.mismatches
+            self.places.clear()
         key = base << _BASE_SHIFT | sequence
         if key not in self.places:
             place = self.chunks.place(self.chunk(sequence, base))
             if place is not None:
                 self.places[key] = place
-
-    def is_near(self, sequence: int, base: int) -> bool:
-        """Tell whether the compiled path knows where a chunk lies."""
-        return (base << _BASE_SHIFT | sequence) in self.places
 
     async def load(self, block: int, count: int) -> None:
         """Bring the leaves of a range into memory.
