@@ -67,6 +67,7 @@ class NodeConfig:
     join: bool = True  # new disks get data at once
     auto_out_s: float = AUTO_OUT_S  # a disk that is gone so long is put out of the ring
     repair_rate_bytes: int = REPAIR_RATE_BYTES_DEFAULT  # pulled by each disk per second; 0: none
+    scrub_rate_bytes: int | None = None  # read by each disk per second; None: what it takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("node.join", "true", "new disks get data at once", switch=True),
     Option("node.auto-out", "10m", "a disk that is gone so long is put out of the ring, or none"),
     Option("node.repair-rate", "128MiB", "what each disk may pull in a second, or none"),
+    Option("node.scrub-rate", "auto", "what each disk may read again in a second, auto or none"),
     Option("node.nbd", DEFAULT_NBD_ADDRESS, "where the node answers NBD, or none", many=True),
     Option("node.http", DEFAULT_HTTP_ADDRESS, "where /metrics and /healthz answer, or none"),
     Option("node.punch", "true", "give freed space back to the file system", switch=True),

@@ -89,6 +89,12 @@ def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
         help="each disk pulls so much in a second that it lacks (default 128MiB), or none; half of "
         "it and less while clients are slow",
     )
+    add(
+        "--scrub-rate",
+        metavar="SIZE",
+        help="each disk reads so much in a second to find damage, or none; auto (default) is what "
+        "a week for all of it takes",
+    )
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -117,6 +123,10 @@ def _grace_s(text: str, what: str) -> float:
 
 def _out_s(text: str, what: str) -> float:
     return 0.0 if text.strip().lower() == "none" else parse_seconds(text, what)
+
+
+def _scrub_rate(text: str, what: str) -> int | None:
+    return None if text.strip().lower() == "auto" else rate(text, what)
 
 
 def _peer(text: str, what: str) -> str:
@@ -158,4 +168,5 @@ def node_config(session: Session) -> NodeConfig:
         join=session.switch("node.join"),
         auto_out_s=session.value("node.auto-out", _out_s) or 0.0,
         repair_rate_bytes=session.value("node.repair-rate", rate) or 0,
+        scrub_rate_bytes=session.value("node.scrub-rate", _scrub_rate),
     )

@@ -25,6 +25,7 @@ NOUNS: dict[str, tuple[str, str]] = {
     "gc": ("torus.cli.gc", "free what overwriting left behind in the logs"),
     "status": ("torus.cli.status", "show whether nodes, disk, metadata and volumes are well"),
     "check": ("torus.cli.check", "verify a stopped node's data directory"),
+    "scrub": ("torus.cli.scrub", "read the data of running nodes again and repair what is damaged"),
     "segment": ("torus.cli.segment", "look into a segment file"),
     "meta": ("torus.cli.meta", "look at the metadata store, back it up, move it into etcd"),
     "recover": ("torus.cli.recover", "make lost metadata anew from the copies in the log"),

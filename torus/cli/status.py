@@ -12,6 +12,7 @@ from typing import Any
 from torus.cli.instants import iso_instant
 from torus.cli.nodes import NodeView, node_views
 from torus.cli.parser import Verbs, add_command
+from torus.cli.scrub import scrub_of, summary_document, summary_line
 from torus.cli.session import Session
 from torus.cli.sizes import format_seconds, format_size
 from torus.cli.space import space_text
@@ -69,7 +70,10 @@ def _show(session: Session) -> int:
         with session.metadata() as store:
             document, render = gather(store), _render
     code = document.pop("exit_code")
-    session.output.show(document, lambda: render(session, document))
+    shown = dict(document)
+    if shown["scrub"] is not None:
+        shown["scrub"] = summary_document(shown["scrub"])
+    session.output.show(shown, lambda: render(session, document))
     return int(code)
 
 
@@ -87,6 +91,7 @@ def gather(store: MetadataStore) -> dict[str, Any]:
         "cluster": None if cluster is None else cluster.cluster_id,
         "metadata_ok": all((view.status or {}).get("metadata_ok", True) for view in views),
         "volumes": {"count": len(owners), "attached": attached},
+        "scrub": scrub_of(view.status for view in views),
         "nodes": [_node_document(view) for view in views],
         "exit_code": code,
     }
@@ -144,6 +149,8 @@ def _render(session: Session, document: dict[str, Any]) -> None:
         ("metadata", "ok" if document["metadata_ok"] else "NOT reachable from a node"),
         ("volumes", f"{volumes['count']}, {volumes['attached']} of them attached"),
     ]
+    if document["scrub"] is not None:
+        pairs.append(("scrub", summary_line(document["scrub"])))
     for node in document["nodes"]:
         pairs += _node_lines(node)
     session.output.fields(pairs)

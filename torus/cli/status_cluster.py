@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torus.cli.node_verbs import node_document
+from torus.cli.scrub import scrub_of, summary_line
 from torus.cli.session import Session
 from torus.cli.sizes import format_seconds, format_size
 from torus.config import CommonConfig
@@ -41,6 +42,7 @@ def gather_cluster(common: CommonConfig) -> dict[str, Any]:
         "ring": _ring(survey),
         "upkeep": _upkeep(survey),
         "volumes": _volumes(survey),
+        "scrub": scrub_of(survey.statuses.values()),
         "nodes": [_node(survey, node_id) for node_id in survey.node_ids()],
         "exit_code": health.exit_code,
     }
@@ -117,6 +119,7 @@ def _without_metadata(common: CommonConfig, error: TorusError) -> dict[str, Any]
         "ring": None,
         "upkeep": None,
         "volumes": None,
+        "scrub": scrub_of(statuses),
         "nodes": [{"node": status.get("node_id"), "status": status} for status in statuses],
         "exit_code": Unavailable.exit_code,
     }
@@ -159,6 +162,8 @@ def render_cluster(session: Session, document: dict[str, Any]) -> None:
         )
     if document["upkeep"] is not None:
         pairs.append(("copies", _upkeep_line(document["upkeep"])))
+    if document["scrub"] is not None:
+        pairs.append(("scrub", summary_line(document["scrub"])))
     if document["volumes"] is not None:
         volumes = document["volumes"]
         degraded = f", {len(volumes['degraded'])} degraded" if volumes["degraded"] else ""

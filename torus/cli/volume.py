@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torus.cli import backup, clone, diff, snapshot, volume_copy
+from torus.cli import backup, clone, diff, snapshot, volume_check, volume_copy
 from torus.cli.instants import iso_instant
 from torus.cli.nodes import NodeView, node_views
 from torus.cli.parser import Verbs, add_command, add_data_dir, add_noun
@@ -90,6 +90,7 @@ def declare(verbs: Verbs, noun: str, summary: str) -> None:
     diff.declare(below)
     backup.declare(below)
     volume_copy.declare(below)
+    volume_check.declare(below)
 
 
 def _declare_changes(below: Verbs) -> None:

@@ -36,6 +36,7 @@ class Placement:
         self._scheme = scheme
         self._first_copies = (*former, scheme)[0].copies
         self._parts = max(one.disks_needed for one in (*former, scheme))
+        self._sharded = any(one.erasure for one in (*former, scheme))
         self._spans: dict[tuple[int, int, int], Written] = {}
 
     @property
@@ -53,10 +54,16 @@ class Placement:
         """Return on how many disks of a ring a chunk has been at most."""
         return self._parts
 
+    @property
+    def sharded(self) -> bool:
+        """Tell whether some of the chunks may lie in shards."""
+        return self._sharded
+
     def follow(self, scheme: Scheme) -> None:
         """Keep chunks in another way; those of known spans lie where they were written."""
         self._scheme = scheme
         self._parts = max(self._parts, scheme.disks_needed)
+        self._sharded |= scheme.erasure
 
     def learn(self, volume: int, spans: Iterable[Span], *, writing: bool = True) -> None:
         """Learn where the chunks of a log were written.

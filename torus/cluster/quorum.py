@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torus import limits
 from torus.cluster.answers import ask_all
 from torus.cluster.placement import Placement
+from torus.cluster.shard_making import remake_content
 from torus.errors import Corruption, TorusError, Unavailable
 from torus.ids import ChunkId
 from torus.log import get_logger
@@ -22,6 +23,7 @@ from torus.store.content import walk
 
 if TYPE_CHECKING:
     from torus.cluster.pool import DiskPool
+    from torus.cluster.sharded_reads import ShardReads
 
 log = get_logger("torus.takeover")
 
@@ -29,6 +31,7 @@ FIRST = limits.SLOT_HEADER_BYTES
 _PAUSE_FIRST_S = 0.05
 _PAUSE_MAX_S = 0.5
 _SETTLED_AT_ONCE = 4
+_SHARDS = "shards"  # in place of a disk
 
 
 class _Answer(NamedTuple):
@@ -57,6 +60,7 @@ class Takeover:
         self._doubtful: set[ChunkId] = set()
         self.unreachable: dict[str, TorusError] = {}  # disks that did not answer in time
         self.stopping = False
+        self.shards: ShardReads | None = None  # reads chunks of closed spans that lie in shards
 
     # --- fence and read -----------------------------------------------------------------
 
@@ -107,10 +111,29 @@ class Takeover:
             others = [disk for disk in sorted(places) if self._pool.is_up(disk)]
             more, _ = await self._ask_disks(chunk, epoch, others, is_open=False)
             answers.update(more)
+        if self.shards is not None and not is_open and self._placement.sharded:
+            if not any(answer.data for answer in answers.values()):
+                await self._from_shards(self.shards, chunk, answers, silent)
         self._doubtful.discard(chunk)
         if silent:
             self._doubtful.add(chunk)
         return answers, silent
+
+    async def _from_shards(
+        self,
+        shards: "ShardReads",
+        chunk: ChunkId,
+        answers: dict[str, _Answer],
+        silent: dict[str, TorusError],
+    ) -> None:
+        """Have a chunk of a closed span that lies in shards answered by all of them together."""
+        content, unknown = await remake_content(shards, chunk)
+        if content is not None:
+            rest = self._pool.slot_bytes - FIRST - len(content)
+            answers[_SHARDS] = _Answer(0, FIRST + len(content), content + bytes(rest))
+            return
+        for disk in unknown.difference(silent):
+            silent[disk] = Unavailable(f"disk {disk} cannot be asked for shards")
 
     async def _ask_disks(
         self, chunk: ChunkId, epoch: int, disks: Sequence[str], *, is_open: bool

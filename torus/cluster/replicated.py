@@ -9,6 +9,7 @@ Implements docs/replication.md.
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torus import limits
@@ -24,9 +25,10 @@ from torus.cluster.replicated_care import Care
 from torus.cluster.replicated_reads import CopyReads
 from torus.cluster.replicated_soon import GatheredReads
 from torus.cluster.replicated_writes import CopiesLost, OpenChunks
+from torus.cluster.shard_making import remake_shard
 from torus.errors import PoolFull, TorusError
 from torus.format.shard import content_max
-from torus.ids import ChunkId
+from torus.ids import ChunkId, shard_id
 from torus.log import get_logger
 from torus.metadata.schema import Span, VolumeSpec
 from torus.redundancy.scheme import parse
@@ -54,26 +56,26 @@ class VolumeChunks:
         former = [parse(one) for one in spec.former]
         self._placement = Placement(pool.view, parse(spec.redundancy), former)
         self._open = OpenChunks(pool, min_copies)
-        self._reads = CopyReads(pool, self._placement, self._open)
+        near = next(iter(pool.local.values()), None)
+        self.slot_bytes = pool.slot_bytes if near is None else near.slot_bytes
+        self._reads = CopyReads(pool, self._placement, self._open, spec.volume, self.slot_bytes)
         self._soon = GatheredReads(pool, self._reads)
         self.read_soon = self._soon.read
         self._takeover = Takeover(pool, self._placement)
         self._next = NextSpan(pool, self._placement, self._open, self._takeover, min_copies)
         self._care = Care(pool, self._placement)
         self._reads.on_bad_copy = self._on_bad_copy
+        self._reads.shards.on_bad_shard = self._on_bad_shard
+        self._takeover.shards = self._reads.shards
         self._few = False  # the open span has too few disks
         self._span: tuple[int, frozenset[str]] = (0, frozenset())
         self._span_copies = 0
         self._changed = asyncio.Event()
         pool.view.on_change.append(self._changed.set)
-        near = next(iter(pool.local.values()), None)
         self._near = near
         self.io: BlockIo | None = None if near is None else near.io
         if near is None and pool.nearby is not None:
             self.io = pool.nearby.io
-        self.slot_bytes = pool.slot_bytes if near is None else near.slot_bytes
-
-    # --- writing ------------------------------------------------------------------------
 
     @property
     def chunk_bytes(self) -> int:
@@ -84,6 +86,8 @@ class VolumeChunks:
         if data:
             most = min(most, limits.SLOT_HEADER_BYTES + content_max(data, self.slot_bytes))
         return min(self.slot_bytes, most)
+
+    # --- writing ------------------------------------------------------------------------
 
     def _alone(self, chunk: ChunkId) -> DiskChunks | None:
         """Return the one disk of a chunk if that is in this process: it needs none of this."""
@@ -299,6 +303,11 @@ class VolumeChunks:
     def _on_bad_copy(self, chunk: ChunkId, bad: str, good: str) -> None:
         if chunk.volume == self._volume and chunk not in self._open.chunks:
             self._care.repair(chunk, bad, good, self._epoch)
+
+    def _on_bad_shard(self, chunk: ChunkId, number: int, bad: str) -> None:
+        if chunk.volume == self._volume:
+            remake = partial(remake_shard, self._reads.shards, chunk, number)
+            self._care.repair_shard(shard_id(chunk, number), bad, remake, self._epoch)
 
     # --- taking over --------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ lost without harm.
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torus import limits
@@ -16,6 +17,7 @@ from torus.cluster.chunks import DiskChunks
 from torus.cluster.placement import Placement
 from torus.errors import Corruption, Fenced, TorusError
 from torus.format.logend import headers_beyond
+from torus.format.shard import PLACE_BYTES
 from torus.ids import ChunkId
 from torus.log import get_logger
 from torus.store.content import Presence
@@ -38,7 +40,7 @@ class Care:
         self._placement = placement
         self._undeleted: dict[str, set[ChunkId]] = {}
         self._epochs: dict[int, int] = {}
-        self._repairs: deque[tuple[ChunkId, str, str, int]] = deque()
+        self._repairs: deque[tuple[ChunkId, str, str, Callable[[], Awaitable[None]]]] = deque()
         self._wanted: set[tuple[ChunkId, str]] = set()
         self._deleting: asyncio.Task[None] | None = None
         self._repairing: asyncio.Task[None] | None = None
@@ -76,7 +78,7 @@ class Care:
                 self._later(disk, by_disk[disk], answer)
             else:
                 count += answer
-        return min(-(-count // self._placement.copies), len(chunks))
+        return min(-(-count // self._placement.parts), len(chunks))
 
     async def _delete_on(
         self, disk_id: str, volume: int, epoch: int, chunks: Sequence[ChunkId]
@@ -112,23 +114,33 @@ class Care:
     def repair(self, chunk: ChunkId, bad: str, good: str, epoch: int) -> None:
         """Give the disk ``bad`` the copy that ``good`` has, in the background; as the holder of
         ``epoch``, without which nothing is done."""
-        if epoch == 0 or self._stopping or (chunk, bad) in self._wanted:
+        if self._placement.stays_on(chunk, bad):  # else it may be on its way, or have gone
+            self._soon(chunk, bad, good, epoch, partial(self._repair, chunk, bad, good, epoch))
+
+    def repair_shard(
+        self, shard: ChunkId, bad: str, remake: Callable[[], Awaitable[bytes]], epoch: int
+    ) -> None:
+        """Write a damaged shard again, as `repair` does; ``remake`` makes it of others."""
+        self._soon(shard, bad, "others", epoch, partial(self._rewrite, shard, bad, remake, epoch))
+
+    def _soon(
+        self, part: ChunkId, bad: str, good: str, epoch: int, work: Callable[[], Awaitable[None]]
+    ) -> None:
+        if epoch == 0 or self._stopping or (part, bad) in self._wanted:
             return
         if len(self._repairs) >= limits.REPLICA_REPAIRS_MAX:
             return
-        if not self._placement.stays_on(chunk, bad):
-            return  # it may be on its way there, or have gone from there
-        self._wanted.add((chunk, bad))
-        self._repairs.append((chunk, bad, good, epoch))
+        self._wanted.add((part, bad))
+        self._repairs.append((part, bad, good, work))
         if self._repairing is None:
             self._repairing = asyncio.ensure_future(self._repair_all())
             self._repairing.add_done_callback(_report)
 
     async def _repair_all(self) -> None:
         while self._repairs:
-            chunk, bad, good, epoch = self._repairs.popleft()
+            chunk, bad, good, work = self._repairs.popleft()
             try:
-                await self._repair(chunk, bad, good, epoch)
+                await work()
                 self.repaired += 1
                 log.warning("replicas.copy.repaired", chunk=str(chunk), disk=bad, source=good)
             except TorusError as exc:
@@ -150,6 +162,13 @@ class Care:
                 hint="run 'torus check' for what is damaged",
             )
         await target.install(chunk, epoch, found.end, content)
+
+    async def _rewrite(
+        self, shard: ChunkId, bad: str, remake: Callable[[], Awaitable[bytes]], epoch: int
+    ) -> None:
+        content = await remake()
+        target = await self._pool.get(bad)
+        await target.install(shard, epoch, PLACE_BYTES + len(content), content)
 
     async def _goes_on(self, disk: DiskChunks, chunk: ChunkId, end: int) -> bool:
         """Tell whether records of a chunk stand behind offset ``end`` of a disk's copy."""

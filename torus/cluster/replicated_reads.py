@@ -1,7 +1,8 @@
 """Reads of chunks that have copies on several disks.
 
-Decides which copy is asked first, when a second one is asked beside it, and what no right answer
-means.  Whether bytes are right is decided by the caller's check, against the map's checksums.
+Decides which copy is asked first, when a second one is asked beside it, when a chunk is looked for
+in shards (`torus.cluster.sharded_reads`), and what no right answer means.  Whether bytes are right
+is decided by the caller's check, against the map's checksums.
 
 Implements docs/replication.md, "Reading".
 """
@@ -9,6 +10,7 @@ Implements docs/replication.md, "Reading".
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,8 @@ from torus import limits
 from torus.cluster.answers import cancel
 from torus.cluster.chunks import Check
 from torus.cluster.placement import Placement
+from torus.cluster.shard_places import ShardPlaces
+from torus.cluster.sharded_reads import ShardReads
 from torus.errors import Corruption, TorusError, Unavailable
 from torus.ids import ChunkId
 from torus.log import get_logger
@@ -48,6 +52,8 @@ class _Batch:
         self.found: dict[int, bytes] = {}
         self.wrong: dict[int, bytes] = {}  # the first that came and is not right
         self.bad: dict[int, list[str]] = {}  # disks whose bytes are not right
+        self.silent: dict[int, frozenset[str]] = {}  # disks that could not be asked for shards
+        self.lost: dict[int, Corruption] = {}  # why shards that are there are of no use
         self.absent: dict[int, set[str]] = {}  # disks that do not have the chunk, or cannot read it
 
     def take(self, number: int, disk_id: str, data: bytes) -> None:
@@ -64,8 +70,16 @@ class _Batch:
 class CopyReads:
     """The reads of one volume and its ancestors."""
 
-    def __init__(self, pool: "DiskPool", placement: Placement, opened: "OpenChunks") -> None:
+    def __init__(
+        self,
+        pool: "DiskPool",
+        placement: Placement,
+        opened: "OpenChunks",
+        volume: int,
+        slot_bytes: int,
+    ) -> None:
         self._pool = pool
+        self.shards = ShardReads(pool, ShardPlaces(pool, placement, volume), self, slot_bytes)
         self._placement = placement
         self._open = opened
         self._seen: OrderedDict[ChunkId, str] = OrderedDict()
@@ -98,13 +112,19 @@ class CopyReads:
     async def _read(self, reads: Sequence[Read], check: Check | None) -> list[bytes]:
         batch = _Batch(reads, check)
         groups: dict[tuple[str, ...], list[int]] = {}
+        cut = await self._from_shards(batch, range(len(reads)))
         for number, (chunk, _, _) in enumerate(reads):
-            groups.setdefault(tuple(self._order(chunk)), []).append(number)
+            if number not in batch.found:
+                groups.setdefault(tuple(self._order(chunk)), []).append(number)
         if len(groups) == 1:
             [(order, numbers)] = groups.items()
             await self._chain(batch, numbers, order)
         else:
             await asyncio.gather(*[self._chain(batch, some, to) for to, some in groups.items()])
+        for number in cut:
+            if number in batch.found:
+                self.shards.places.note_whole(reads[number][0])
+        await self._search(batch)
         return [self._result(batch, number) for number in range(len(reads))]
 
     # --- who is asked -------------------------------------------------------------------
@@ -127,7 +147,9 @@ class CopyReads:
         return sorted(owners, key=rank)
 
     def best(self, chunk: ChunkId) -> str | None:
-        """Return the disk that is asked first; None when none can be."""
+        """Return the disk whose copy is asked first; None when none can be, or shards are."""
+        if self.shards.places.expected(chunk):
+            return None
         return next(iter(self._order(chunk)), None)
 
     def is_open(self, chunk: ChunkId) -> bool:
@@ -138,6 +160,10 @@ class CopyReads:
     def hedge_s(self) -> float:
         """Return how long a small read may take before a second disk is asked."""
         return self._hedge_s
+
+    def avoided(self, disk_id: str) -> bool:
+        """Tell whether a disk did not answer in time a moment ago."""
+        return self._avoid.get(disk_id, 0.0) > asyncio.get_running_loop().time()
 
     def late(self, disk_id: str) -> None:
         """Ask a disk last for a while, because an answer takes long."""
@@ -156,6 +182,46 @@ class CopyReads:
         others = set(self._pool.view.disks()) | set(self._pool.local)
         left = [disk for disk in others.difference(order) if self._pool.is_up(disk)]
         return sorted(left, key=lambda disk: (self._pool.distance(disk), disk))
+
+    # --- shards -------------------------------------------------------------------------
+
+    async def _from_shards(self, batch: _Batch, numbers: Sequence[int]) -> list[int]:
+        """Read what is expected to lie in shards; return what of that was not found."""
+        places = self.shards.places
+        cut = [number for number in numbers if places.expected(batch.reads[number][0])]
+        if cut:
+            await asyncio.gather(*[self._from_shard(batch, number) for number in cut])
+        return [number for number in cut if number not in batch.found]
+
+    async def _from_shard(self, batch: _Batch, number: int) -> None:
+        check = batch.check
+        right = None if check is None else partial(check, number)
+        data = await self.shards.read(batch.reads[number], right)
+        if data is not None:
+            batch.found[number] = data
+
+    async def _search(self, batch: _Batch) -> None:
+        """Ask everybody for shards of what was found nowhere else."""
+        places = self.shards.places
+        left: dict[ChunkId, list[int]] = {}
+        for number, (chunk, _, _) in enumerate(batch.reads):
+            if number not in batch.found and places.possible(chunk) and not self.is_open(chunk):
+                left.setdefault(chunk, []).append(number)
+        for chunk, numbers in left.items():
+            places.forget(chunk)
+            shards, silent = await places.search(chunk)
+            for number in numbers:
+                batch.silent[number] = silent
+                if shards is None:
+                    continue
+                right = None if batch.check is None else partial(batch.check, number)
+                try:
+                    read = batch.reads[number]
+                    batch.found[number] = await self.shards.put_together(read, shards, right)
+                except Corruption as exc:
+                    batch.lost[number] = exc
+                except TorusError:
+                    batch.silent[number] |= frozenset(shards.disks.values())
 
     # --- asking -------------------------------------------------------------------------
 
@@ -262,6 +328,7 @@ class CopyReads:
             return held
         answered = {*batch.absent.get(number, ()), *batch.bad.get(number, ())}
         unknown = [disk for disk in self._owners(chunk) if disk not in answered]
+        unknown += sorted(batch.silent.get(number, frozenset()).difference(unknown))
         if unknown or not answered:
             raise Unavailable(
                 f"chunk {chunk} cannot be read: disks {unknown} cannot be asked"
@@ -269,6 +336,8 @@ class CopyReads:
                 else f"chunk {chunk} cannot be read: where it lies is not known here",
                 hint="see: torus node list",
             )
+        if number in batch.lost:
+            raise batch.lost[number]
         wrong = batch.wrong.get(number)
         if wrong is not None:
             return wrong
@@ -280,3 +349,4 @@ class CopyReads:
         """Forget where chunks were found: they are deleted."""
         for chunk in chunks:
             self._seen.pop(chunk, None)
+            self.shards.places.forget(chunk)

@@ -10,11 +10,13 @@ Implements docs/replication.md, "Reading" and "Flushing".
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torus import limits
 from torus.cluster.answers import seen
 from torus.cluster.replicated_chunk import OpenChunk
+from torus.cluster.sharded_reads import Placed, parts_of
 from torus.errors import DiskFailed, Fenced, PoolFull, TimedOut, TorusError
 from torus.ids import ChunkId
 from torus.log import get_logger
@@ -63,6 +65,36 @@ class _Gathered:
                 future.set_result(piece if len(piece) == read[2] and check(piece) else None)
 
 
+def _any(_piece: bytes) -> bool:
+    return True
+
+
+class _Joined:
+    """A piece whose parts come from several disks."""
+
+    __slots__ = ("_check", "_left", "_parts", "future")
+
+    def __init__(self, count: int, check: Check) -> None:
+        self.future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        self._check = check
+        self._parts: list[bytes | None] = [None] * count
+        self._left = count
+
+    def wait_for(self, number: int, part: asyncio.Future[bytes | None]) -> None:
+        """Learn of one part."""
+        part.add_done_callback(partial(self._take, number))
+
+    def _take(self, number: int, part: asyncio.Future[bytes | None]) -> None:
+        self._parts[number] = None if part.cancelled() else part.result()
+        self._left -= 1
+        if self._left or self.future.done():
+            return
+        pieces = [piece for piece in self._parts if piece is not None]
+        data = b"".join(pieces)
+        right = len(pieces) == len(self._parts) and self._check(data)
+        self.future.set_result(data if right else None)
+
+
 class GatheredReads:
     """The short way to the copies of one volume; `stop` it."""
 
@@ -70,6 +102,7 @@ class GatheredReads:
         self._pool = pool
         self._reads = reads
         self._best: dict[ChunkId, str | None] = {}
+        self._cut: dict[ChunkId, Placed | None] = {}  # of chunks that lie in shards
         self._best_until_s = 0.0
         self._next: dict[str, _Gathered] = {}
         self._sent: dict[asyncio.Future[list[bytes]], _Gathered] = {}
@@ -78,10 +111,38 @@ class GatheredReads:
     def read(self, read: Read, check: Check) -> asyncio.Future[bytes | None] | None:
         """Return the future of a piece that passes the check; None, now or as its result, when
         the long way is due."""
-        loop = asyncio.get_running_loop()
-        disk_id = self._best_of(read[0], loop.time())
-        if disk_id is None or read[2] > _TOGETHER_BYTES or disk_id in self._pool.local:
+        if read[2] > _TOGETHER_BYTES:
             return None
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._best_until_s:
+            self._best.clear()
+            self._cut.clear()
+            self._best_until_s = now_s + _BEST_S
+        if self._reads.shards.places.expected(read[0]):
+            return self._read_cut(read, check)
+        disk_id = self._best_of(read[0])
+        if disk_id is None or disk_id in self._pool.local:
+            return None
+        return self._add(disk_id, read, check)
+
+    def _read_cut(self, read: Read, check: Check) -> asyncio.Future[bytes | None] | None:
+        """Read a piece from the shards that hold it."""
+        chunk = read[0]
+        if chunk not in self._cut:
+            self._cut[chunk] = self._reads.shards.placed(chunk)
+        parts = parts_of(read, self._cut[chunk])
+        if parts is None or any(disk_id in self._pool.local for disk_id, _ in parts):
+            return None
+        if len(parts) == 1:
+            [(disk_id, part)] = parts
+            return self._add(disk_id, part, check)
+        joined = _Joined(len(parts), check)
+        for number, (disk_id, part) in enumerate(parts):
+            joined.wait_for(number, self._add(disk_id, part, _any))
+        return joined.future
+
+    def _add(self, disk_id: str, read: Read, check: Check) -> asyncio.Future[bytes | None]:
+        loop = asyncio.get_running_loop()
         gathered = self._next.get(disk_id)
         if gathered is not None and (
             gathered.size + read[2] > _TOGETHER_BYTES
@@ -99,12 +160,9 @@ class GatheredReads:
         gathered.size += read[2]
         return future
 
-    def _best_of(self, chunk: ChunkId, now_s: float) -> str | None:
+    def _best_of(self, chunk: ChunkId) -> str | None:
         if self._reads.is_open(chunk):
             return self._reads.best(chunk)
-        if now_s >= self._best_until_s:
-            self._best.clear()
-            self._best_until_s = now_s + _BEST_S
         if chunk not in self._best:
             self._best[chunk] = self._reads.best(chunk)
         return self._best[chunk]
@@ -137,6 +195,7 @@ class GatheredReads:
             if not isinstance(error, TorusError | None):
                 log.error("replicas.read.ended", disk=gathered.disk_id, exception=error)
             self._best.clear()
+            self._cut.clear()
             gathered.give_up()
             return
         self._reads.sample(asyncio.get_running_loop().time() - gathered.sent_s)
@@ -152,6 +211,7 @@ class GatheredReads:
                 del self._sent[sent]
                 self._reads.late(gathered.disk_id)
                 self._best.clear()
+                self._cut.clear()
                 gathered.give_up()
         if self._sent:
             due_s = min(gathered.due_s for gathered in self._sent.values())

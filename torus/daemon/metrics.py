@@ -84,6 +84,15 @@ METRICS: tuple[Metric, ...] = (
     Metric("torus_upkeep_pulled_chunks_total", "counter", "Copies that were pulled."),
     Metric("torus_upkeep_dropped_chunks_total", "counter", "Copies that were given up."),
     Metric("torus_upkeep_errors_total", "counter", "Pulls and rounds that failed."),
+    Metric("torus_scrub_read_bytes_total", "counter", "Read again by the scrub."),
+    Metric("torus_scrub_chunks_total", "counter", "Chunks and shards that were looked at."),
+    Metric("torus_scrub_found_total", "counter", "Damage found, ever.", ("kind",)),
+    Metric("torus_scrub_repaired_total", "counter", "Damage repaired, ever.", ("kind",)),
+    Metric("torus_scrub_open", "gauge", "Damage that is not repaired yet."),
+    Metric("torus_scrub_lost", "gauge", "Damage that nobody has whole."),
+    Metric("torus_scrub_running", "gauge", "Disks of the node on a tour now."),
+    Metric("torus_scrub_paused", "gauge", "Disks that an operator lets not scrub."),
+    Metric("torus_scrub_last_seconds", "gauge", "End of the last whole tour; 0: none.", ("depth",)),
     Metric("torus_disk_failed", "gauge", "Disks of the node that failed and take no data."),
 )
 # powers of two from 4 microseconds to 34 seconds: edges that the compiled histogram has, too

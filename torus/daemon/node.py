@@ -33,6 +33,7 @@ from torus.daemon.owners_elsewhere import alive_in
 from torus.daemon.reach import Reach, free_volume, let_go, live_node, volume_options
 from torus.daemon.remembered import RememberedHistory
 from torus.daemon.reports import NodeStatus
+from torus.daemon.scrub import NodeScrub, is_scrub_question, start_scrub
 from torus.daemon.sources import NbdSource, ProcessSource, StoreSource, VolumesSource
 from torus.daemon.status import StatusServer
 from torus.daemon.survey import NODE_QUESTION
@@ -99,6 +100,7 @@ class RunningNode:
         self.http: StatusServer | None = None
         self.cluster: ClusterParts | None = None  # None: a single machine
         self.upkeep: RunningUpkeep | None = None
+        self.scrub = NodeScrub()
         self.sync_times = Histogram()
         self.checkpoint_times = Histogram()
 
@@ -131,6 +133,11 @@ class RunningNode:
         await self._serve_volumes(stack, catalog)
         if self.cluster is not None:
             await self._begin_upkeep(stack, self.cluster)
+        self.scrub = await start_scrub(
+            stack, self.disks.stores, self.metadata, self._clock,
+            self.upkeep.menders if self.upkeep else {}, rate_bytes=config.scrub_rate_bytes,
+            clients_slow=ClientTimes(self._client_times, self._clock).slow,
+        )  # fmt: skip
         await self._serve_http(stack)
         if self.cluster is not None:
             self._keep_house(stack, catalog, self.cluster)
@@ -287,6 +294,7 @@ class RunningNode:
             VolumesSource(self.volumes, self.checkpoint_times),
             *(self.cluster.sources() if self.cluster else ()),
             *((UpkeepSource(self.upkeep),) if self.upkeep else ()),
+            self.scrub,
         ]
         self.http = StatusServer(self._config.http_address, sources, self.problems)
         stack.push_async_callback(self.http.close)
@@ -343,6 +351,8 @@ class RunningNode:
             return json.dumps(answer, sort_keys=True).encode()
         if Places.is_question(question):
             return self._places.answer(question)
+        if is_scrub_question(question):
+            return self.scrub.answer(question)
         if self._serves and question.startswith(b'{"ask": "release"'):
             return json.dumps(await self._control.answer(json.loads(question))).encode()
         if self.upkeep is None:
@@ -363,7 +373,7 @@ class RunningNode:
             node_id=self.disks.node_id,
             pid=os.getpid(),
             uptime_s=(self._clock.monotonic_ns() - self._began_ns) / 1e9,
-            problems=tuple(self.problems()),
+            problems=(*self.problems(), *self.scrub.problems()),
             disk_failed=any(disk.failed for disk in disks),
             metadata_ok=self.cluster is None or self.cluster.away_since_s() is None,
             pool_bytes=sum(disk.pool_bytes for disk in disks),
@@ -376,4 +386,5 @@ class RunningNode:
             volumes=attached_now(self.volumes),
             disks=disks,
             cluster=None if self.cluster is None else self.cluster.status(),
+            scrub=tuple(self.scrub.documents(most=20)),
         )

@@ -7,6 +7,7 @@ line prints them.  Every report says whether all is well in ``ok``.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torus.volume.figures import SpaceFigures
 
@@ -179,3 +180,4 @@ class NodeStatus:
     volumes: tuple[AttachedVolume, ...]
     disks: tuple[DiskStatus, ...] = ()
     cluster: ClusterStatus | None = None  # None: a single machine
+    scrub: tuple[dict[str, Any], ...] = ()  # of each disk: `torus.upkeep.scrub_shown`

@@ -28,6 +28,7 @@ from torus.store.store import Store
 from torus.upkeep.budget import Budget
 from torus.upkeep.disk import DiskUpkeep
 from torus.upkeep.heads import Heads
+from torus.upkeep.mend import Mender
 from torus.upkeep.node import NodeUpkeep
 from torus.upkeep.pace import Pace, nobody_is_slow
 
@@ -151,9 +152,15 @@ def documents_of(answer: bytes) -> list[dict[str, Any]]:
 class RunningUpkeep:
     """What `start_upkeep` started."""
 
-    def __init__(self, node: NodeUpkeep, cluster: ClusterSettled) -> None:
+    def __init__(
+        self,
+        node: NodeUpkeep,
+        cluster: ClusterSettled,
+        menders: Mapping[str, Mender] | None = None,
+    ) -> None:
         self.node = node
         self.cluster = cluster
+        self.menders = menders or {}  # by disk: for what the scrub finds
 
     def settled(self) -> bool:
         """Say whether no disk of the cluster has to pull anything, for the coordinator."""
@@ -198,11 +205,13 @@ async def start_upkeep(
     peers = PeersOfNode(view, local, node, dialing, clock)
     stack.push_async_callback(peers.close)
     heads = Heads(metadata, clock)
+    menders: dict[str, Mender] = {}
     for disk, store in stores.items():
         pace = Pace(Budget(max(rate_bytes, 1)), clock, clients_slow)
-        node.disks[disk] = DiskUpkeep(
-            store, LocalChunks(store), view, peers, heads, clock, pace, slot_of
-        )
+        chunks = LocalChunks(store)
+        upkeep = DiskUpkeep(store, chunks, view, peers, heads, clock, pace, slot_of)
+        node.disks[disk] = upkeep
+        menders[disk] = Mender(store, chunks, view, peers, pace, upkeep, slot_of)
     stack.push_async_callback(node.close)
     cluster = ClusterSettled(view, node, peers)
     stack.push_async_callback(cluster.close)
@@ -210,4 +219,4 @@ async def start_upkeep(
         for one in node.disks.values():
             one.start()
     cluster.start()
-    return RunningUpkeep(node, cluster)
+    return RunningUpkeep(node, cluster, menders)

@@ -82,6 +82,10 @@ class AsyncCatalog:
         """Give a volume another size.  Raises: UsageError, NotFound, Busy."""
         return await self._run(steps.resize(name, size_bytes, shrink=shrink))
 
+    async def convert(self, name: str, redundancy: str, min_copies: int | None = None) -> Volume:
+        """Have a volume kept in another way.  Raises: UsageError, NotFound, Busy."""
+        return await self._run(steps.convert(name, redundancy, min_copies))
+
     async def mark_deleting(
         self, name: str, *, force: bool = False, with_snapshots: bool = False
     ) -> Volume:

@@ -23,7 +23,7 @@ from torus.limits import (
 from torus.metadata.base import Entry, Expect, Put
 from torus.metadata.keys import CLUSTER, NEXT_VOLUME, VOLUMES, head_key, name_key, spec_key
 from torus.metadata.schema import Cluster, Head, NameRef, NextVolume, VolumeSpec
-from torus.redundancy.scheme import Scheme, parse
+from torus.redundancy.scheme import parse
 from torus.volume.catalog_ask import (
     DELETING,
     Commit,
@@ -124,7 +124,6 @@ def create(
     check_volume_name(name)
     check_size(name, size_bytes)
     scheme = parse(redundancy)
-    _refuse_shards(scheme)
     if min_copies is None:
         min_copies = scheme.default_min_copies
     scheme.check_min_copies(min_copies)
@@ -154,19 +153,38 @@ def create(
     raise too_many_races("the next volume's id")
 
 
-def _refuse_shards(scheme: Scheme) -> None:
-    """Refuse what nobody can write yet.
+def convert(name: str, redundancy: str, min_copies: int | None = None) -> Steps[Volume]:
+    """Have a volume kept in another way; its owner and upkeep learn of it by watching it.
 
-    TODO(#5): goes, with its call and its test, once writers make shards.
+    What it was before is remembered: chunks lie as that says until upkeep has changed them, and
+    spans that name no number of copies were written with the first one's.
+    ``min_copies``: as for `create`.
 
-    Raises: UsageError.
+    Raises: UsageError for the redundancy; NotFound; Busy when the volume is being deleted.
     """
-    if scheme.erasure:
-        raise UsageError(
-            f"redundancy {str(scheme)!r} cannot be had: "
-            "erasure-coded volumes cannot be created yet",
-            hint=f"replica:{scheme.copies} bears as many losses",
+    scheme = parse(redundancy)
+    least = scheme.default_min_copies if min_copies is None else min_copies
+    scheme.check_min_copies(least)
+    for _ in range(CATALOG_ATTEMPTS_MAX):
+        volume = yield from get(name)
+        refuse_deleting(volume)
+        former, present = volume.spec.former, volume.spec.redundancy
+        if str(scheme) == present:
+            least = volume.spec.min_copies if min_copies is None else min_copies
+        elif present not in former:
+            former = (*former, present)
+        spec = dataclasses.replace(
+            volume.spec, redundancy=str(scheme), min_copies=least, former=former
         )
+        if spec == volume.spec:
+            return volume
+        key = spec_key(spec.volume)
+        revision: int | None = yield Commit(
+            (Expect(key, volume.spec_revision),), (Put(key, spec.to_bytes()),)
+        )
+        if revision is not None:
+            return dataclasses.replace(volume, spec=spec, spec_revision=revision)
+    raise too_many_races(f"volume {name!r}")
 
 
 def resize(name: str, size_bytes: int, *, shrink: bool) -> Steps[Volume]:

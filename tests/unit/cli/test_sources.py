@@ -12,6 +12,7 @@ pytest.importorskip("torus._fast.stats")
 from torus._fast.stats import Histogram
 from torus.daemon.cluster_source import ClusterSource
 from torus.daemon.reports import ClusterStatus
+from torus.daemon.scrub import NodeScrub
 from torus.daemon.sources import NbdSource, ProcessSource, StoreSource, VolumesSource
 from torus.daemon.upkeep import RunningUpkeep
 from torus.daemon.upkeep_source import UpkeepSource
@@ -65,6 +66,7 @@ def test_sources_feed_every_metric_of_the_table() -> None:
             NbdSource(GatewayStats()),
             StoreSource([store], Histogram()),
             ClusterSource(membership, status),
+            NodeScrub(),
             UpkeepSource(RunningUpkeep(NodeUpkeep(), None)),  # type: ignore[arg-type]
             VolumesSource(volumes, Histogram()),
         ]

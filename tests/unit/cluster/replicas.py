@@ -343,9 +343,12 @@ class Replicas:
         self.pools.append(pool)
         return pool
 
-    async def create(self, copies: int = 3, min_copies: int | None = None) -> None:
+    async def create(
+        self, copies: int = 3, min_copies: int | None = None, redundancy: str = ""
+    ) -> None:
         """Make the volume "one" of 256 blocks."""
-        await self.catalog.create("one", 256 * BLOCK, f"replica:{copies}", min_copies)
+        redundancy = redundancy or f"replica:{copies}"
+        await self.catalog.create("one", 256 * BLOCK, redundancy, min_copies)
 
     async def attach(
         self, pid: int = 1, *, cut: set[str] | None = None, near: str = ""
