@@ -160,7 +160,7 @@ def test_illegal_sizes_are_refused_precisely(catalog: Catalog, size: int, reason
         catalog.resize("b", size, shrink=True)
 
 
-@pytest.mark.parametrize("redundancy", ["", "replica:0", "replica:9", "erasure:4+2", "raid5"])
+@pytest.mark.parametrize("redundancy", ["", "replica:0", "replica:9", "erasure:17+2", "erasure:4+7", "raid5"])
 def test_other_redundancy_is_not_promised(catalog: Catalog, redundancy: str) -> None:
     with pytest.raises(UsageError, match="cannot be had"):
         catalog.create("a", MIB, redundancy)
@@ -550,3 +550,24 @@ def test_a_deletion_touches_no_volume_whose_number_begins_the_same(
     gone = {spec_key(number) for number in (1, 2, 20)} | {head_key(n) for n in (1, 2, 20)}
     assert left == {key: entry for key, entry in everything.items() if key not in gone}
     assert len(catalog.list()) == 297
+
+
+def test_a_conversion_remembers_what_was(catalog: Catalog) -> None:
+    """The first redundancy stays first: spans that name no number of copies are its."""
+    catalog.create("disk", 1 << 20, "replica:2")
+    assert catalog.get("disk").spec.former == ()
+    changed = catalog.convert("disk", "erasure:4+2")
+    assert changed.spec == catalog.get("disk").spec
+    spec = changed.spec
+    assert (spec.redundancy, spec.min_copies, spec.former) == ("erasure:4+2", 2, ("replica:2",))
+    spec = catalog.convert("disk", "replica:3", 1).spec
+    assert (spec.min_copies, spec.former) == (1, ("replica:2", "erasure:4+2"))
+    again = catalog.convert("disk", "replica:3")
+    assert again.spec == spec
+    spec = catalog.convert("disk", "replica:2").spec
+    assert spec.former == ("replica:2", "erasure:4+2", "replica:3")
+    for redundancy, least in (("erasure:1+2", None), ("replica:2", 3)):
+        with pytest.raises(UsageError):
+            catalog.convert("disk", redundancy, least)
+    with pytest.raises(NotFound):
+        catalog.convert("other", "replica:2")
