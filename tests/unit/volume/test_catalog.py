@@ -160,7 +160,9 @@ def test_illegal_sizes_are_refused_precisely(catalog: Catalog, size: int, reason
         catalog.resize("b", size, shrink=True)
 
 
-@pytest.mark.parametrize("redundancy", ["", "replica:0", "replica:9", "erasure:17+2", "erasure:4+7", "raid5"])
+@pytest.mark.parametrize(
+    "redundancy", ["", "replica:0", "replica:9", "erasure:17+2", "erasure:4+7", "raid5"]
+)
 def test_other_redundancy_is_not_promised(catalog: Catalog, redundancy: str) -> None:
     with pytest.raises(UsageError, match="cannot be had"):
         catalog.create("a", MIB, redundancy)
