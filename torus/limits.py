@@ -140,6 +140,7 @@ MASS_FAILURE_S = 30.0  # more than a third of the disks gone within it: nothing 
 UPKEEP_ROUND_S = 600.0  # a disk looks at everything again so often
 UPKEEP_SETTLE_S = 1.0  # after a change, before a disk looks: more changes may follow
 UPKEEP_RETRY_S = 5.0  # after a round that left something undone
+UPKEEP_ENCODE_S = 15.0  # between two looks for chunks that are full and become shards
 UPKEEP_TAIL_CHUNKS = 128  # the last of a span, which a replica that fails may have less of
 UPKEEP_RINGS = 16  # versions before the newest that a disk knows, beside those that spans name
 UPKEEP_LOOK_CHUNKS = 1024  # compared between two turns of the event loop

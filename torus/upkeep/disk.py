@@ -14,9 +14,11 @@ from torus.clock import Clock
 from torus.cluster.local import LocalChunks
 from torus.cluster.membership import ClusterView
 from torus.errors import Corruption, DiskFailed, NotFound, PoolFull, TorusError
-from torus.ids import ChunkId
+from torus.ids import ChunkId, volume_of
 from torus.log import get_logger
+from torus.redundancy.scheme import Scheme
 from torus.store.store import Store
+from torus.upkeep.found import Found, Picture
 from torus.upkeep.giveup import GiveUp
 from torus.upkeep.heads import Heads
 from torus.upkeep.pace import Pace, side_by_side
@@ -24,8 +26,12 @@ from torus.upkeep.peers import DAMAGED, Confirmed, Copy, Peers
 from torus.upkeep.placement import FIRST_RING, Placement, Ring, Slots
 from torus.upkeep.plan import Log, Surplus, Want
 from torus.upkeep.progress import Progress, Rate, as_document
-from torus.upkeep.pull import Puller
-from torus.upkeep.survey import Picture, Survey
+from torus.upkeep.pull import Pulled, Puller
+from torus.upkeep.shard_giveup import ShardGiveUp
+from torus.upkeep.shard_plan import PartSurplus, PartWant, part_id
+from torus.upkeep.shard_pull import ShardPuller, TooLong
+from torus.upkeep.shard_survey import ShardSurvey
+from torus.upkeep.survey import Survey
 
 log = get_logger("torus.upkeep")
 _GONE = "removed"  # state of a disk that has nothing any more
@@ -39,6 +45,7 @@ class Times:
     settle_s: float = limits.UPKEEP_SETTLE_S
     retry_s: float = limits.UPKEEP_RETRY_S  # at most
     round_s: float = limits.UPKEEP_ROUND_S
+    encode_s: float = limits.UPKEEP_ENCODE_S
 
 
 class DiskUpkeep:
@@ -68,6 +75,11 @@ class DiskUpkeep:
         self._survey = Survey(store, peers)
         self._puller = Puller(store, chunks, peers, pace)
         self._giveup = GiveUp(store, chunks, peers, pace)
+        self._shard_survey = ShardSurvey(store, chunks, self._survey)
+        self._shard_puller = ShardPuller(store, chunks, peers, pace, self._puller)
+        self._shard_giveup = ShardGiveUp(store, chunks, peers, pace, self._giveup)
+        self._schemes: dict[int, tuple[Scheme, ...]] = {}
+        self._encoding = False  # chunks of an open span become shards
         self._slot_bytes = chunks.slot_bytes
         self._placement: Placement | None = None
         self._up: frozenset[tuple[str, str]] = frozenset()
@@ -141,7 +153,9 @@ class DiskUpkeep:
                 self.progress.failed(exc.message)
                 log.info("upkeep.round.given_up", disk=self.disk_id, reason=str(exc))
                 done = False
-            wait_s = self._times.round_s if done else retry_s
+            times = self._times
+            rest_s = min(times.round_s, times.encode_s) if self._encoding else times.round_s
+            wait_s = rest_s if done else retry_s
             retry_s = self._times.settle_s if done else min(2 * retry_s, self._times.retry_s)
 
     # --- what others want to know -------------------------------------------------------
@@ -175,8 +189,9 @@ class DiskUpkeep:
         return answers
 
     def doubt(self, part: ChunkId) -> None:
-        """Compare a part that is here with the others soon: it was found damaged."""
+        """Compare a part that is here with the others': it was found damaged."""
         self._survey.doubt(part)
+        self._shard_survey.look_again(volume_of(part))
         self._changed.set()
 
     def is_damaged(self, part: ChunkId) -> bool:
@@ -199,40 +214,52 @@ class DiskUpkeep:
         logs = await self._heads.read()
         picture = await self._picture(logs)
         self._forget_old(picture, logs)
-        wants: list[Want] = []
-        surplus: list[Surplus] = []
-        suspects = unknown = 0
-        degraded: dict[int, int] = {}
-        more = False
-        for one in logs:
-            found = await self._survey.volume(picture, one)
-            wants += [want for want in found.wants if want.chunk not in self._damaged]
-            surplus += found.surplus
-            suspects += len(found.suspects)
-            unknown += found.unknown
-            for copies, count in (await self._survey.degraded(picture, one)).items():
-                degraded[copies] = degraded.get(copies, 0) + count * self._slot_bytes
-            if len(wants) > limits.UPKEEP_WORK_MAX:
-                more = True
-                break
+        found, more = await self._look(picture, logs)
+        wants = found.wants
         progress = self.progress
-        progress.suspect_chunks, progress.unknown_chunks = suspects, unknown
+        progress.suspect_chunks, progress.unknown_chunks = len(found.suspects), found.unknown
         progress.damaged_chunks = len(self._damaged)
-        progress.degraded_bytes = degraded
         progress.ring = picture.placement.version
-        self._count(wants, surplus)
+        self._count(found)
         progress.settled = not more and all(want.here for want in wants)
         if head.paused:
             progress.state = "paused"
-            return not wants and not surplus
-        progress.state = "working" if wants or surplus else "settled"
-        left = await self._work(picture, wants, surplus)
+            return found.asleep
+        progress.state = "settled" if found.asleep else "working"
+        left = await self._work(picture, found)
         progress.rounds += 1
         progress.last_round_ns = self._clock.wall_ns()
         if not self._changed.is_set() and (more or (wants and not left)):
             self._changed.set()  # what was done is looked at again
         progress.state = "waiting" if left else "settled"
         return not left
+
+    async def _look(self, picture: Picture, logs: Sequence[Log]) -> tuple[Found, bool]:
+        """Return what is to be done, and whether there is more than that.
+
+        Raises: DiskFailed.
+        """
+        total, more = Found(), False
+        degraded: dict[int, int] = {}
+        self.progress.unfinished = {}
+        self._encoding = any(
+            one.sharded and any(span.last is None for span in one.spans) for one in logs
+        )
+        for one in logs:
+            survey: Survey | ShardSurvey = self._shard_survey if one.sharded else self._survey
+            found = await survey.volume(picture, one)
+            found.wants = [want for want in found.wants if _id(want) not in self._damaged]
+            if one.sharded:
+                parts = len(found.wants) + len(found.parts_surplus)
+                self.progress.note_unfinished(one.volume, parts)
+            total.add(found)
+            for copies, count in (await survey.degraded(picture, one)).items():
+                degraded[copies] = degraded.get(copies, 0) + count * self._slot_bytes
+            if len(total.wants) > limits.UPKEEP_WORK_MAX:
+                more = True
+                break
+        self.progress.degraded_bytes = degraded
+        return total, more
 
     async def _picture(self, logs: Iterable[Log]) -> Picture:
         """Return who is there and where chunks belong.
@@ -273,6 +300,7 @@ class DiskUpkeep:
         )
         if changed or self._full_round_ns is None or now_ns >= due_ns:
             self._survey.forget()
+            self._shard_survey.forget()
             self._survey.verified -= self._unsure
             self._unsure.clear()
             self._damaged.clear()
@@ -282,22 +310,36 @@ class DiskUpkeep:
             }
             self._survey.suspicions.keep({one.volume for one in logs})
         self._placement, self._up = picture.placement, up
+        schemes = {one.volume: one.schemes for one in logs}
+        for volume, now in schemes.items():
+            if self._schemes.get(volume, now) != now:  # it is to be kept in another way
+                self._survey.look_again(volume)
+                self._shard_survey.look_again(volume)
+        self._schemes = schemes
 
-    def _count(self, wants: Sequence[Want], surplus: Sequence[Surplus]) -> None:
-        progress, slot = self.progress, self._slot_bytes
+    def _count(self, found: Found) -> None:
+        progress = self.progress
         lacking: dict[int, int] = {}
-        few = [want.chunk for want in wants if not want.here and want.good < want.copies]
-        self.lacking = tuple(few)
+        few = (want for want in found.wants if not want.here and want.good < want.copies)
+        self.lacking = tuple(_id(want) for want in few)
         progress.moving_bytes = progress.doubtful_bytes = 0
-        for want in wants:
+        for want in found.wants:
+            size = self._size(want)
             if want.here:
-                progress.doubtful_bytes += slot
+                progress.doubtful_bytes += size
             elif want.good >= want.copies:
-                progress.moving_bytes += slot
+                progress.moving_bytes += size
             else:
-                lacking[want.good] = lacking.get(want.good, 0) + slot
+                lacking[want.good] = lacking.get(want.good, 0) + size
         progress.lacking_bytes = lacking
-        progress.surplus_bytes = slot * len(surplus)
+        progress.surplus_bytes = self._slot_bytes * len(found.surplus)
+        progress.surplus_bytes += sum(map(self._size, found.parts_surplus))
+
+    def _size(self, one: Want | PartWant | PartSurplus) -> int:
+        """Return the space that a part takes."""
+        if isinstance(one, Want) or one.part is None:
+            return self._slot_bytes
+        return self._slot_bytes // max(one.scheme.data, 1)
 
     # --- doing it -----------------------------------------------------------------------
 
@@ -312,16 +354,14 @@ class DiskUpkeep:
 
         return still
 
-    async def _work(
-        self, picture: Picture, wants: Sequence[Want], surplus: Sequence[Surplus]
-    ) -> bool:
+    async def _work(self, picture: Picture, found: Found) -> bool:
         """Pull, then give up; True when something is left that has to wait.
 
         Raises: DiskFailed.
         """
         still = self._still(picture)
-        queue = iter(sorted(wants, key=lambda want: want.urgency))
-        left = [False]
+        queue = iter(sorted(found.wants, key=lambda want: want.urgency))
+        left = [found.waiting > 0]
 
         async def pull_some() -> None:
             for want in queue:
@@ -329,8 +369,28 @@ class DiskUpkeep:
                     return
                 left[0] |= not await self._pull(want)
 
-        await side_by_side(pull_some() for _ in range(min(limits.REPAIR_PARALLEL, len(wants))))
-        return await self._give_up(picture, surplus, still) or left[0]
+        workers = min(limits.REPAIR_PARALLEL, len(found.wants))
+        await side_by_side(pull_some() for _ in range(workers))
+        left[0] |= await self._give_up(picture, found.surplus, still)
+        return await self._give_up_parts(picture, found.parts_surplus, still) or left[0]
+
+    async def _give_up_parts(
+        self, picture: Picture, surplus: Sequence[PartSurplus], still: Callable[[], bool]
+    ) -> bool:
+        """Give up what lies elsewhere as it is to lie; True when something is left.
+
+        Raises: DiskFailed.
+        """
+        due = [one for one in surplus if one.todo.ready]
+        left = False
+        for first in range(0, len(due), limits.UPKEEP_DROP_CHUNKS):
+            if not still():
+                return False
+            batch = due[first : first + limits.UPKEEP_DROP_CHUNKS]
+            done = await self._shard_giveup.give_up(batch, picture.placement, still)
+            self.progress.dropped_chunks += done.dropped
+            left |= done.dropped < len(batch)
+        return left
 
     async def _give_up(
         self, picture: Picture, surplus: Sequence[Surplus], still: Callable[[], bool]
@@ -354,19 +414,23 @@ class DiskUpkeep:
             left |= gone < len(batch)
         return left
 
-    async def _pull(self, want: Want) -> bool:
-        """Pull one copy; False when it has to be tried again.
+    async def _pull(self, want: Want | PartWant) -> bool:
+        """Pull one part; False when it has to be tried again.
 
         Raises: DiskFailed of the own disk.
         """
         try:
-            pulled = await self._puller.pull(want)
+            pulled = await self._pulled(want)
+        except TooLong:
+            self._shard_survey.note_long(want.chunk)
+            self._changed.set()
+            return True
         except DiskFailed:
             self._store.check_disk()  # the own one: this ends the upkeep
             return False
         except Corruption as exc:
             if len(self._damaged) < _DAMAGED_MAX:
-                self._damaged.add(want.chunk)
+                self._damaged.add(_id(want))
             self.progress.damaged_chunks = len(self._damaged)
             self.progress.failed(exc.message)
             log.error("upkeep.chunk.damaged", chunk=str(want.chunk), reason=exc.message)
@@ -378,18 +442,24 @@ class DiskUpkeep:
             self.progress.failed(exc.message)
             log.info("upkeep.pull.failed", chunk=str(want.chunk), reason=str(exc))
             return False
-        if want.doubtful:
+        self._survey.doubted.discard(_id(want))
+        if want.doubtful and _id(want) == want.chunk:
             self._survey.verified.add(want.chunk)
-            self._survey.doubted.discard(want.chunk)
             if not pulled.everybody:
                 self._unsure.add(want.chunk)
         if pulled.installed:
             self.progress.pulled_chunks += 1
+            self.progress.built_shards += _id(want) != want.chunk
         self._done(want, pulled.bytes)
         return True
 
-    def _done(self, want: Want, count: int) -> None:
-        progress, slot = self.progress, self._slot_bytes
+    async def _pulled(self, want: Want | PartWant) -> Pulled:
+        if isinstance(want, PartWant):
+            return await self._shard_puller.pull(want)
+        return await self._puller.pull(want)
+
+    def _done(self, want: Want | PartWant, count: int) -> None:
+        progress, slot = self.progress, self._size(want)
         progress.pulled_bytes += count
         self._rate.add(self._clock.monotonic_ns(), count)
         if want.here:
@@ -398,3 +468,8 @@ class DiskUpkeep:
             progress.moving_bytes -= slot
         else:
             progress.lacking_bytes[want.good] -= slot
+
+
+def _id(want: Want | PartWant) -> ChunkId:
+    """Return what is pulled."""
+    return want.chunk if isinstance(want, Want) else part_id(want.chunk, want.part)

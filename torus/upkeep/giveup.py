@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torus.cluster.local import LocalChunks
 from torus.errors import Corruption, TorusError
-from torus.ids import ChunkId
+from torus.ids import ChunkId, is_shard
 from torus.log import get_logger
 from torus.store.content import FIRST
 from torus.store.store import Store
@@ -30,6 +30,7 @@ from torus.upkeep.peers import (
 )
 from torus.upkeep.placement import Placement
 from torus.upkeep.plan import Surplus, may_drop
+from torus.upkeep.shard_read import read_shard
 
 log = get_logger("torus.upkeep")
 
@@ -49,7 +50,7 @@ class GiveUp:
         self._chunks = chunks
         self._peers = peers
         self._pace = pace
-        self._leaving: set[ChunkId] = set()
+        self.leaving: set[ChunkId] = set()
 
     # --- what others ask ----------------------------------------------------------------
 
@@ -69,19 +70,22 @@ class GiveUp:
             await self._store.sync(good)
         # Marks that were set meanwhile count: the asker relies on what holds when it is told.
         return [
-            answer if answer.state != GOOD or self._stays(copy.chunk) else Confirmed(LEAVING)
+            answer if answer.state != GOOD or self.stays(copy.chunk) else Confirmed(LEAVING)
             for copy, answer in zip(copies, answers, strict=True)
         ]
 
-    def _stays(self, chunk: ChunkId) -> bool:
-        return chunk not in self._leaving and chunk in self._store.slots
+    def stays(self, chunk: ChunkId) -> bool:
+        """Say whether a part is here and has no mark."""
+        return chunk not in self.leaving and chunk in self._store.slots
 
     async def _confirm(self, copy: Copy) -> Confirmed:
-        if copy.chunk in self._leaving:
+        if copy.chunk in self.leaving:
             return Confirmed(LEAVING)
         try:
             if self._store.find(copy.chunk) is None:
                 return Confirmed(ABSENT)
+            if is_shard(copy.chunk):
+                return await self._confirm_shard(copy)
             found = await self._inspect(copy.chunk, copy.exact)
         except Corruption:
             return Confirmed(DAMAGED)
@@ -89,9 +93,25 @@ class GiveUp:
             return Confirmed(DAMAGED)
         return Confirmed(GOOD, found.end, found.crc)
 
+    async def _confirm_shard(self, copy: Copy) -> Confirmed:
+        found = await read_shard(self._store, self._chunks, copy.chunk)
+        if found is None:
+            return Confirmed(DAMAGED)
+        described, payload = found
+        if (described.data, described.parity) != (copy.data, copy.parity):
+            return Confirmed(ABSENT)
+        return Confirmed(GOOD, described.content_end, described.content_crc, payload)
+
     async def _inspect(self, chunk: ChunkId, exact: int | None) -> Inspected:
+        return (await self.read_whole(chunk, exact))[1]
+
+    async def read_whole(self, chunk: ChunkId, exact: int | None) -> tuple[bytes, Inspected]:
+        """Return the bytes of a whole copy, to the end of its slot, and what they hold.
+
+        Raises: Corruption.
+        """
         [content] = await self._chunks.read([(chunk, FIRST, self._chunks.slot_bytes - FIRST)])
-        return await self._store.in_pool(inspect, content, chunk, exact)
+        return content, await self._store.in_pool(inspect, content, chunk, exact)
 
     # --- what this disk gives up ----------------------------------------------------------
 
@@ -103,18 +123,18 @@ class GiveUp:
         ``still``: says whether ``placement`` is that of the newest ring, and nothing is paused.
         Raises: DiskFailed, PoolFull of the own disk.
         """
-        own = [one for one in batch if self._stays(one.chunk)]
-        self._leaving.update(one.chunk for one in own)
+        own = [one for one in batch if self.stays(one.chunk)]
+        self.leaving.update(one.chunk for one in own)
         try:
             await self._pace.turn(0, len(own))
-            answers = await self._ask(own, placement)
+            answers = await self.ask(_questions(own, placement))
             going = [one.chunk for one in own if await self._may_go(one, placement, answers)]
             strays = [one.chunk for one in own if _nobody_has(one, placement, answers)]
             # Between this look and the drop there is no turn of the event loop for a change.
             dropped = await self._chunks.drop(going) if going and still() else 0
             return GivenUp(dropped, strays)
         finally:
-            self._leaving.difference_update(one.chunk for one in own)
+            self.leaving.difference_update(one.chunk for one in own)
 
     async def _may_go(
         self,
@@ -140,14 +160,8 @@ class GiveUp:
             log.warning("upkeep.copy.unreadable", chunk=str(one.chunk), reason=exc.message)
             return None
 
-    async def _ask(
-        self, own: Sequence[Surplus], placement: Placement
-    ) -> dict[tuple[str, ChunkId], Confirmed]:
-        """Ask every owner about its chunks; who gives no answer is not in the result."""
-        asked: dict[str, list[Copy]] = {}
-        for one in own:
-            for owner in placement.owners(one.chunk, one.copies):
-                asked.setdefault(owner, []).append(Copy(one.chunk, one.exact))
+    async def ask(self, asked: Mapping[str, list[Copy]]) -> dict[tuple[str, ChunkId], Confirmed]:
+        """Ask every disk about its parts; who gives no answer is not in the result."""
 
         async def ask(owner: str, copies: list[Copy]) -> list[Confirmed]:
             answer = await self._peers.ask(owner, confirm_question(owner, copies))
@@ -166,6 +180,15 @@ class GiveUp:
                 for copy, answer in zip(copies, result, strict=True):
                     found[owner, copy.chunk] = answer
         return found
+
+
+def _questions(own: Sequence[Surplus], placement: Placement) -> dict[str, list[Copy]]:
+    """Return what each owner is asked."""
+    asked: dict[str, list[Copy]] = {}
+    for one in own:
+        for owner in placement.owners(one.chunk, one.copies):
+            asked.setdefault(owner, []).append(Copy(one.chunk, one.exact))
+    return asked
 
 
 def _nobody_has(

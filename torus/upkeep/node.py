@@ -31,6 +31,15 @@ class NodeUpkeep:
         if what == "confirm":
             disk = self._disk(asked.get("disk"))
             answer = confirm_answer(await disk.confirm(copies_of(asked)))
+        elif what == "doubt":
+            disk = self._disk(asked.get("disk"))
+            for copy in copies_of(asked):
+                disk.doubt(copy.chunk)
+            answer = {}
+        elif what == "look":
+            for disk in self.disks.values():
+                disk.poke()
+            answer = {}
         elif what == "upkeep":
             answer = {"disks": self.documents()}
         else:

@@ -39,10 +39,12 @@ class Peers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A chunk in a question, and where it ends if the metadata says so."""
+    """A part in a question, and where its chunk ends if the metadata says so."""
 
     chunk: ChunkId
     exact: int | None
+    data: int = 0  # K and M of a shard: one of another scheme is not the one that is meant
+    parity: int = 0
 
 
 GOOD = "good"
@@ -53,24 +55,34 @@ DAMAGED = "damaged"
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """What a disk says of one of its copies; ``end`` and ``crc`` count where it is GOOD."""
+    """What a disk says of one of its parts; the rest counts where it is GOOD."""
 
     state: str
-    end: int = 0
-    crc: int = 0
+    end: int = 0  # of the chunk's records
+    crc: int = 0  # of all the chunk's records
+    payload: int = 0  # CRC-32C of what a shard holds
 
 
 def confirm_question(disk_id: str, copies: Sequence[Copy]) -> bytes:
     """Return the question whether a disk has good copies, and keeps them."""
-    chunks = [[*copy.chunk, copy.exact or 0] for copy in copies]
-    return json.dumps({"ask": "confirm", "disk": disk_id, "chunks": chunks}).encode()
+    return _question("confirm", disk_id, copies)
+
+
+def doubt_question(disk_id: str, copies: Sequence[Copy]) -> bytes:
+    """Return the request to a disk to compare parts of its own with the others'."""
+    return _question("doubt", disk_id, copies)
+
+
+def _question(ask: str, disk_id: str, copies: Sequence[Copy]) -> bytes:
+    chunks = [[*copy.chunk, copy.exact or 0, copy.data, copy.parity] for copy in copies]
+    return json.dumps({"ask": ask, "disk": disk_id, "chunks": chunks}).encode()
 
 
 def copies_of(question: dict[str, Any]) -> list[Copy]:
     """Return the chunks that a question is about.  Raises: RemoteProtocolError."""
     try:
         return [
-            Copy(ChunkId(*(int(part) for part in one[:4])), int(one[4]) or None)
+            Copy(ChunkId(*map(int, one[:4])), int(one[4]) or None, *map(int, one[5:7]))
             for one in question["chunks"]
         ]
     except (KeyError, TypeError, ValueError, IndexError) as exc:
@@ -79,15 +91,15 @@ def copies_of(question: dict[str, Any]) -> list[Copy]:
 
 def confirm_answer(answers: Sequence[Confirmed]) -> dict[str, Any]:
     """Return the answer as JSON."""
-    return {"answers": [[one.state, one.end, one.crc] for one in answers]}
+    return {"answers": [[one.state, one.end, one.crc, one.payload] for one in answers]}
 
 
 def read_confirmed(answer: bytes, count: int) -> list[Confirmed]:
     """Read an answer about ``count`` chunks.  Raises: RemoteProtocolError."""
     try:
         found = [
-            Confirmed(str(state), int(end), int(crc))
-            for state, end, crc in json.loads(answer)["answers"]
+            Confirmed(str(state), *map(int, numbers))
+            for state, *numbers in json.loads(answer)["answers"]
         ]
     except (KeyError, TypeError, ValueError) as exc:
         raise RemoteProtocolError(f"answer of another upkeep cannot be read: {exc!r}") from exc

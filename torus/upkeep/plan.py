@@ -96,6 +96,11 @@ class Closed:
             return True
         return not placement.was_member(disk, self.after_ring)
 
+    def some_short(self, sequence: int) -> bool:
+        """Say whether any disk may have less of that chunk than others."""
+        moved = self.after_ring != self.span.ring
+        return self.in_tail(sequence) and (self.failed is None or bool(self.failed) or moved)
+
     def doubtful(self, sequence: int, disk: str, placement: Placement) -> bool:
         """Say whether that disk's copy of that chunk is to be compared, once, with others."""
         return self.exact(sequence) is not None or self.may_be_short(sequence, disk, placement)

@@ -9,6 +9,7 @@ from typing import Any
 
 _RATE_S = 10.0
 _RATE_STEPS = 4096
+_VOLUMES_MAX = 1000
 
 
 @dataclass(slots=True)
@@ -30,6 +31,8 @@ class Progress:
     pulled_bytes: int = 0  # since the start
     pulled_chunks: int = 0
     dropped_chunks: int = 0
+    built_shards: int = 0  # of the pulled ones
+    unfinished: dict[int, int] = field(default_factory=dict)  # by volume: see `note_unfinished`
     rounds: int = 0
     errors: int = 0
     last_error: str = ""
@@ -40,6 +43,12 @@ class Progress:
     def pending_bytes(self) -> int:
         """What is to be pulled."""
         return sum(self.lacking_bytes.values()) + self.moving_bytes
+
+    def note_unfinished(self, volume: int, parts: int) -> None:
+        """Note how many parts of a volume that has or had shards are to be made or given up here;
+        of few volumes, as everybody may ask for it."""
+        if parts and len(self.unfinished) < _VOLUMES_MAX:
+            self.unfinished[volume] = parts
 
     def failed(self, error: str) -> None:
         """Note why something could not be done."""
@@ -75,6 +84,9 @@ def as_document(progress: Progress, rate: float) -> dict[str, Any]:
     }
     document["degraded_bytes"] = {
         str(copies): count for copies, count in sorted(progress.degraded_bytes.items())
+    }
+    document["unfinished"] = {
+        str(volume): parts for volume, parts in sorted(progress.unfinished.items())
     }
     document["pending_bytes"] = progress.pending_bytes
     document["rate_bytes"] = round(rate)

@@ -35,8 +35,8 @@ class Pulled:
 
 
 @dataclass(slots=True)
-class _Gathered:
-    """The copies that were read so far."""
+class Gathered:
+    """The copies of a chunk that were read so far."""
 
     contents: list[bytes] = field(default_factory=list)
     whole: bytes = b""
@@ -44,6 +44,7 @@ class _Gathered:
 
     @property
     def end(self) -> int:
+        """Return how far they are whole."""
         return FIRST + len(self.whole)
 
     def add(self, chunk: ChunkId, content: bytes, found: Inspected) -> None:
@@ -79,13 +80,13 @@ class Puller:
             Fenced, PoolFull, DiskFailed, Busy of the own disk.
         """
         chunk, exact = want.chunk, want.exact
-        own = _Gathered()
+        own = Gathered()
         if want.here:
-            await self._read_own(chunk, exact, own)
+            await self.read_own(chunk, exact, own)
             if exact is not None and own.reaches(exact, exact):
                 return Pulled()
         pulled = Pulled()
-        ends = await self._ask(chunk, want.sources, pulled)
+        ends = await self.ask_ends(chunk, want.sources, pulled)
         known = max(ends.values(), default=0)
         if want.here and known and own.reaches(exact, known):
             return pulled
@@ -94,7 +95,7 @@ class Puller:
             return pulled
         if not ends:
             raise Unavailable(f"nobody who may have chunk {chunk} answers")
-        gathered, source = await self._gather(want, own, ends, pulled)
+        gathered, source = await self.gather(want, own, ends, pulled)
         # It may have been deleted meanwhile: then nothing is to come back.
         peer = await self._peers.get(source)
         await peer.read([(chunk, FIRST, limits.SECTOR_BYTES)])
@@ -104,16 +105,19 @@ class Puller:
         pulled.installed = True
         return pulled
 
-    async def _read_own(self, chunk: ChunkId, exact: int | None, own: _Gathered) -> None:
+    async def read_own(self, chunk: ChunkId, exact: int | None, own: Gathered) -> None:
+        """Take the copy that is here, if it can be read."""
         size = (exact or self._slot_bytes) - FIRST
         await self._pace.turn(size)
         try:
             [content] = await self._chunks.read([(chunk, FIRST, size)])
         except Corruption:
             return  # as good as not here: install replaces it
-        await self._store.in_pool(_take, own, content, chunk, exact)
+        await self._store.in_pool(take_copy, own, content, chunk, exact)
 
-    async def _ask(self, chunk: ChunkId, sources: Sequence[str], pulled: Pulled) -> dict[str, int]:
+    async def ask_ends(
+        self, chunk: ChunkId, sources: Sequence[str], pulled: Pulled
+    ) -> dict[str, int]:
         """Return how far the copies of those reach who have one."""
 
         async def ask(source: str) -> tuple[str, int]:
@@ -133,9 +137,9 @@ class Puller:
                 ends[answer[0]] = answer[1]
         return ends
 
-    async def _gather(
-        self, want: Want, own: _Gathered, ends: dict[str, int], pulled: Pulled
-    ) -> tuple[_Gathered, str]:
+    async def gather(
+        self, want: Want, own: Gathered, ends: dict[str, int], pulled: Pulled
+    ) -> tuple[Gathered, str]:
         """Fetch copies, the longest first, until they make the whole chunk.
 
         Returns: them, and the last source.
@@ -150,7 +154,7 @@ class Puller:
             except TorusError as exc:
                 problem = exc
                 continue
-            await self._store.in_pool(_take, own, content, chunk, exact)
+            await self._store.in_pool(take_copy, own, content, chunk, exact)
             if own.reaches(exact, known):
                 return own, source
         if problem is not None:
@@ -162,7 +166,7 @@ class Puller:
         )
 
     async def _fetch(
-        self, source: str, chunk: ChunkId, exact: int | None, own: _Gathered, pulled: Pulled
+        self, source: str, chunk: ChunkId, exact: int | None, own: Gathered, pulled: Pulled
     ) -> bytes:
         """Read a copy, in pieces, from where the own one ends.
 
@@ -179,7 +183,7 @@ class Puller:
             at += size
         return b"".join(parts)
 
-    async def _check(self, chunk: ChunkId, gathered: _Gathered) -> None:
+    async def _check(self, chunk: ChunkId, gathered: Gathered) -> None:
         """Compare what lies on the disk now with what was meant to.
 
         Raises: Corruption.
@@ -191,5 +195,5 @@ class Puller:
             raise Corruption(f"chunk {chunk} was installed and differs: {found}")
 
 
-def _take(gathered: _Gathered, content: bytes, chunk: ChunkId, exact: int | None) -> None:
+def take_copy(gathered: Gathered, content: bytes, chunk: ChunkId, exact: int | None) -> None:
     gathered.add(chunk, content, inspect(content, chunk, exact))

@@ -7,16 +7,15 @@ event loop.  Others are asked only about what the disk itself cannot tell.
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
 
 from torus import limits
 from torus.errors import TorusError
-from torus.ids import ChunkId
+from torus.ids import ChunkId, volume_of
 from torus.log import get_logger
 from torus.store.content import Presence
 from torus.store.store import Store
+from torus.upkeep.found import Found, Picture
 from torus.upkeep.peers import Peers
-from torus.upkeep.placement import Placement
 from torus.upkeep.plan import (
     Closed,
     Log,
@@ -33,25 +32,6 @@ from torus.upkeep.plan import (
 
 log = get_logger("torus.upkeep")
 _ASK_ALL_DISKS = 16  # in a small cluster everybody is asked for everything
-
-
-@dataclass(slots=True)
-class Found:
-    """What is to be done for one volume."""
-
-    wants: list[Want] = field(default_factory=list)
-    surplus: list[Surplus] = field(default_factory=list)
-    suspects: list[ChunkId] = field(default_factory=list)
-    unknown: int = 0  # chunks that somebody who is silent may have
-
-
-@dataclass(slots=True)
-class Picture:
-    """What a round goes by."""
-
-    placement: Placement
-    up: frozenset[str]  # disks that can be asked
-    members: frozenset[str]  # disks that may have something, up or not
 
 
 class Suspicions:
@@ -84,20 +64,24 @@ class Survey:
         self._store = store
         self.peers = peers
         self._disk = store.identity.disk_id
-        self._settled: set[tuple[int, tuple[int, int, int, int | None]]] = set()
+        self.settled: set[tuple[int, tuple[int, int, int, int | None]]] = set()
         self.suspicions = Suspicions()
         self.verified: set[ChunkId] = set()  # here, and as long as everybody's
         self.doubted: set[ChunkId] = set()  # here, and found damaged
 
     def forget(self) -> None:
         """Look at everything again: the ring changed, or the time has come."""
-        self._settled.clear()
+        self.settled.clear()
 
     def doubt(self, chunk: ChunkId) -> None:
         """Compare a copy that is here with the others at the next look."""
         self.verified.discard(chunk)
         self.doubted.add(chunk)
-        self._settled = {one for one in self._settled if one[0] != chunk.volume}
+        self.look_again(volume_of(chunk))
+
+    def look_again(self, volume: int) -> None:
+        """Forget that a volume's chunks lie as they should."""
+        self.settled = {one for one in self.settled if one[0] != volume}
 
     async def volume(self, picture: Picture, wanted: Log) -> Found:
         """Compare one volume's closed chunks with what is here.
@@ -108,16 +92,13 @@ class Survey:
         here = set(self._store.chunks_of(wanted.volume))
         found = Found()
         for closed in closed_spans(wanted):
-            if (wanted.volume, closed.key) in self._settled:
+            if (wanted.volume, closed.key) in self.settled:
                 continue
             seen = await self._span(picture, wanted, closed, here)
             part = await self._ask(picture, wanted, closed, seen)
-            if not (part.wants or part.surplus or part.suspects or part.unknown):
-                self._settled.add((wanted.volume, closed.key))
-            found.wants += part.wants
-            found.surplus += part.surplus
-            found.suspects += part.suspects
-            found.unknown += part.unknown
+            if part.idle:
+                self.settled.add((wanted.volume, closed.key))
+            found.add(part)
         self.suspicions.note(found.suspects, wanted.epoch)
         return found
 
@@ -186,11 +167,11 @@ class Survey:
             )  # fmt: skip
         if seen.lacking:
             reach = wanted.reach
-            ever = {chunk: self._reasons(picture, closed, chunk, reach) for chunk in seen.lacking}
+            ever = {chunk: self.reasons(picture, closed, chunk, reach) for chunk in seen.lacking}
             await self._lacking(picture, wanted, closed, seen.lacking, ever, found)
         return found
 
-    def _reasons(
+    def reasons(
         self, picture: Picture, closed: Closed, chunk: ChunkId, copies: int
     ) -> AbstractSet[str]:
         """Return the other disks that may have a chunk."""
@@ -209,7 +190,7 @@ class Survey:
         found: Found,
     ) -> None:
         everybody = set().union(*(ever[chunk] for chunk in lacking))
-        lists = await self._lists(everybody & picture.up, wanted.volume)
+        lists = await self.lists_of(everybody & picture.up, wanted.volume)
         holders = {
             chunk: [disk for disk in ever[chunk] if chunk in lists.get(disk, ())]
             for chunk in lacking
@@ -237,7 +218,9 @@ class Survey:
             elif verdict is Verdict.UNKNOWN:
                 found.unknown += 1
 
-    async def _lists(self, disks: AbstractSet[str], volume: int) -> dict[str, AbstractSet[ChunkId]]:
+    async def lists_of(
+        self, disks: AbstractSet[str], volume: int
+    ) -> dict[str, AbstractSet[ChunkId]]:
         """Return the chunks of a volume on each disk; one that gives no answer is left out."""
         limit = asyncio.Semaphore(limits.UPKEEP_ASKED_AT_ONCE)
 

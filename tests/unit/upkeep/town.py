@@ -16,10 +16,11 @@ from torus.cluster.local import LocalChunks
 from torus.cluster.membership import Place
 from torus.errors import Unavailable
 from torus.format.identity import DiskIdentity
-from torus.ids import ChunkId
+from torus.ids import ChunkId, is_shard, shard_id, whole_id
 from torus.metadata.base import Put
 from torus.metadata.keys import head_key, spec_key
-from torus.metadata.schema import Head, RingHead, Span, VolumeSpec
+from torus.metadata.schema import Head, RingHead, RootRef, Span, VolumeSpec
+from torus.redundancy.scheme import Scheme, replica
 from torus.store.content import FIRST, Examined, walk
 from torus.store.store import Store
 from torus.testing.clock import ManualClock
@@ -34,6 +35,7 @@ from torus.upkeep.disk import DiskUpkeep
 from torus.upkeep.heads import Heads
 from torus.upkeep.node import NodeUpkeep
 from torus.upkeep.pace import Pace
+from torus.upkeep.shard_content import fits, make_shard
 
 RECORD_BYTES = 8 * limits.KIB
 UNLIMITED = 1 << 60
@@ -189,6 +191,11 @@ class House:
         data = self.disk.read(slot.address + FIRST, SMALL.slot_bytes - FIRST)
         return data[: walk(data, chunk).end - FIRST]
 
+    def shard(self, shard: ChunkId, size: int) -> bytes | None:
+        """Return so many bytes of a shard as it travels; None when it is not here."""
+        cell = self.store.find(shard)
+        return None if cell is None else self.disk.read(cell.address + FIRST, size)
+
     def rot(self, chunk: ChunkId, offset: int) -> None:
         """Flip a byte of a chunk, as no write does."""
         slot = self.store.find(chunk)
@@ -291,6 +298,9 @@ class Volume:
 
     number: int
     copies: int
+    scheme: Scheme
+    former: tuple[Scheme, ...] = ()
+    replay: int = 0  # where a takeover begins to read
     epoch: int = 1
     spans: list[Span] = field(default_factory=list)
     chunks: dict[ChunkId, bytes] = field(default_factory=dict)  # those that live
@@ -314,6 +324,7 @@ class Town:
         self.view = StaticMembership()
         self.traffic = Traffic()
         self.slow_net = False
+        self._right: dict[tuple[ChunkId, Scheme], list[bytes]] = {}
         self.houses: dict[str, House] = {}
         self.volumes: dict[int, Volume] = {}
         for disk in disks:
@@ -348,9 +359,10 @@ class Town:
 
     # --- volumes ------------------------------------------------------------------------
 
-    async def volume(self, copies: int) -> Volume:
-        """Make a volume."""
-        volume = Volume(len(self.volumes) + 1, copies)
+    async def volume(self, copies: int, scheme: Scheme | None = None) -> Volume:
+        """Make a volume; ``scheme``: another than so many copies."""
+        scheme = scheme or replica(copies)
+        volume = Volume(len(self.volumes) + 1, scheme.copies, scheme)
         self.volumes[volume.number] = volume
         await self.publish(volume)
         return volume
@@ -358,14 +370,21 @@ class Town:
     async def publish(self, volume: Volume) -> None:
         """Write a volume's head."""
         spec = VolumeSpec(volume.number, f"v{volume.number}", 1 << 30,
-                          f"replica:{volume.copies}", 0)  # fmt: skip
-        head = Head(volume.epoch, None, tuple(volume.spans), None)
+                          str(volume.scheme), 0, former=tuple(map(str, volume.former)))  # fmt: skip
+        root = RootRef(1, FIRST, 1, 1, volume.replay, FIRST, 0) if volume.replay else None
+        head = Head(volume.epoch, None, tuple(volume.spans), root)
         await self.metadata.commit(
             (), (Put(spec_key(volume.number), spec.to_bytes()),
                  Put(head_key(volume.number), head.to_bytes()))
         )  # fmt: skip
         for house in self.houses.values():
             house.upkeep.poke()
+
+    async def convert(self, volume: Volume, scheme: Scheme) -> None:
+        """Let a volume have another redundancy from now on."""
+        volume.former = (*volume.former, volume.scheme)
+        volume.scheme, volume.copies = scheme, scheme.copies
+        await self.publish(volume)
 
     async def write(
         self,
@@ -376,8 +395,9 @@ class Town:
         excluded: Iterable[str] = (),
         records: int = 3,
         end: bool = True,
+        closed: bool = True,
     ) -> list[ChunkId]:
-        """Write a closed span of ``count`` chunks.
+        """Write a span of ``count`` chunks, which is closed unless that is not wanted.
 
         ``missed(disk, sequence)``: how many records a disk got, None for all.
         """
@@ -398,8 +418,8 @@ class Town:
                     self.houses[one.disk_id].write(chunk, b"".join(parts))
         exact = FIRST + len(volume.chunks[chunks[-1]]) if end else None
         volume.spans.append(
-            Span(volume.epoch, tag, first, first + count - 1, exact, ring.version,
-                 tuple(sorted(left_out)))
+            Span(volume.epoch, tag, first, first + count - 1 if closed else None,
+                 exact if closed else None, ring.version, tuple(sorted(left_out)))
         )  # fmt: skip
         await self.publish(volume)
         return chunks
@@ -432,7 +452,8 @@ class Town:
         """Return what lies where."""
         return {
             disk: sorted(
-                (chunk, len(house.content(chunk) or b"")) for chunk in house.store.chunks()
+                (chunk, 0 if is_shard(chunk) else len(house.content(chunk) or b""))
+                for chunk in house.store.chunks()
             )
             for disk, house in self.houses.items()
         }
@@ -442,18 +463,47 @@ class Town:
         content = self.volumes[chunk.volume].chunks[chunk]
         return sorted(d for d, house in self.houses.items() if house.content(chunk) == content)
 
+    def shards(self, chunk: ChunkId, scheme: Scheme) -> dict[str, set[int]]:
+        """Return the numbers of the right shards of the whole content that each disk has."""
+        content = self.volumes[chunk.volume].chunks[chunk]
+        if not fits(FIRST + len(content), scheme, SMALL.slot_bytes):
+            return {}
+        if (chunk, scheme) not in self._right:
+            self._right[chunk, scheme] = [
+                make_shard(chunk, content, scheme, number, SMALL.slot_bytes)
+                for number in range(scheme.shards)
+            ]
+        found: dict[str, set[int]] = {}
+        for disk, house in self.houses.items():
+            for number, right in enumerate(self._right[chunk, scheme]):
+                if house.shard(shard_id(chunk, number), len(right)) == right:
+                    found.setdefault(disk, set()).add(number)
+        return found
+
+    def good(self, chunk: ChunkId) -> int:
+        """Return how many disks have to be lost until a chunk is."""
+        volume, holders = self.volumes[chunk.volume], self.holders(chunk)
+        best = len(holders)
+        for scheme in {volume.scheme, *volume.former}:
+            if scheme.erasure:
+                shards = self.shards(chunk, scheme)
+                others = {n for disk, some in shards.items() if disk not in holders for n in some}
+                best = max(best, len(holders) + len(others) - scheme.data + 1)
+        return best
+
     def check_copies(self) -> None:
-        """Every chunk that lives is somewhere, whole."""
+        """Every chunk that lives can be had."""
         for volume in self.volumes.values():
             for chunk in volume.chunks:
-                assert self.holders(chunk), f"chunk {chunk} is lost"
+                assert self.good(chunk) > 0, f"chunk {chunk} is lost"
 
     def check_enough(self, chunk: ChunkId) -> None:
         """A chunk that lives has its copies, on disks that are up or down."""
+        chunk = whole_id(chunk)
         volume = self.volumes[chunk.volume]
         if chunk in volume.chunks:
             wanted = min(volume.copies, len(self.ring.members))
-            assert len(self.holders(chunk)) >= wanted, f"chunk {chunk}: {self.holders(chunk)}"
+            assert self.good(chunk) >= wanted, f"chunk {chunk}: {self.holders(chunk)}"
 
     def misplaced(self) -> list[ChunkId]:
         """Return the chunks that do not lie exactly where the ring wants them."""
@@ -467,7 +517,8 @@ class Town:
     def strangers(self) -> set[ChunkId]:
         """Return the chunks that lie somewhere and do not live."""
         living = {chunk for volume in self.volumes.values() for chunk in volume.chunks}
-        return {c for house in self.houses.values() for c in house.store.chunks()} - living
+        there = {c for house in self.houses.values() for c in house.store.chunks()}
+        return {chunk for chunk in there if whole_id(chunk) not in living}
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
