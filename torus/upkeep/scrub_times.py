@@ -35,10 +35,14 @@ def read_state(store: Store) -> ScrubState:
         return ScrubState()
 
 
-def due(state: ScrubState, now_ns: int) -> Tour | None:
-    """Return the tour that goes on now, or begins; None when none is due."""
-    if state.tours and state.tours[-1].asked:
-        return state.tours[-1]
+def due(state: ScrubState, now_ns: int, *, by_itself: bool = True) -> Tour | None:
+    """Return the tour that goes on now, or begins; None when none is due.
+
+    ``by_itself``: also what nobody asked for.
+    """
+    asked = [one for one in state.tours if one.asked]
+    if asked or not by_itself:
+        return asked[-1] if asked else None
     for depth, every_s in ((LIGHT, limits.SCRUB_LIGHT_S), (DEEP, limits.SCRUB_DEEP_S)):
         known = [one for one in state.tours if one.depth == depth and not one.asked]
         if known:
@@ -86,7 +90,8 @@ class ScrubTimes:
         self._rate_bytes = rate_bytes
         self._clients_slow = clients_slow
         self._told = asyncio.Event()
-        self._saved_ns = clock.monotonic_ns()
+        self._saved_ns = self._rechecked_ns = clock.monotonic_ns()
+        self._ordered = False  # what people said is not written down yet
         self._task: asyncio.Task[None] | None = None
 
     # --- life ---------------------------------------------------------------------------
@@ -141,14 +146,24 @@ class ScrubTimes:
 
         Raises: DiskFailed, Unavailable.
         """
-        if not self.state.paused:
-            await self.scrub.recheck()
+        await self._recheck(0)
         while not self.state.paused:
-            tour = due(self.state, self._clock.wall_ns())
-            if tour is None or (self._rate_bytes == 0 and not tour.asked):
+            tour = self._due()
+            if tour is None:
                 break
             await self._tour(tour)
-        await self.save_now_and_then()
+        await self._save_now_and_then()
+
+    async def between(self) -> None:
+        """Do what is due between two parts of a tour.  Raises: DiskFailed, Unavailable."""
+        await self._save_now_and_then()
+        await self._recheck(limits.SCRUB_RECHECK_S)
+
+    async def _recheck(self, every_s: float) -> None:
+        now_ns = self._clock.monotonic_ns()
+        if not self.state.paused and now_ns - self._rechecked_ns >= every_s * _NS:
+            self._rechecked_ns = now_ns
+            await self.scrub.recheck()
 
     async def _tour(self, tour: Tour) -> None:
         used = len(self._store.chunks()) * self._store.geometry.slot_bytes
@@ -166,7 +181,10 @@ class ScrubTimes:
             self.going_on = None
 
     def _may(self, tour: Tour) -> bool:
-        return not self.state.paused and due(self.state, self._clock.wall_ns()) is tour
+        return not self.state.paused and self._due() is tour
+
+    def _due(self) -> Tour | None:
+        return due(self.state, self._clock.wall_ns(), by_itself=self._rate_bytes != 0)
 
     @property
     def rate_bytes(self) -> float:
@@ -192,19 +210,19 @@ class ScrubTimes:
             self.state.tours = [one for one in self.state.tours if one.volumes != wanted or
                                 not one.asked]  # fmt: skip
             self.state.tours.append(Tour(deep, True, wanted, self._clock.wall_ns()))
-        self.state.paused = False
+        self.state.paused, self._ordered = False, True
         self._told.set()
 
     def pause(self, *, paused: bool) -> None:
         """Let nothing be read from now on, or go on."""
-        self.state.paused = paused
+        self.state.paused, self._ordered = paused, True
         self._told.set()
 
     # --- memory -------------------------------------------------------------------------
 
     async def save(self) -> None:
         """Write down what is known; durable on return.  Raises: DiskFailed."""
-        self._saved_ns = self._clock.monotonic_ns()
+        self._saved_ns, self._ordered = self._clock.monotonic_ns(), False
         data = self.state.to_bytes()
         try:
             await self._store.in_pool(self._store.disk.replace_file, FILE_NAME, data)
@@ -213,20 +231,20 @@ class ScrubTimes:
             if not isinstance(error, PoolFull):
                 raise error from exc
 
-    async def save_now_and_then(self) -> None:
-        """Write down how far a tour is, if that was long ago.  Raises: DiskFailed."""
-        if self._clock.monotonic_ns() - self._saved_ns >= limits.SCRUB_SAVE_S * _NS:
+    async def _save_now_and_then(self) -> None:
+        age_ns = self._clock.monotonic_ns() - self._saved_ns
+        if self._ordered or age_ns >= limits.SCRUB_SAVE_S * _NS:
             await self.save()
 
 
 class _Saving(Pace):
-    """A pace that takes the steps of a tour as the time to write down how far it is."""
+    """A pace that does what is due between the steps of a tour."""
 
     def __init__(self, times: ScrubTimes, pace: Pace) -> None:
         self._times = times
         self._pace = pace
 
     async def turn(self, count: int, operations: int = 1) -> None:
-        await self._times.save_now_and_then()
+        await self._times.between()
         await self._pace.turn(count, operations)
         self._times.reading(count)

@@ -1,23 +1,22 @@
 """The scrub of disks in a town: what is told of each kind of damage, and that it is repaired."""
 
-import errno
-from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
+from tests.rot import DAMAGES, HEADERS, Damage, flip, records_of, swap_slots, zero_header
 from tests.unit.upkeep.town import UNLIMITED, House, Street, Town, Volume, run, slot_of
-from torus.format.segment import FREED_SLOT
 from torus.ids import ChunkId
+from torus.metadata.schema import Head, RootRef, Span, VolumeSpec
 from torus.store.content import FIRST
-from torus.testing.simdisk import SMALL
 from torus.upkeep.budget import Budget
 from torus.upkeep.mend import Mender
 from torus.upkeep.pace import Pace
 from torus.upkeep.scrub import DiskScrub
-from torus.upkeep.scrub_judge import Kind
-from torus.upkeep.scrub_logs import read_logs
-from torus.upkeep.scrub_state import LOST, REPAIRED, ScrubState, Tour
+from torus.upkeep.scrub_logs import VolumeLog, read_logs
+from torus.upkeep.scrub_state import LOST, REPAIRED, WAITING, Done, ScrubState, Tour
+from torus.upkeep.scrub_times import ScrubTimes, due, rate_of, read_state
 
 DISKS = [letter * 32 for letter in "abcd"]
 SEED = 5
@@ -56,118 +55,6 @@ async def tour(
     return made
 
 
-def bytes_of(house: House, chunk: ChunkId) -> tuple[bytearray, int]:
-    """Return the segment that a chunk lies in, and where its slot begins there."""
-    slot = house.store.find(chunk)
-    assert slot is not None
-    segment, at = divmod(slot.address, SMALL.segment_bytes)
-    return house.disk.image.segments[segment], at
-
-
-# --- the kinds of damage: each spoils one chunk's slot, and says as what it must be told -----
-
-
-def flip_header(house: House, chunk: ChunkId, _other: ChunkId) -> Kind:
-    data, at = bytes_of(house, chunk)
-    data[at + 9] ^= 1
-    return Kind.ROTTEN
-
-
-def zero_header(house: House, chunk: ChunkId, _other: ChunkId) -> Kind:
-    data, at = bytes_of(house, chunk)
-    data[at : at + FIRST] = bytes(FIRST)
-    return Kind.TORN
-
-
-def freed_header(house: House, chunk: ChunkId, _other: ChunkId) -> Kind:
-    data, at = bytes_of(house, chunk)
-    data[at : at + FIRST] = FREED_SLOT
-    return Kind.STALE
-
-
-def flip_record_header(house: House, chunk: ChunkId, _other: ChunkId) -> Kind:
-    data, at = bytes_of(house, chunk)
-    data[at + FIRST + 40] ^= 1
-    return Kind.ROTTEN
-
-
-def flip_payload(house: House, chunk: ChunkId, _other: ChunkId) -> Kind:
-    data, at = bytes_of(house, chunk)
-    data[at + FIRST + 600] ^= 1
-    return Kind.ROTTEN
-
-
-def flip_last_record(house: House, chunk: ChunkId, _other: ChunkId) -> Kind:
-    data, at = bytes_of(house, chunk)
-    content = house.town.volumes[chunk.volume].chunks[chunk]
-    data[at + FIRST + len(content) - 5000] ^= 1
-    return Kind.ROTTEN
-
-
-def tear_record(house: House, chunk: ChunkId, _other: ChunkId) -> Kind:
-    data, at = bytes_of(house, chunk)
-    size = len(house.town.volumes[chunk.volume].chunks[chunk])
-    data[at + FIRST + size - 2048 : at + FIRST + size] = bytes(2048)
-    return Kind.TORN
-
-
-def lose_sector(house: House, chunk: ChunkId, _other: ChunkId) -> Kind:
-    data, at = bytes_of(house, chunk)
-    data[at + FIRST : at + FIRST + 512] = bytes(512)
-    return Kind.TORN
-
-
-def misdirect(house: House, chunk: ChunkId, other: ChunkId) -> Kind:
-    data, at = bytes_of(house, chunk)
-    source, there = bytes_of(house, other)
-    data[at + FIRST : at + FIRST + 9000] = bytes(source[there + FIRST : there + FIRST + 9000])
-    return Kind.MISPLACED
-
-
-def swap_slots(house: House, chunk: ChunkId, other: ChunkId) -> Kind:
-    data, at = bytes_of(house, chunk)
-    there, other_at = bytes_of(house, other)
-    one, two = (
-        bytes(data[at : at + SMALL.slot_bytes]),
-        bytes(there[other_at : other_at + SMALL.slot_bytes]),
-    )
-    data[at : at + SMALL.slot_bytes], there[other_at : other_at + SMALL.slot_bytes] = two, one
-    return Kind.MISPLACED
-
-
-def shorten(house: House, chunk: ChunkId, _other: ChunkId) -> Kind:
-    """Put back what the chunk was before its last record was written."""
-    data, at = bytes_of(house, chunk)
-    size = len(house.town.volumes[chunk.volume].chunks[chunk])
-    third = size // 3
-    data[at + FIRST + 2 * third : at + SMALL.slot_bytes] = bytes(
-        SMALL.slot_bytes - FIRST - 2 * third
-    )
-    return Kind.STALE
-
-
-def unreadable(house: House, chunk: ChunkId, _other: ChunkId) -> Kind:
-    """Let the medium refuse a part of the slot."""
-    slot = house.store.find(chunk)
-    assert slot is not None
-    first, end, read = slot.address + 1500, slot.address + SMALL.slot_bytes, house.disk.read
-
-    def refuse(address: int, size: int) -> bytes:
-        if address < end and address + size > first:
-            raise OSError(errno.EIO, "medium error")
-        return read(address, size)
-
-    house.disk.read = refuse  # type: ignore[method-assign]
-    return Kind.MISSING
-
-
-DAMAGES: tuple[Callable[[House, ChunkId, ChunkId], Kind], ...] = (
-    flip_header, zero_header, freed_header, flip_record_header, flip_payload, flip_last_record,
-    tear_record, lose_sector, misdirect, swap_slots, shorten, unreadable,
-)  # fmt: skip
-HEADERS = (flip_header, zero_header, freed_header)
-
-
 @dataclass
 class Scene:
     """A town whose disks have written and restarted."""
@@ -193,14 +80,12 @@ async def scene(copies: int, *, disks: int = 3) -> Scene:
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda one: one.__name__)
-def test_damage_is_told_and_repaired_from_another_copy(
-    damage: Callable[[House, ChunkId, ChunkId], Kind],
-) -> None:
+def test_damage_is_told_and_repaired_from_another_copy(damage: Damage) -> None:
     """One copy is spoiled: a deep tour tells as what, and has it whole again."""
 
     async def scenario() -> None:
         at = await scene(3)
-        kind = damage(at.house, at.chunk, at.other)
+        kind = damage(at.house.store, at.house.disk, at.chunk, at.other)
         scrub = scrub_of(at.house)
         await tour(scrub, at.town)
         told = {one.part: one for one in [*scrub.state.closed, *scrub.state.open.values()]}
@@ -220,14 +105,12 @@ def test_damage_is_told_and_repaired_from_another_copy(
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda one: one.__name__)
-def test_single_machine_tells_everything_and_restores_headers(
-    damage: Callable[[House, ChunkId, ChunkId], Kind],
-) -> None:
+def test_single_machine_tells_everything_and_restores_headers(damage: Damage) -> None:
     """Without other copies a lost header comes back from memory; the rest is beyond repair."""
 
     async def scenario() -> None:
         at = await scene(1, disks=1)
-        kind = damage(at.house, at.chunk, at.other)
+        kind = damage(at.house.store, at.house.disk, at.chunk, at.other)
         scrub = scrub_of(at.house, alone=True)
         await tour(scrub, at.town)
         if damage in HEADERS:
@@ -241,3 +124,223 @@ def test_single_machine_tells_everything_and_restores_headers(
             assert found.name == "v1"
 
     run(scenario)
+
+
+def test_what_nobody_has_whole_is_lost_and_a_silent_disk_is_waited_for() -> None:
+    """Two of three copies rot at the same place while the third is away: not lost yet; when it
+    is back both are repaired; when all three rot it is lost, and the others are not touched."""
+
+    async def scenario() -> None:
+        at = await scene(3)
+        houses = at.town.houses
+        for disk in DISKS[:2]:
+            flip(houses[disk].store, houses[disk].disk, at.chunk, FIRST + 600)
+        at.town.view.set_down(DISKS[2])
+        first, second = scrub_of(houses[DISKS[0]]), scrub_of(houses[DISKS[1]])
+        await tour(first, at.town)
+        await tour(second, at.town)
+        assert [one.state for one in first.state.open.values()] == [WAITING]
+        assert [one.state for one in second.state.open.values()] == [WAITING]
+        houses[DISKS[2]].open()
+        await first.recheck()
+        await second.recheck()
+        assert not first.state.open
+        assert not second.state.open
+        assert at.town.holders(at.chunk) == sorted(DISKS[:3])
+
+        for house in houses.values():
+            flip(house.store, house.disk, at.other, FIRST + 600)
+        for house in houses.values():
+            scrub = scrub_of(house)
+            await tour(scrub, at.town)
+            (found,) = scrub.state.open.values()
+            assert (found.part, found.state, found.name) == (at.other, LOST, "v1")
+            assert "of the volume" in found.what
+        for chunk in set(at.volume.chunks) - {at.other}:
+            assert at.town.holders(chunk) == sorted(DISKS[:3])
+
+    run(scenario)
+
+
+def test_copies_damaged_in_different_places_make_each_other_whole() -> None:
+    """Each copy lost another record: the scrub of each puts it together."""
+
+    async def scenario() -> None:
+        at = await scene(3)
+        houses = list(at.town.houses.values())
+        records = records_of(houses[0].store, houses[0].disk, at.chunk)
+        for house, (offset, _) in zip(houses, records, strict=True):
+            flip(house.store, house.disk, at.chunk, offset + 600)
+        for house in houses:
+            scrub = scrub_of(house)
+            await tour(scrub, at.town)
+            assert [one.state for one in scrub.state.closed] == [REPAIRED]
+        assert at.town.holders(at.chunk) == sorted(DISKS[:3])
+
+    run(scenario)
+
+
+def test_light_tour_restores_headers_and_reads_no_payload() -> None:
+    """A lost header comes back, a rotten payload is left to the deep tour; few bytes are read."""
+
+    async def scenario() -> None:
+        at = await scene(3)
+        zero_header(at.house.store, at.house.disk, at.chunk, at.other)
+        flip(at.house.store, at.house.disk, at.other, FIRST + 600)
+        scrub = scrub_of(at.house)
+        made = await tour(scrub, at.town, deep=False)
+        assert [one.part for one in scrub.state.closed] == [at.chunk]
+        assert made.bytes == made.chunks * 1536
+        assert scrub.state.last.keys() == {"light"}
+        await tour(scrub, at.town)
+        assert [one.part for one in scrub.state.closed] == [at.chunk, at.other]
+        assert scrub.state.last.keys() == {"light", "deep"}
+
+    run(scenario)
+
+
+def test_what_lacks_is_found_and_closed_when_it_is_back() -> None:
+    """What upkeep says should be here and is not is missing until it lacks no more."""
+
+    async def scenario() -> None:
+        at = await scene(3)
+        lacking = at.chunk._replace(sequence=100)
+        at.house.upkeep.lacking = (lacking,)
+        scrub = scrub_of(at.house)
+        await tour(scrub, at.town, deep=False)
+        await scrub.recheck()
+        assert [(one.part, one.kind) for one in scrub.state.open.values()] == [(lacking, "missing")]
+        at.house.upkeep.lacking = ()
+        await scrub.recheck()
+        assert scrub.state.open == {}
+        assert [one.state for one in scrub.state.closed] == ["gone"]
+
+    run(scenario)
+
+
+def test_tour_goes_on_where_a_restart_ended_it() -> None:
+    """What is remembered is read again from the file; no part is looked at twice, none left out."""
+
+    async def scenario() -> None:
+        at = await scene(3)
+        flip(at.house.store, at.house.disk, at.chunk, FIRST + 600)
+        looked: list[ChunkId] = []
+
+        def watched(state: ScrubState) -> DiskScrub:
+            scrub = scrub_of(at.house, state)
+            look = scrub.look
+
+            async def noting(part: ChunkId, *, deep: bool) -> None:
+                looked.append(part)
+                await look(part, deep=deep)
+
+            scrub.look = noting  # type: ignore[method-assign]
+            return scrub
+
+        scrub = watched(ScrubState())
+        made = Tour(True, False, (), 7)
+        scrub.state.tours.append(made)
+        assert not await scrub.tour(made, pace(at.town), lambda: len(looked) < 5)
+        times = ScrubTimes(scrub, at.town.clock)
+        await times.save()
+        at.house.restart()
+        state = read_state(at.house.store)
+        assert state == scrub.state
+        scrub = watched(state)
+        (again,) = state.tours
+        assert await scrub.tour(again, pace(at.town), lambda: True)
+        scrub.ended(again)
+        assert looked == sorted(at.house.store.chunks())
+        assert state.last["deep"].chunks == len(looked)
+        assert state.last["deep"].found == 1
+
+    run(scenario)
+
+
+def test_memory_that_cannot_be_read_is_begun_anew() -> None:
+    """Bytes that are no such file, or one of another version, cost what is remembered."""
+
+    async def scenario() -> None:
+        at = await scene(1, disks=1)
+        for data in (b"", b"{}", b"[]", b'{"version": 99}', bytes(100)):
+            at.house.disk.replace_file("scrub.json", data)
+            assert read_state(at.house.store) == ScrubState()
+
+    run(scenario)
+
+
+def test_when_tours_are_due() -> None:
+    """Light every day, also while a deep one goes on; deep every week; what was asked for first."""
+    state, now = ScrubState(), 1000 * DAY_NS
+    light = due(state, now)
+    assert light is not None
+    assert light.depth == "light"
+    state.tours.remove(light)
+    state.last["light"] = Done(now, now, 1, 1, 0)
+    deep = due(state, now)
+    assert deep is not None
+    assert deep.depth == "deep"
+    assert due(state, now + DAY_NS // 2) is deep
+    again = due(state, now + DAY_NS)
+    assert again is not None
+    assert again.depth == "light"
+    state.tours.append(Tour(True, True, (3,), now))
+    assert due(state, now + DAY_NS) is state.tours[-1]
+    state.tours = []
+    state.last["deep"] = Done(now, now, 1, 1, 0)
+    state.last["light"] = Done(now + 7 * DAY_NS, now, 1, 1, 0)
+    assert due(state, now + 7 * DAY_NS - 1) is None
+    assert due(state, now + 7 * DAY_NS) is not None
+
+
+def test_rate_ends_a_deep_tour_within_a_week() -> None:
+    """As much as it takes, not less than the least; more when somebody waits; what was set."""
+    own, asked = Tour(True, False, (), 0), Tour(True, True, (), 0)
+    assert rate_of(8 << 40, own, None) >= (8 << 40) / (7 * 24 * 3600) - 1
+    assert rate_of(0, own, None) == 1 << 20
+    assert rate_of(0, asked, None) == 128 << 20
+    assert rate_of(8 << 40, own, 5) == rate_of(0, asked, 5) == 5
+
+
+def test_orders_of_people() -> None:
+    """Pausing ends a step, resuming goes on; the same order twice is one; deep beats light."""
+
+    async def scenario() -> None:
+        at = await scene(3)
+        times = ScrubTimes(scrub_of(at.house), at.town.clock, rate_bytes=0)
+        await times.step()
+        assert times.state.last == {}, "with rate none only what is asked for"
+        times.begin([], deep=False)
+        times.begin([], deep=False)
+        assert len(times.state.tours) == 1
+        times.begin([], deep=True)
+        (tour_asked,) = [one for one in times.state.tours if one.asked]
+        assert tour_asked.deep
+        times.pause(paused=True)
+        await times.step()
+        assert times.state.last == {}
+        times.pause(paused=False)
+        await times.step()
+        assert times.state.last.keys() == {"light", "deep"}
+        times.begin([99], deep=True)
+        await times.step()
+        assert not any(one.asked for one in times.state.tours)
+        assert times.state.last["deep"].chunks == len(at.house.store.chunks())
+
+    run(scenario)
+
+
+def test_chunks_of_the_open_span_come_to_rest_before_the_replay_point() -> None:
+    """Closed spans, and the open one's chunks that no attach reads again; nothing else."""
+    spans = (Span(1, 0, 1, 4, 900, 1), Span(2, 0, 5, None, None, 1))
+    spec = VolumeSpec(7, "vm", 1 << 30, "replica:3", 0)
+    root = RootRef(8, 512, 100, 1, 8, 512, 3)
+    log = VolumeLog(SimpleNamespace(spec=spec, head=Head(2, None, spans, root)))  # type: ignore[arg-type]
+
+    def settled(epoch: int, sequence: int) -> object:
+        found = log.settled(ChunkId(7, epoch, 0, sequence))
+        return None if found is None else found.exact or "all"
+
+    assert [settled(1, number) for number in range(6)] == [None, "all", "all", "all", 900, None]
+    assert [settled(2, number) for number in (4, 5, 7, 8, 9)] == [None, "all", "all", None, None]
+    assert settled(3, 1) is None
