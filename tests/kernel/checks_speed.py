@@ -1,12 +1,12 @@
 """What torus costs in the kernel's path, beside nbd-client and qemu-nbd in the same boot."""
 
 import json
-from pathlib import Path
+import statistics
 
 from tests.kernel.guest import OUT, STORE, Guest, check, expect, run
 
-SECONDS = 10
-ROUNDS = 3
+SECONDS = 2
+ROUNDS = 15  # short ones: what else this computer does at the time falls on both
 SIZE = "64MiB"
 
 
@@ -15,7 +15,7 @@ def iops(device: str, direction: str) -> float:
     said = run(
         "fio", "--name=speed", f"--filename={device}", f"--rw=rand{direction}", "--bs=4k",
         "--ioengine=libaio", "--iodepth=32", "--direct=1", "--time_based",
-        f"--runtime={SECONDS}", "--ramp_time=3", "--norandommap", "--output-format=json",
+        f"--runtime={SECONDS}", "--norandommap", "--output-format=json",
     )  # fmt: skip
     job = json.loads(said[said.index("{") :])["jobs"][0]
     return float(job[direction]["iops"])
@@ -29,7 +29,7 @@ def fill_device(device: str) -> None:
 
 @check()
 def as_fast_as_qemu_nbd(guest: Guest) -> None:
-    """4 KiB random reads and writes, QD 32, in turns; the median of each must not be less."""
+    """4 KiB random reads and writes, QD 32, in turns: torus has as many of them."""
     guest.create("speed", SIZE)
     ours = guest.attach("speed")
     image = STORE / "speed.img"
@@ -51,9 +51,18 @@ def as_fast_as_qemu_nbd(guest: Guest) -> None:
         guest.detach("speed")
         guest.torus("volume", "delete", "speed")
         image.unlink()
-    medians = {name: round(sorted(values)[len(values) // 2]) for name, values in found.items()}
-    Path(OUT / "speed.json").write_text(json.dumps({"medians": medians, "rounds": found}))
-    print(medians, flush=True)
-    for direction in ("read", "write"):
-        torus, other = medians[f"torus {direction}"], medians[f"qemu-nbd {direction}"]
-        expect(torus >= other, f"{direction}: torus {torus}, qemu-nbd {other} in a second")
+    ratios = {
+        direction: statistics.median(
+            ours_s / theirs_s
+            for ours_s, theirs_s in zip(
+                found[f"torus {direction}"], found[f"qemu-nbd {direction}"], strict=True
+            )
+        )
+        for direction in ("read", "write")
+    }
+    (OUT / "speed.json").write_text(json.dumps({"ratios": ratios, "rounds": found}))
+    for name, values in found.items():
+        print(f"{name}: median {statistics.median(values):.0f} in a second", flush=True)
+    print({direction: round(ratio, 2) for direction, ratio in ratios.items()}, flush=True)
+    for direction, ratio in ratios.items():
+        expect(ratio >= 1.0, f"{direction}: torus has {ratio:.2f} of what qemu-nbd has")
