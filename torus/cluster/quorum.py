@@ -17,9 +17,11 @@ from torus.cluster.answers import ask_all
 from torus.cluster.placement import Placement
 from torus.cluster.shard_making import remake_content
 from torus.errors import Corruption, TorusError, Unavailable
+from torus.format.assembled import assemble
+from torus.format.logend import headers_beyond
 from torus.ids import ChunkId
 from torus.log import get_logger
-from torus.store.content import walk
+from torus.store.content import Presence, walk
 
 if TYPE_CHECKING:
     from torus.cluster.pool import DiskPool
@@ -39,7 +41,8 @@ class _Answer(NamedTuple):
 
     boot_id: int
     end: int  # of its valid records; FIRST for none
-    data: bytes  # from the first record on; empty: the chunk is positively not there
+    data: bytes  # from the first record on; empty: the chunk is not there
+    certain: bool = True  # that it is not there: False where a slot does not tell what it held
 
 
 class _Scanned(NamedTuple):
@@ -48,6 +51,7 @@ class _Scanned(NamedTuple):
     source: str
     end: int
     alike: dict[str, tuple[int, int]]  # disk: (boot id, end of what agrees with the choice)
+    assembled: bytes = b""  # where no copy is whole: what was put together of several
 
 
 class Takeover:
@@ -68,6 +72,8 @@ class Takeover:
         """Fence every disk of a chunk and read from them in the same step; return the bytes from
         ``offset`` to the slot's end of the copy with the longest valid records.
 
+        Where that copy is damaged, each record comes from a copy in which it is whole.
+
         A chunk of an open span takes one answer; of a closed one, the disks that answer must have
         it, as any of them may have a short copy.  One that its span places on no disk at all was
         never opened: that takes at least one.
@@ -83,16 +89,22 @@ class Takeover:
                 log.info("takeover.span.without_disks", chunk=str(chunk))
                 return None
             best = max(answers, key=lambda disk: answers[disk].end, default=None)
-            if best is not None and (answers[best].data or self._is_enough(chunk, silent)):
-                self._note(chunk, best, answers)
-                data = answers[best].data
-                return data[offset - FIRST :] if data else None
+            if best is not None and answers[best].data:
+                return self._choose(chunk, best, answers)[offset - FIRST :]
+            if best is not None and self._is_enough(chunk, answers, silent):
+                return None
             await self._pause(pause_s, give_up_s, chunk, silent)
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)
 
-    def _is_enough(self, chunk: ChunkId, silent: Mapping[str, TorusError]) -> bool:
-        """Tell whether "not there" is certain, when that is all that was answered."""
-        return self._placement.is_open(chunk) or not silent
+    def _is_enough(
+        self, chunk: ChunkId, answers: Mapping[str, _Answer], silent: Mapping[str, TorusError]
+    ) -> bool:
+        """Tell whether "not there" is certain, when that is all that was answered.
+
+        When nobody is left who could tell better, a disk with a damaged slot is believed too.
+        """
+        certain = any(answer.certain for answer in answers.values())
+        return not silent or (certain and self._placement.is_open(chunk))
 
     def is_certain(self, chunk: ChunkId) -> bool:
         """Tell whether every disk that should have a scanned chunk has answered."""
@@ -158,17 +170,28 @@ class Takeover:
         disk = await self._pool.get(disk_id)
         data = await disk.scan(chunk, epoch, FIRST)
         if data is None:
-            return _Answer(disk.boot_id, FIRST, b"")
+            [found] = await disk.examine([chunk])
+            return _Answer(disk.boot_id, FIRST, b"", found.state is Presence.ABSENT)
         return _Answer(disk.boot_id, walk(data, chunk).end, data)
 
-    def _note(self, chunk: ChunkId, best: str, answers: Mapping[str, _Answer]) -> None:
+    def _choose(self, chunk: ChunkId, best: str, answers: Mapping[str, _Answer]) -> bytes:
+        """Note what is right of a chunk; return its bytes from the first record on."""
         chosen = answers[best]
+        there = [chosen, *(one for one in answers.values() if one.data and one is not chosen)]
+        end, content, assembled = chosen.end, chosen.data, b""
+        if len(there) > 1 and any(_goes_on(chunk, one) for one in there):
+            found = assemble(chunk, [one.data for one in there])
+            if FIRST + len(found) > end:
+                end, assembled = FIRST + len(found), found
+                content = found + chosen.data[len(found) :]
+                log.warning("takeover.copies.assembled", chunk=str(chunk), disks=sorted(answers))
         alike = {}
         for disk, answer in answers.items():
             size = answer.end - FIRST
-            if answer.data[:size] == chosen.data[:size]:
+            if answer.data[:size] == content[:size]:
                 alike[disk] = answer.boot_id, answer.end
-        self._scanned[chunk] = _Scanned(best, chosen.end, alike)
+        self._scanned[chunk] = _Scanned(best, end, alike, assembled)
+        return content
 
     async def _pause(
         self, pause_s: float, give_up_s: float, chunk: ChunkId, silent: Mapping[str, TorusError]
@@ -252,10 +275,12 @@ class Takeover:
 
     async def _install(self, chunk: ChunkId, end: int, disks: Sequence[str], epoch: int) -> int:
         """Write a copy to each disk; return how many have it."""
-        source = self._scanned[chunk].source
+        source, assembled = self._scanned[chunk].source, self._scanned[chunk].assembled
+        content = assembled[: end - FIRST]
         try:
-            disk = await self._pool.get(source)
-            [content] = await disk.read([(chunk, FIRST, end - FIRST)])
+            if len(content) < end - FIRST:
+                disk = await self._pool.get(source)
+                [content] = await disk.read([(chunk, FIRST, end - FIRST)])
         except TorusError as exc:
             log.warning("takeover.source_lost", chunk=str(chunk), disk=source, error=str(exc))
             self.unreachable.update(dict.fromkeys(disks, exc))  # they do not have it all
@@ -275,3 +300,8 @@ class Takeover:
     ) -> None:
         disk = await self._pool.get(disk_id)
         await disk.install(chunk, epoch, end, content)
+
+
+def _goes_on(chunk: ChunkId, answer: _Answer) -> bool:
+    """Tell whether records of a chunk stand behind the valid ones of a copy."""
+    return any(headers_beyond(answer.data, answer.end - FIRST, chunk, FIRST))

@@ -300,7 +300,8 @@ class Copies:
             except Corruption:
                 break
             if slot is None:
-                return Examined(chunk, Presence.ABSENT, 0, 0, 0)
+                state = Presence.UNKNOWN if store.blind else Presence.ABSENT
+                return Examined(chunk, state, 0, 0, 0)
             known = slot.end
             if slot.examined is not None and known is None and not afresh:
                 return slot.examined

@@ -5,8 +5,6 @@ becomes of the older, and of a shelf in which nothing lies.  Implements docs/for
 and "Shards".
 """
 
-import contextlib
-
 from torus import limits
 from torus.errors import Corruption, LocalProtocolError, TorusError
 from torus.format.identity import DiskIdentity
@@ -38,6 +36,7 @@ class Opening:
         self._shelves: list[Shelf] = []
         self.damaged: list[str] = []
         self.unreadable: set[ChunkId] = set()  # they may lie in damaged slots
+        self.blind = False  # a damaged slot does not even tell what it may have held
 
     def segment(self, segment: int, name: str) -> None:
         """Read the headers of one segment.
@@ -58,7 +57,9 @@ class Opening:
                 self.damaged.append(exc.message)
                 self._space.quarantine()
                 data = self._disk.read(address, header.slot_bytes)
-                self.unreadable |= parts_in(data, self._disk_id, segment, number)
+                held = parts_in(data, self._disk_id, segment, number)
+                self.unreadable |= held
+                self.blind |= not held
                 log.error("store.slot.damaged", slot=where, reason=exc.message)
 
     def _slot(self, address: int, segment: int, number: int, where: str) -> None:
@@ -129,8 +130,10 @@ class Opening:
     def _note_unreadable(self, address: int) -> None:
         """Remember which shard may lie in a cell whose header is damaged."""
         described = self._disk.read(address + PLACE_BYTES, DESCRIPTOR_BYTES)
-        with contextlib.suppress(TorusError):  # then nobody can tell
+        try:
             self.unreadable.add(Descriptor.unpack(described, "").shard)
+        except TorusError:
+            self.blind = True
 
     def _free_older(self, older: Slot, where: str) -> None:
         """Mark the slot of a copy that was replaced: the power went before that was done."""

@@ -79,6 +79,7 @@ class Store:
         )
         self.damaged: list[str] = []
         self._unreadable: set[ChunkId] = set()  # they may lie in damaged slots
+        self.blind = False  # anything may have: "not here" is not certain
         self.space_freed = asyncio.Event()
         self.shelves = Shelves(self)
         self._deleting = Deleting(self, self._trash)
@@ -102,6 +103,7 @@ class Store:
                 self._growing.found(segment)
         self.shelves.found(opening.finish())
         self.damaged, self._unreadable = opening.damaged, opening.unreadable
+        self.blind = opening.blind
         check_complete(self._growing.segments, self.identity.disk_id)
 
     # --- appending ----------------------------------------------------------------------

@@ -1,14 +1,12 @@
-"""What copies of a chunk are worth: how far one is whole, and the best of several.  Pure.
+"""What a copy of a chunk is worth: how far it is whole.  Pure.
 
 Decides that a copy is *damaged*, not short, when records of the chunk stand behind its valid
-end, and that each record may be taken from whichever copy has it whole.  Implements
+end.  What several damaged ones are worth is `torus.format.assembled`'s.  Implements
 docs/upkeep.md, "Which copy is right".
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from torus._fast.record import RecordReader
 from torus.format.logend import headers_beyond
 from torus.ids import ChunkId
 from torus.store.content import FIRST, Bytes, walk
@@ -40,25 +38,3 @@ def inspect(data: Bytes, chunk: ChunkId, exact: int | None) -> Inspected:
     whole = bytes(data)
     beyond = [at for at, _, _ in headers_beyond(whole, found.end - FIRST, chunk, FIRST)]
     return Inspected(found.end, found.crc, max(beyond, default=0))
-
-
-def assemble(chunk: ChunkId, copies: Sequence[Bytes]) -> bytes:
-    """Return the longest run of whole records that ``copies`` have between them.
-
-    Each copy is bytes of the chunk from its first record on.
-    """
-    end, index, salt = FIRST, 0, None
-    content = bytearray()
-    going_on = True
-    while going_on:
-        going_on = False
-        for copy in copies:
-            rest = memoryview(copy)[end - FIRST :]
-            reader = RecordReader(rest, chunk, end, index, salt)
-            whole = end
-            while reader.advance() and reader.payload_ok:
-                whole, index, salt = reader.end, reader.index + 1, reader.salt
-            if whole > end:
-                content += rest[: whole - end]
-                end, going_on = whole, True
-    return bytes(content)

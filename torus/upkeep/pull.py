@@ -13,11 +13,12 @@ from torus import limits
 from torus._fast.crc import checksum
 from torus.cluster.local import LocalChunks
 from torus.errors import Corruption, TorusError, Unavailable
+from torus.format.assembled import assemble
 from torus.ids import ChunkId
 from torus.log import get_logger
 from torus.store.content import FIRST, Presence
 from torus.store.store import Store
-from torus.upkeep.content import Inspected, assemble, inspect
+from torus.upkeep.content import Inspected, inspect
 from torus.upkeep.pace import Pace
 from torus.upkeep.peers import Peers
 from torus.upkeep.plan import Want

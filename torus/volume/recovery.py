@@ -207,10 +207,15 @@ class Recovery:
 
     async def _salt_of(self, chunk: ChunkId) -> int | None:
         """Return the salt of a chunk whose first record was replayed before; None when that
-        record is damaged."""
+        record is damaged in every copy."""
+
+        def right(_: int, data: bytes) -> bool:
+            header = RecordHeader.unpack(data)
+            return header.magic == MAGIC and header.chunk == chunk
+
         place = (chunk, limits.SLOT_HEADER_BYTES, HEADER.size)
-        header = RecordHeader.unpack((await self._chunks.read([place]))[0])
-        return header.salt if header.magic == MAGIC and header.chunk == chunk else None
+        [data] = await self._chunks.read_checked([place], right)
+        return RecordHeader.unpack(data).salt if right(0, data) else None
 
     async def _apply(self, reader: RecordReader, blocks: BlockMap) -> None:
         extents = reader.extent_list()
