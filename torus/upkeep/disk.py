@@ -13,29 +13,24 @@ from torus import limits
 from torus.clock import Clock
 from torus.cluster.local import LocalChunks
 from torus.cluster.membership import ClusterView
-from torus.errors import Corruption, DiskFailed, NotFound, PoolFull, TorusError
+from torus.errors import DiskFailed, NotFound, TorusError
 from torus.ids import ChunkId, volume_of
 from torus.log import get_logger
 from torus.redundancy.scheme import Scheme
 from torus.store.store import Store
 from torus.upkeep.found import Found, Picture
-from torus.upkeep.giveup import GiveUp
 from torus.upkeep.heads import Heads
-from torus.upkeep.pace import Pace, side_by_side
+from torus.upkeep.pace import Pace
 from torus.upkeep.peers import DAMAGED, Confirmed, Copy, Peers
 from torus.upkeep.placement import FIRST_RING, Placement, Ring, Slots
-from torus.upkeep.plan import Log, Surplus, Want
-from torus.upkeep.progress import Progress, Rate, as_document
-from torus.upkeep.pull import Pulled, Puller
-from torus.upkeep.shard_giveup import ShardGiveUp
-from torus.upkeep.shard_plan import PartSurplus, PartWant, part_id
-from torus.upkeep.shard_pull import ShardPuller, TooLong
+from torus.upkeep.plan import Log
+from torus.upkeep.progress import Progress, as_document
 from torus.upkeep.shard_survey import ShardSurvey
 from torus.upkeep.survey import Survey
+from torus.upkeep.work import Work, encodes, id_of
 
 log = get_logger("torus.upkeep")
 _GONE = "removed"  # state of a disk that has nothing any more
-_DAMAGED_MAX = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,24 +68,19 @@ class DiskUpkeep:
         self._slot_of = slot_of
         self._times = times or Times()
         self._survey = Survey(store, peers)
-        self._puller = Puller(store, chunks, peers, pace)
-        self._giveup = GiveUp(store, chunks, peers, pace)
         self._shard_survey = ShardSurvey(store, chunks, self._survey)
-        self._shard_puller = ShardPuller(store, chunks, peers, pace, self._puller)
-        self._shard_giveup = ShardGiveUp(store, chunks, peers, pace, self._giveup)
         self._schemes: dict[int, tuple[Scheme, ...]] = {}
         self._encoding = False  # chunks of an open span become shards
         self._slot_bytes = chunks.slot_bytes
         self._placement: Placement | None = None
         self._up: frozenset[tuple[str, str]] = frozenset()
-        self._unsure: set[ChunkId] = set()  # verified while somebody was silent
-        self._damaged: set[ChunkId] = set()  # nobody has them whole
-        self.lacking: tuple[ChunkId, ...] = ()  # should be here, and too few others have them
         self._full_round_ns: int | None = None
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._rate = Rate()
         self.progress = Progress(self.disk_id)
+        self._work = Work(
+            store, chunks, peers, pace, clock, self._survey, self._shard_survey, self.progress
+        )
 
     # --- life ---------------------------------------------------------------------------
 
@@ -163,7 +153,7 @@ class DiskUpkeep:
     def document(self) -> dict[str, object]:
         """Return the progress as JSON."""
         self.progress.share = round(self._pace.budget.share, 3)
-        return as_document(self.progress, self._rate.per_second(self._clock.monotonic_ns()))
+        return as_document(self.progress, self._work.rate.per_second(self._clock.monotonic_ns()))
 
     def settled(self) -> bool:
         """Say whether this disk has all that the newest ring wants it to have, as far as
@@ -182,7 +172,7 @@ class DiskUpkeep:
 
     async def confirm(self, copies: Sequence[Copy]) -> list[Confirmed]:
         """Answer another disk that wants to give copies up.  Raises: DiskFailed."""
-        answers = await self._giveup.confirm(copies)
+        answers = await self._work.giveup.confirm(copies)
         for copy, answer in zip(copies, answers, strict=True):
             if answer.state == DAMAGED:
                 self.doubt(copy.chunk)
@@ -194,9 +184,14 @@ class DiskUpkeep:
         self._shard_survey.look_again(volume_of(part))
         self._changed.set()
 
+    @property
+    def lacking(self) -> Sequence[ChunkId]:
+        """Return the parts that should be here, were not at the last look, and can be had."""
+        return self._work.lacking
+
     def is_damaged(self, part: ChunkId) -> bool:
         """Tell whether nobody had a part whole at the last look."""
-        return part in self._damaged
+        return part in self._work.damaged
 
     # --- a round ------------------------------------------------------------------------
 
@@ -218,18 +213,18 @@ class DiskUpkeep:
         wants = found.wants
         progress = self.progress
         progress.suspect_chunks, progress.unknown_chunks = len(found.suspects), found.unknown
-        progress.damaged_chunks = len(self._damaged)
+        progress.damaged_chunks = len(self._work.damaged)
         progress.ring = picture.placement.version
-        self._count(found)
-        progress.settled = not more and all(want.here for want in wants)
+        self._work.count(found)
+        progress.settled = not more and all(want.here or encodes(want) for want in wants)
         if head.paused:
             progress.state = "paused"
             return found.asleep
         progress.state = "settled" if found.asleep else "working"
-        left = await self._work(picture, found)
+        left = await self._work.do(picture, found, self._still(picture))
         progress.rounds += 1
         progress.last_round_ns = self._clock.wall_ns()
-        if not self._changed.is_set() and (more or (wants and not left)):
+        if self._work.again or more or (wants and not left):
             self._changed.set()  # what was done is looked at again
         progress.state = "waiting" if left else "settled"
         return not left
@@ -248,7 +243,7 @@ class DiskUpkeep:
         for one in logs:
             survey: Survey | ShardSurvey = self._shard_survey if one.sharded else self._survey
             found = await survey.volume(picture, one)
-            found.wants = [want for want in found.wants if _id(want) not in self._damaged]
+            found.wants = [want for want in found.wants if id_of(want) not in self._work.damaged]
             if one.sharded:
                 parts = len(found.wants) + len(found.parts_surplus)
                 self.progress.note_unfinished(one.volume, parts)
@@ -301,9 +296,9 @@ class DiskUpkeep:
         if changed or self._full_round_ns is None or now_ns >= due_ns:
             self._survey.forget()
             self._shard_survey.forget()
-            self._survey.verified -= self._unsure
-            self._unsure.clear()
-            self._damaged.clear()
+            self._survey.verified -= self._work.unsure
+            self._work.unsure.clear()
+            self._work.damaged.clear()
             self._full_round_ns = now_ns
             self._survey.verified = {
                 one for one in self._survey.verified if one in self._store.slots
@@ -317,32 +312,6 @@ class DiskUpkeep:
                 self._shard_survey.look_again(volume)
         self._schemes = schemes
 
-    def _count(self, found: Found) -> None:
-        progress = self.progress
-        lacking: dict[int, int] = {}
-        few = (want for want in found.wants if not want.here and want.good < want.copies)
-        self.lacking = tuple(_id(want) for want in few)
-        progress.moving_bytes = progress.doubtful_bytes = 0
-        for want in found.wants:
-            size = self._size(want)
-            if want.here:
-                progress.doubtful_bytes += size
-            elif want.good >= want.copies:
-                progress.moving_bytes += size
-            else:
-                lacking[want.good] = lacking.get(want.good, 0) + size
-        progress.lacking_bytes = lacking
-        progress.surplus_bytes = self._slot_bytes * len(found.surplus)
-        progress.surplus_bytes += sum(map(self._size, found.parts_surplus))
-
-    def _size(self, one: Want | PartWant | PartSurplus) -> int:
-        """Return the space that a part takes."""
-        if isinstance(one, Want) or one.part is None:
-            return self._slot_bytes
-        return self._slot_bytes // max(one.scheme.data, 1)
-
-    # --- doing it -----------------------------------------------------------------------
-
     def _still(self, picture: Picture) -> Callable[[], bool]:
         """Return what says whether a round may go on."""
 
@@ -353,123 +322,3 @@ class DiskUpkeep:
             )
 
         return still
-
-    async def _work(self, picture: Picture, found: Found) -> bool:
-        """Pull, then give up; True when something is left that has to wait.
-
-        Raises: DiskFailed.
-        """
-        still = self._still(picture)
-        queue = iter(sorted(found.wants, key=lambda want: want.urgency))
-        left = [found.waiting > 0]
-
-        async def pull_some() -> None:
-            for want in queue:
-                if not still():
-                    return
-                left[0] |= not await self._pull(want)
-
-        workers = min(limits.REPAIR_PARALLEL, len(found.wants))
-        await side_by_side(pull_some() for _ in range(workers))
-        left[0] |= await self._give_up(picture, found.surplus, still)
-        return await self._give_up_parts(picture, found.parts_surplus, still) or left[0]
-
-    async def _give_up_parts(
-        self, picture: Picture, surplus: Sequence[PartSurplus], still: Callable[[], bool]
-    ) -> bool:
-        """Give up what lies elsewhere as it is to lie; True when something is left.
-
-        Raises: DiskFailed.
-        """
-        due = [one for one in surplus if one.todo.ready]
-        left = False
-        for first in range(0, len(due), limits.UPKEEP_DROP_CHUNKS):
-            if not still():
-                return False
-            batch = due[first : first + limits.UPKEEP_DROP_CHUNKS]
-            done = await self._shard_giveup.give_up(batch, picture.placement, still)
-            self.progress.dropped_chunks += done.dropped
-            left |= done.dropped < len(batch)
-        return left
-
-    async def _give_up(
-        self, picture: Picture, surplus: Sequence[Surplus], still: Callable[[], bool]
-    ) -> bool:
-        """Give up what all owners have; True when something is left.
-
-        Raises: DiskFailed.
-        """
-        placement = picture.placement
-        due = [one for one in surplus if set(placement.owners(one.chunk, one.copies)) <= picture.up]
-        left = len(due) < len(surplus)
-        for first in range(0, len(due), limits.UPKEEP_DROP_CHUNKS):
-            if not still():
-                return False
-            batch = due[first : first + limits.UPKEEP_DROP_CHUNKS]
-            done = await self._giveup.give_up(batch, placement, still)
-            gone = done.dropped + len(done.strays)
-            self.progress.dropped_chunks += done.dropped
-            self.progress.suspect_chunks += len(done.strays)
-            self.progress.surplus_bytes -= gone * self._slot_bytes
-            left |= gone < len(batch)
-        return left
-
-    async def _pull(self, want: Want | PartWant) -> bool:
-        """Pull one part; False when it has to be tried again.
-
-        Raises: DiskFailed of the own disk.
-        """
-        try:
-            pulled = await self._pulled(want)
-        except TooLong:
-            self._shard_survey.note_long(want.chunk)
-            self._changed.set()
-            return True
-        except DiskFailed:
-            self._store.check_disk()  # the own one: this ends the upkeep
-            return False
-        except Corruption as exc:
-            if len(self._damaged) < _DAMAGED_MAX:
-                self._damaged.add(_id(want))
-            self.progress.damaged_chunks = len(self._damaged)
-            self.progress.failed(exc.message)
-            log.error("upkeep.chunk.damaged", chunk=str(want.chunk), reason=exc.message)
-            return False
-        except PoolFull as exc:
-            self.progress.failed(exc.message)
-            return False
-        except TorusError as exc:
-            self.progress.failed(exc.message)
-            log.info("upkeep.pull.failed", chunk=str(want.chunk), reason=str(exc))
-            return False
-        self._survey.doubted.discard(_id(want))
-        if want.doubtful and _id(want) == want.chunk:
-            self._survey.verified.add(want.chunk)
-            if not pulled.everybody:
-                self._unsure.add(want.chunk)
-        if pulled.installed:
-            self.progress.pulled_chunks += 1
-            self.progress.built_shards += _id(want) != want.chunk
-        self._done(want, pulled.bytes)
-        return True
-
-    async def _pulled(self, want: Want | PartWant) -> Pulled:
-        if isinstance(want, PartWant):
-            return await self._shard_puller.pull(want)
-        return await self._puller.pull(want)
-
-    def _done(self, want: Want | PartWant, count: int) -> None:
-        progress, slot = self.progress, self._size(want)
-        progress.pulled_bytes += count
-        self._rate.add(self._clock.monotonic_ns(), count)
-        if want.here:
-            progress.doubtful_bytes -= slot
-        elif want.good >= want.copies:
-            progress.moving_bytes -= slot
-        else:
-            progress.lacking_bytes[want.good] -= slot
-
-
-def _id(want: Want | PartWant) -> ChunkId:
-    """Return what is pulled."""
-    return want.chunk if isinstance(want, Want) else part_id(want.chunk, want.part)

@@ -24,6 +24,7 @@ class Progress:
     moving_bytes: int = 0  # to pull, with all copies elsewhere
     doubtful_bytes: int = 0  # here, to be compared with others
     surplus_bytes: int = 0  # here, to be given up
+    encoding_bytes: int = 0  # whole copies here whose chunks are to lie in shards
     degraded_bytes: dict[int, int] = field(default_factory=dict)  # here, by owners that are up
     suspect_chunks: int = 0  # deleted, but a disk that was away has them
     damaged_chunks: int = 0  # nobody has them whole

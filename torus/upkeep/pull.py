@@ -197,4 +197,5 @@ class Puller:
 
 
 def take_copy(gathered: Gathered, content: bytes, chunk: ChunkId, exact: int | None) -> None:
+    """Inspect a copy and add it to the others; not on the event loop."""
     gathered.add(chunk, content, inspect(content, chunk, exact))

@@ -203,6 +203,12 @@ class PartWant:
         """Sort key: the rarest first, then moves, then what is here already."""
         return (2 if self.here else int(self.good >= self.copies), self.good, self.chunk.volume)
 
+    @property
+    def encodes(self) -> bool:
+        """Say whether it is made of a chunk that still has all its whole copies."""
+        whole = sum(None in parts for _, parts in self.sources) + (None in self.mine)
+        return self.part is not None and whole >= self.copies
+
 
 @dataclass(frozen=True, slots=True)
 class PartSurplus:

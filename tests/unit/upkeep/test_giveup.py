@@ -52,7 +52,7 @@ async def _disagree(town: Town, chunk: ChunkId, seed: int, copies: int) -> int:
             picture = await house.upkeep._picture(())
             if house.disk_id in picture.placement.owners(chunk, copies):
                 continue
-            giveup = house.upkeep._giveup
+            giveup = house.upkeep._work.giveup
             await giveup.give_up([Surplus(chunk, None, copies)], picture.placement, lambda: True)
             least = min(least, sum(chunk in one.store.slots for one in town.houses.values()))
 
@@ -93,7 +93,7 @@ def test_without_marks_a_copy_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
             nonlocal lost
             town, chunk, _ = await _town(seed, 1)
             for house in town.houses.values():
-                house.upkeep._giveup.leaving = Forgetful()
+                house.upkeep._work.giveup.leaving = Forgetful()
                 house.chunks.drop = house.store.copies.drop  # type: ignore[method-assign]
             await _disagree(town, chunk, seed, 1)
             lost += not any(chunk in one.store.slots for one in town.houses.values())
@@ -110,7 +110,7 @@ def test_confirm_says_what_may_be_counted_on() -> None:
         volume = await town.volume(1)
         good, leaving, rotten, cut = await town.write(volume, 4, records=4)
         house = town.houses[DISKS[0]]
-        house.upkeep._giveup.leaving.add(leaving)
+        house.upkeep._work.giveup.leaving.add(leaving)
         house.rot(rotten, FIRST + 100)
         content = volume.chunks[cut]
         exact = FIRST + len(content) // 2

@@ -39,6 +39,8 @@ def check_settled(town: Town) -> None:
         if house.up:
             assert house.upkeep.settled(), house.upkeep.progress
             assert house.upkeep.progress.surplus_bytes == 0
+            assert house.upkeep.progress.encoding_bytes == 0
+            assert house.upkeep.progress.unfinished == {}
 
 
 @pytest.mark.parametrize("scheme", [erasure(4, 2), erasure(2, 1), erasure(3, 3)])
@@ -49,7 +51,7 @@ def test_closed_span_becomes_shards(scheme: Scheme, disks: int) -> None:
     async def scenario() -> None:
         town = Town(1, DISKS[:disks])
         volume = await town.volume(0, scheme)
-        await town.write(volume, 20, records=2)
+        await town.write(volume, 8, records=2)
         await town.rounds(20)
         check_shards(town, volume)
         check_settled(town)
@@ -90,7 +92,7 @@ def test_lost_disk_its_shards_are_made_again_and_nothing_else_moves() -> None:
     async def scenario() -> None:
         town = Town(2, DISKS[:7])
         volume = await town.volume(0, SCHEME)
-        await town.write(volume, 20)
+        await town.write(volume, 8)
         await town.rounds(20)
         lost = DISKS[0]
         mine = [one for one in town.houses[lost].store.chunks() if is_shard(one)]
@@ -117,7 +119,7 @@ def test_two_disks_lost_before_they_had_shards() -> None:
     async def scenario() -> None:
         town = Town(3, DISKS)
         volume = await town.volume(0, SCHEME)
-        await town.write(volume, 20)
+        await town.write(volume, 8)
         town.view.set_down(*DISKS[:2])
         await town.rounds()
         town.set_ring(DISKS[2:])
@@ -136,7 +138,7 @@ def test_disk_that_was_away_comes_back_to_its_shards() -> None:
     async def scenario() -> None:
         town = Town(4, DISKS[:7])
         volume = await town.volume(0, SCHEME)
-        await town.write(volume, 20)
+        await town.write(volume, 8)
         await town.rounds(20)
         town.view.set_down(DISKS[0])
         town.set_ring(DISKS[1:7])
@@ -206,7 +208,7 @@ def test_shard_of_rotten_bytes_does_not_let_whole_copies_go() -> None:
         houses = {disk: house for disk, house in town.houses.items() if disk == taker}
         assert town.houses[taker].content(chunk) is None
         # It is read right for the checksum, and rotten for the shard.
-        read = town.houses[taker].upkeep._shard_puller._read
+        read = town.houses[taker].upkeep._work.shard_puller._read
         spoilt = []
 
         async def rotten(disk: str, part: ChunkId, offset: int, size: int, pulled: object):  # type: ignore[no-untyped-def]
@@ -216,7 +218,7 @@ def test_shard_of_rotten_bytes_does_not_let_whole_copies_go() -> None:
                 piece = bytes([piece[0] ^ 1]) + piece[1:]
             return [piece]
 
-        houses[taker].upkeep._shard_puller._read = rotten  # type: ignore[method-assign]
+        houses[taker].upkeep._work.shard_puller._read = rotten  # type: ignore[method-assign]
         await town.rounds(30)
         assert spoilt
         check_shards(town, volume)
