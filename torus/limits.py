@@ -44,6 +44,7 @@ RECORD_EXTENTS_MAX = 256
 LEAF_ENTRIES = 1024
 MAP_CACHE_BYTES_DEFAULT = 256 * MIB
 EARLY_FLUSH_BYTES = 64 * MIB  # the writer flushes by itself when so much is not on disk
+EARLY_FLUSH_S = 1.0  # and what was written so long ago
 CHECKPOINT_LOG_BYTES = 1 * GIB
 CHECKPOINT_INTERVAL_S = 60.0
 

@@ -1,16 +1,17 @@
 """A request that was sent to a node: how long its answer may take, and who waits for it.
 
-Decides the deadlines of each kind of request.  Implements docs/protocol.md, "Limits and
-deadlines".
+Decides the deadlines of each kind of request, and how much one READ carries.  Implements
+docs/protocol.md, "Limits and deadlines".
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torus import limits
 from torus._fast.peerframe import APPENDED, READ_DONE, SYNCED
+from torus.ids import ChunkId
 from torus.wire.messages import Answer, Append, Appended, Open, Ping, ReadDone, Reopen, Sync, Synced
 
 MESSAGES: dict[int, Callable[[Any], Answer]] = {
@@ -61,3 +62,21 @@ class Asked:
         self.deadline_s = sent_s + limit_s
         self.name = name
         self.plain = plain
+
+
+def split_reads(
+    reads: Sequence[tuple[ChunkId, int, int]],
+) -> Iterable[Sequence[tuple[ChunkId, int, int]]]:
+    """Cut a list of reads into lists that one READ may carry."""
+    part: list[tuple[ChunkId, int, int]] = []
+    size = 0
+    for read in reads:
+        if part and (
+            size + read[2] > limits.PEER_READ_BYTES_MAX or len(part) == limits.PEER_READS_MAX
+        ):
+            yield part
+            part, size = [], 0
+        part.append(read)
+        size += read[2]
+    if part:
+        yield part

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 from torus import limits
 from torus._fast.blockio import BlockIo
 from torus._fast.record import RecordBuilder
-from torus.cluster.asked import Deadlines
+from torus.cluster.asked import Deadlines, split_reads
 from torus.cluster.dialing import Dialing, connect
 from torus.cluster.link import PeerLink
 from torus.cluster.nearby import NearbyFiles
@@ -235,7 +235,7 @@ class PeerChunks(Reconnecting, OneDisk):
         size = sum([size for _, _, size in reads])
         if size <= limits.PEER_READ_BYTES_MAX and len(reads) <= limits.PEER_READS_MAX:
             return await self._read_part(reads, size)
-        parts = list(_split(reads))
+        parts = list(split_reads(reads))
         found = await asyncio.gather(
             *[self._read_part(part, sum([size for _, _, size in part])) for part in parts]
         )
@@ -388,21 +388,3 @@ class PeerChunks(Reconnecting, OneDisk):
         Raises: Unavailable.
         """
         return await self._ask(m.Status(), m.StatusIs)
-
-
-def _split(
-    reads: Sequence[tuple[ChunkId, int, int]],
-) -> Iterable[Sequence[tuple[ChunkId, int, int]]]:
-    """Cut a list of reads into lists that one READ may carry."""
-    part: list[tuple[ChunkId, int, int]] = []
-    size = 0
-    for read in reads:
-        if part and (
-            size + read[2] > limits.PEER_READ_BYTES_MAX or len(part) == limits.PEER_READS_MAX
-        ):
-            yield part
-            part, size = [], 0
-        part.append(read)
-        size += read[2]
-    if part:
-        yield part

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
+from torus import limits
 from torus.clock import Clock, SystemClock
 from torus.cluster.chunks import Chunks, ChunksOf, chunks_of
 from torus.cluster.local import LocalChunks
@@ -59,6 +60,7 @@ def volume_options(
         checkpoint_interval_s=common.checkpoint_interval_s,
         pause_when_full=common.on_full == "pause",
         gc_rate_bytes=common.gc_rate_bytes,
+        early_flush_s=limits.EARLY_FLUSH_S,
     )
 
 

@@ -46,6 +46,7 @@ class VolumeOptions:
     delete_delay_s: float = limits.DELETE_DELAY_S
     pause_when_full: bool = True
     gc_rate_bytes: int = limits.GC_RATE_BYTES_DEFAULT  # per second; 0: only on demand
+    early_flush_s: float | None = None  # what was written so long ago is flushed; None: may wait
     observe_checkpoint: Callable[[int], None] = lambda _ns: None
 
 
@@ -181,7 +182,7 @@ def assemble(
     if recovered.records:
         core.checkpoint_lsn = -1  # what was replayed wants a checkpoint of its own
     reads = Reads(core)
-    early_flush = EarlyFlush(core)
+    early_flush = EarlyFlush(core, options.early_flush_s)
 
     def progress() -> None:
         early_flush.consider()

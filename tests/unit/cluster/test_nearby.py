@@ -44,8 +44,8 @@ class Neighbour:
     async def address_of(self, chunk: ChunkId) -> int:
         """Ask until the place is known."""
         async with asyncio.timeout(30):
-            while (found := self.nearby.place(chunk, self.chunks)) is None:
-                await asyncio.sleep(0.001)
+            while (found := self.nearby.place(chunk, self.chunks)) is None:  # noqa: ASYNC110
+                await asyncio.sleep(0)
         return found
 
     def block_at(self, address: int) -> bytes:
@@ -133,8 +133,8 @@ def test_chunk_that_is_not_there_has_no_place(run: Run) -> None:
         await one.write(ONE, 7)
         assert one.nearby.place(TWO, one.chunks) is None
         async with asyncio.timeout(30):
-            while TWO in one.nearby._asking:
-                await asyncio.sleep(0.001)
+            while TWO in one.nearby._asking:  # noqa: ASYNC110
+                await asyncio.sleep(0)
         assert one.nearby.place(TWO, one.chunks) is None
         assert not one.nearby._asking
 
