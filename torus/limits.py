@@ -181,6 +181,7 @@ PEER_READS_MAX = 1024  # pieces of one READ
 PEER_CHUNKS_MAX = 16384  # chunk ids in one SYNC, DELETE or page of a LIST
 PEER_REPORT_BYTES_MAX = 1 * MIB  # of a REPORT, and of its answer
 PEER_EXAMINE_CHUNKS_MAX = 64  # of one EXAMINE: each may be read whole
+NEARBY_FILES_MAX = 512  # segments of other processes of this host that are kept open
 NEARBY_REFUSED_MAX = 65536  # chunks whose file could not be had a moment ago, or not yet fetched
 PEER_TEXT_BYTES_MAX = 4 * KIB  # an error's message or hint, a name
 PEER_IN_FLIGHT_BYTES_MAX = 32 * MIB  # per connection: requests and the answers they ask for

@@ -131,6 +131,8 @@ class NearbyFiles:
         async with files.locks.setdefault(segment, asyncio.Lock()):
             number = files.numbers.get(segment)
             if number is None:
+                if len(self._files) >= limits.NEARBY_FILES_MAX:
+                    return  # the rest is read through the node
                 file = await fetch(offer.name, offer.token, disk_id, segment)
                 number = files.numbers[segment] = len(self._files)
                 self._files.append(file)

@@ -141,6 +141,22 @@ def test_chunk_that_is_not_there_has_no_place(run: Run) -> None:
     run(scenario)
 
 
+def test_so_many_files_are_open_and_no_more(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies in others is read through the node."""
+    monkeypatch.setattr(limits, "NEARBY_FILES_MAX", 0)
+
+    async def scenario(one: Neighbour) -> None:
+        await one.write(ONE, 7)
+        assert one.nearby.place(ONE, one.chunks) is None
+        async with asyncio.timeout(30):
+            while ONE in one.nearby._asking:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        assert one.nearby.place(ONE, one.chunks) is None
+        assert not one.nearby._files
+
+    run(scenario)
+
+
 def test_file_is_given_for_the_token_and_for_reading_only(run: Run) -> None:
     """A stranger who finds the socket gets nothing; a friend cannot write."""
 
