@@ -97,6 +97,7 @@ def _render(session: Session, report: CheckReport) -> None:
             ("data directory", str(report.data_dir)),
             ("segments", f"{report.segments}, {report.slots_free} of {report.slots} slots free"),
             ("chunks", f"{report.chunks} with {report.records} records"),
+            *([("shards", str(report.shards))] if report.shards else []),
             ("read", format_size(report.bytes_read)),
             ("torn tails", f"{report.torn_tails} (unflushed ends after a crash: normal)"),
             ("left over", f"{report.left_over} chunks that nothing needs (a node frees them)"),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torus.cli import backup, clone, diff, snapshot, volume_check, volume_copy
+from torus.cli import backup, clone, convert, diff, snapshot, volume_check, volume_copy
 from torus.cli.instants import iso_instant
 from torus.cli.nodes import NodeView, node_views
 from torus.cli.parser import Verbs, add_command, add_data_dir, add_noun
@@ -57,13 +57,18 @@ def declare(verbs: Verbs, noun: str, summary: str) -> None:
                 "with three copies of everything",
                 "torus volume create disk 10GiB --redundancy replica:3",
             ),
+            (
+                "on six nodes, any two of which may be lost, in 1.5 times the space",
+                "torus volume create disk 10GiB --redundancy erasure:4+2",
+            ),
         ),
     )
     create.add_argument("name", metavar="NAME")
     create.add_argument("size", metavar="SIZE", help="10GiB, 512M (= MiB), 10GB, 4096 (bytes)")
     create.add_argument(
         "--redundancy", metavar="SCHEME", default=REDUNDANCY,
-        help=f"replica:N keeps N copies on as many nodes, 1 to 8 (default: {REDUNDANCY})",
+        help="replica:N keeps N copies on as many nodes, 1 to 8; erasure:K+M cuts data into K "
+        f"shards and M parity shards on K+M nodes, any K are enough (default: {REDUNDANCY})",
     )  # fmt: skip
     create.add_argument(
         "--min-copies", metavar="COUNT", type=int,
@@ -84,7 +89,9 @@ def declare(verbs: Verbs, noun: str, summary: str) -> None:
         examples=(("who has it open?", "torus volume info disk"),),
     )
     info.add_argument("name", metavar="NAME")
+    info.add_argument("--parts", action="store_true", help="ask all disks what they have of it")
     _declare_changes(below)
+    convert.declare(below)
     snapshot.declare(below)
     clone.declare(below)
     diff.declare(below)
@@ -134,6 +141,7 @@ def run_create(arguments: argparse.Namespace, session: Session) -> int:
         catalog = Catalog(store, SystemClock())
         catalog.init_cluster()
         nodes = node_views(store)
+        convert.check_ring(store, parse(arguments.redundancy))
         warning = _check_nodes(arguments.redundancy, arguments.min_copies, len(nodes))
         catalog.create(arguments.name, size_bytes, arguments.redundancy, arguments.min_copies)
         volume = catalog.get(arguments.name)
@@ -212,6 +220,10 @@ def run_info(arguments: argparse.Namespace, session: Session) -> int:
     space = space_document(attached, document["used_bytes"], snapshots)
     lines = [*_lines(document), *space_fields(attached, snapshots)]
     found = {"volume": document, "space": space}
+    if arguments.parts:
+        parts = convert.ask_parts(session, volume.spec.volume)
+        found["parts"] = convert.parts_document(parts)
+        lines.append(("parts", convert.parts_text(parts)))
     session.output.show(found, lambda: session.output.fields(lines))
     return 0
 
@@ -286,6 +298,7 @@ def volume_document(
         "used_bytes": (mapped_bytes or {}).get(spec.volume, used_bytes),
         "redundancy": spec.redundancy,
         "min_copies": spec.min_copies,
+        "former": list(spec.former),
         "state": spec.state,
         "origin": family.origin,
         "snapshots": family.snapshots,
@@ -329,7 +342,7 @@ def _lines(document: dict[str, Any]) -> list[tuple[str, str]]:
         ("id", str(document["volume"])),
         ("size", f"{format_size(document['size_bytes'])} ({document['size_bytes']} bytes)"),
         ("used", f"{format_size(document['used_bytes'])} ({document['used_bytes']} bytes)"),
-        ("redundancy", f"{document['redundancy']}, writes need {document['min_copies']}"),
+        ("redundancy", _redundancy_text(document)),
         ("state", document["state"]),
         ("origin", document["origin"] or "none"),
         ("snapshots", str(document["snapshots"])),
@@ -339,6 +352,11 @@ def _lines(document: dict[str, Any]) -> list[tuple[str, str]]:
         ("spans", str(document["spans"])),
         ("root", "none" if root is None else f"chunk {root['sequence']}, lsn {root['lsn']}"),
     ]
+
+
+def _redundancy_text(document: dict[str, Any]) -> str:
+    before = f"; was {', '.join(document['former'])}" if document["former"] else ""
+    return f"{document['redundancy']}, writes need {document['min_copies']}{before}"
 
 
 def _mapped_bytes(store: MetadataStore) -> dict[int, int]:

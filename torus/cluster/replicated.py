@@ -79,8 +79,8 @@ class VolumeChunks:
 
     @property
     def chunk_bytes(self) -> int:
-        """Return what every scheme has room for in its shards, so that the volume can have another
-        one later; in slots of another size what its own has."""
+        """Return what nearly every scheme has room for in its shards, so that the volume can have
+        another one later; less where its own has less."""
         data = self._placement.scheme.data
         most = limits.CHUNK_BYTES_MAX
         if data:

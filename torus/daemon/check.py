@@ -13,6 +13,7 @@ from pathlib import Path
 from torus import limits
 from torus.daemon.check_log import LogCheck, sort_chunks
 from torus.daemon.check_map import MapCheck, Subject, Verified, missing_chunks
+from torus.daemon.check_shards import check_shards
 from torus.daemon.check_snapshots import SnapshotsCheck
 from torus.daemon.findings import Findings
 from torus.daemon.known import Known, read_known
@@ -21,7 +22,7 @@ from torus.daemon.reports import CheckReport, Progress, SnapshotCheck, VolumeChe
 from torus.daemon.slotwalk import ChunkSeen, walk
 from torus.daemon.stopped import StoppedChunks, StoppedDisk
 from torus.errors import Corruption, TorusError
-from torus.ids import ChunkId
+from torus.ids import ChunkId, volume_of
 from torus.metadata.schema import Head, VolumeSpec
 from torus.volume.catalog_ask import DELETING
 from torus.volume.family import Family
@@ -92,8 +93,10 @@ class _Check:
         disk, known = self._disk, self._known
         self._check_metadata()
         mapped = sum(head.mapped_blocks for head in known.heads.values()) * limits.BLOCK_BYTES
-        seen = scan_chunks(disk, self._progress, mapped)
-        total = len(disk.chunks) * disk.geometry.slot_bytes + mapped
+        more = mapped + sum(place.room for place in disk.shelves.shards.values())
+        seen = scan_chunks(disk, self._progress, more)
+        total = len(disk.chunks) * disk.geometry.slot_bytes + more
+        check_shards(disk, known, self._progress, total)
         for volume in sorted(known.specs.keys() & known.heads.keys()):
             before = self._findings.count
             one = await self._check_volume(volume, seen.get(volume, {}), before)
@@ -109,6 +112,7 @@ class _Check:
             slots=disk.slots,
             slots_free=disk.slots_free,
             chunks=len(disk.chunks),
+            shards=len(disk.shelves.shards),
             records=sum(one.records for chunks in seen.values() for one in chunks.values()),
             bytes_read=disk.bytes_read,
             torn_tails=self._torn_tails,
@@ -136,6 +140,7 @@ class _Check:
             known.specs.clear()
             known.heads.clear()
         used = {*self._disk.fences, *(chunk.volume for chunk in self._disk.chunks)}
+        used |= {volume_of(shard) for shard in self._disk.shelves.shards}
         if known.usable and max(used, default=0) >= known.next_volume:
             self._findings.error(
                 "stale-metadata",

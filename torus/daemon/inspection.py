@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from torus import limits
 from torus._fast.crc import checksum
 from torus._fast.record import RecordReader
+from torus.daemon.inspection_shelves import inspect_shelf
 from torus.daemon.slotwalk import ChunkSeen, walk
 from torus.errors import Corruption, PermissionDenied, TorusError, UsageError
 from torus.format.record import KIND_NAMES
@@ -23,6 +24,7 @@ from torus.format.segment import (
     SlotHeader,
     parse_segment_name,
 )
+from torus.format.shard import shelf_data
 from torus.store.damage import chunk_behind
 
 _SLOT_BYTES_MIN = 4 * limits.KIB
@@ -32,9 +34,9 @@ _SLOT_BYTES_MAX = 1 * limits.GIB
 def inspect_segment(path: Path, *, detail: bool = False) -> dict[str, Any]:
     """Describe a segment file as values that JSON knows.
 
-    ``slots`` has a row for each slot, ``records`` one for each record, ``findings`` one for
-    each thing that is wrong; with ``detail`` records name their extents.  Of a damaged header
-    what can be read is used.
+    ``slots`` has a row for each slot, ``records`` one for each record, ``shards`` one for each
+    cell of a shelf, ``findings`` one for each thing that is wrong; with ``detail`` records name
+    their extents.  Of a damaged header what can be read is used.
 
     Raises: Corruption when it is no segment file, UsageError, PermissionDenied.
     """
@@ -60,7 +62,7 @@ class _Inspection:
     def run(self, file: BinaryIO) -> None:
         size = self.path.stat().st_size
         self.described |= {"file": str(self.path), "size_bytes": size, "header": {}}
-        self.described |= {"slots": [], "records": [], "findings": []}
+        self.described |= {"slots": [], "records": [], "shards": [], "findings": []}
         header = self._header(file.read(limits.SEGMENT_HEADER_BYTES))
         if header is None:
             return
@@ -137,10 +139,21 @@ class _Inspection:
             self._find(where, exc.message)
             return
         row["chunk"] = str(slot.chunk)
+        if shelf_data(slot.chunk) is not None:
+            self._shelf(row, slot, data, segment.slot_bytes)
+            return
         rows: list[dict[str, Any]] = []
         seen = walk(data, slot.chunk, 0, lambda reader: rows.append(self._record(number, reader)))
         self.described["records"] += rows
         self._sum_up(row, where, seen)
+
+    def _shelf(self, row: dict[str, Any], slot: SlotHeader, data: bytes, slot_bytes: int) -> None:
+        row["state"] = "shelf"
+        cells, problems = inspect_shelf(slot, data, slot_bytes)
+        self.described["shards"] += cells
+        for where, message in problems:
+            row["problem"] = row["problem"] or message
+            self._find(where, message)
 
     def _lost(self, segment: SegmentHeader, number: int, data: bytes) -> SlotHeader | None:
         """Return the header that a node would make anew: it is all zeroes before a record."""

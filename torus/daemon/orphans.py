@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torus import limits
 from torus.clock import Clock
 from torus.errors import Corruption, TorusError, Unavailable
-from torus.ids import ChunkId
+from torus.ids import ChunkId, volume_of, whole_id
 from torus.log import get_logger
 from torus.metadata.base import Entry
 from torus.metadata.keys import LOST, NEXT_VOLUME, SNAPSHOTS, VOLUMES
@@ -54,7 +54,7 @@ class Known:
 def judge(
     chunks: Iterable[ChunkId], known: Known, fence: Callable[[int], int]
 ) -> dict[int, set[ChunkId]]:
-    """Return the chunks that nobody can need, by volume.
+    """Return the chunks that nobody can need, by volume; a shard is needed as its chunk is.
 
     ``fence(volume)`` is the newest epoch that this disk was told of.  A volume that is gone
     leaves nothing; one that nobody has heard of may be newer than the metadata, and is left
@@ -68,7 +68,7 @@ def judge(
     named = known.named()
     found: dict[int, list[ChunkId]] = {}
     for chunk in chunks:
-        found.setdefault(chunk.volume, []).append(chunk)
+        found.setdefault(volume_of(chunk), []).append(chunk)
     for number, own in found.items():
         volume = known.volumes.get(number)
         if volume is not None:
@@ -104,7 +104,7 @@ def _spans(volume: Volume, snapshots: Iterable[Snapshot]) -> Spans:
 
 def _has(spans: Spans, chunk: ChunkId) -> bool:
     try:
-        return spans.chunk(chunk.sequence) == chunk
+        return spans.chunk(chunk.sequence) == whole_id(chunk)
     except Corruption:
         return False
 
@@ -192,7 +192,7 @@ class OrphanRounds:
         certain: dict[int, set[ChunkId]] = {}
         for chunk, (revision, first_ns) in seen.items():
             if revision < known.revision and first_ns <= due_ns:
-                certain.setdefault(chunk.volume, set()).add(chunk)
+                certain.setdefault(volume_of(chunk), set()).add(chunk)
         if certain:
             await self._check_again(certain, known)
         count = 0

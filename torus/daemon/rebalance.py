@@ -7,6 +7,7 @@ Implements docs/upkeep.md, "What can be seen".
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +16,9 @@ from torus.cluster.membership import Membership, Place
 from torus.config import CommonConfig
 from torus.daemon.dialing import Dialing, tls_files
 from torus.daemon.upkeep import ASK_UPKEEP, documents_of
-from torus.errors import Busy, NotFound, TorusError
-from torus.limits import CATALOG_ATTEMPTS_MAX
+from torus.errors import Busy, NotFound, TorusError, Unavailable
+from torus.ids import ChunkId
+from torus.limits import CATALOG_ATTEMPTS_MAX, PEER_REQUEST_TIMEOUT_S
 from torus.metadata.base import Expect, MetadataStore, Put
 from torus.metadata.keys import RING_HEAD
 from torus.metadata.loop import AsyncMetadata
@@ -134,6 +136,26 @@ class Watching:
         states.sort(key=lambda state: (state.place.node_id, state.place.disk_id))
         return ClusterState(head, tuple(states))
 
+    async def ask(self, place: Place, question: bytes) -> bytes:
+        """Ask the upkeep of a disk's node.  Raises: Unavailable, and what it answers."""
+        try:
+            async with asyncio.timeout(_ASK_S):
+                peer = await self._dialing.asking(place, _ASK_S)
+                try:
+                    return await peer.report(question)
+                finally:
+                    await peer.close()
+        except TimeoutError as exc:
+            raise Unavailable(f"node {place.node_id} did not answer in {_ASK_S:g} s") from exc
+
+    async def parts_on(self, place: Place, volume: int) -> Sequence[ChunkId]:
+        """Return the parts of a volume that a disk has.  Raises: Unavailable, DiskFailed."""
+        peer = await self._dialing.asking(place, PEER_REQUEST_TIMEOUT_S)
+        try:
+            return await peer.list(volume)
+        finally:
+            await peer.close()
+
     async def _node(self, turns: asyncio.Semaphore, places: list[Place]) -> list[DiskState]:
         """Ask one node about all its disks."""
         up = [place for place in places if place.up]
@@ -141,14 +163,7 @@ class Watching:
             return [DiskState(place, None, "it is not up") for place in places]
         async with turns:
             try:
-                async with asyncio.timeout(_ASK_S):
-                    peer = await self._dialing.asking(up[0], _ASK_S)
-                    try:
-                        documents = documents_of(await peer.report(ASK_UPKEEP))
-                    finally:
-                        await peer.close()
-            except TimeoutError:
-                return [DiskState(place, None, f"no answer in {_ASK_S:g} s") for place in places]
+                documents = documents_of(await self.ask(up[0], ASK_UPKEEP))
             except TorusError as exc:
                 return [DiskState(place, None, exc.message) for place in places]
         by_disk = {one["disk_id"]: one for one in documents}

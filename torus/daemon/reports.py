@@ -65,6 +65,7 @@ class CheckReport:
     volumes: tuple[VolumeCheck, ...]
     findings: tuple[Finding, ...]
     left_over: int = 0  # chunks that nothing needs and that were not freed yet: no error
+    shards: int = 0
 
     @property
     def ok(self) -> bool:

@@ -4,7 +4,8 @@ Decides which files and slots can be used and what is said of the others; takes 
 lock, so that no node can start meanwhile, and never writes.  `StoppedChunks` shows it to the
 volume's recovery as a `Chunks` on which a fence leaves no mark.
 
-Implements docs/format.md, "Disk identity", "Segment files", "Slots" and "Fences".
+Implements docs/format.md, "Disk identity", "Segment files", "Slots" and "Fences".  Shelves are
+read in `torus.daemon.stopped_shelves`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from torus import limits
 from torus.cluster.chunks import ChunkWriter
 from torus.cluster.one_disk import OneDisk
 from torus.daemon.findings import Findings
+from torus.daemon.stopped_shelves import StoppedShelves
 from torus.errors import (
     Corruption,
     ForeignData,
@@ -33,6 +35,7 @@ from torus.format.segment import (
     parse_segment_name,
     segment_name,
 )
+from torus.format.shard import shelf_data
 from torus.ids import ChunkId
 from torus.store.damage import chunk_behind
 from torus.store.disk import PosixDisk
@@ -40,7 +43,7 @@ from torus.store.fences import FENCE_BYTES, FENCES_FILE, parse_fences
 
 
 class StoppedDisk:
-    """One data directory: its identity, its segments, and where each chunk lies."""
+    """One data directory: its identity, its segments, and where each chunk and shard lies."""
 
     def __init__(self, path: Path, findings: Findings) -> None:
         """Open it and read every header; what is wrong goes to ``findings``.
@@ -66,6 +69,9 @@ class StoppedDisk:
                 bytes.fromhex(self.identity.cluster_id),
             )
             self.fences = self._read_fences()
+            self.shelves = StoppedShelves(
+                self._disk.read, self._own[0], self.geometry, self.findings
+            )
             self._read_segments()
         except BaseException:
             self._disk.close()
@@ -195,14 +201,13 @@ class StoppedDisk:
                         self._take(lost, 0, address, where)
                     continue
                 slot.check_place(self._own[0], segment, number, where)
+                self._take(slot.chunk, slot.copy, address, where)
             except OSError as exc:
                 self.findings.error("unreadable-slot", where, f"cannot be read: {exc}")
             except ForeignData as exc:
                 self.findings.error("foreign-slot", where, exc.message)
             except TorusError as exc:
                 self.findings.error("bad-slot", where, exc.message)
-            else:
-                self._take(slot.chunk, slot.copy, address, where)
 
     def _lost(self, header: bytes, address: int) -> ChunkId | None:
         """Return the chunk whose slot header is all zeroes: the store makes it anew, too."""
@@ -211,7 +216,14 @@ class StoppedDisk:
         return chunk_behind(lambda size: self._disk.read(address, size), self.geometry.slot_bytes)
 
     def _take(self, chunk: ChunkId, copy: int, address: int, where: str) -> None:
-        """Enter a chunk; of two copies that lie here the later one is it, as for the store."""
+        """Enter a chunk, or the shards of a shelf; of two copies that lie here the later one is
+        it, as for the store.
+
+        Raises: OSError.
+        """
+        if shelf_data(chunk) is not None:
+            self.shelves.add(chunk, address, where)
+            return
         other = self.chunks.get(chunk)
         if other is None or copy != self._copies.get(chunk, 0):
             if other is None or copy > self._copies.get(chunk, 0):

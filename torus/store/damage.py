@@ -50,8 +50,10 @@ def _shards_in(slot: bytes, disk_id: bytes, segment: int, number: int) -> set[Ch
 
 def shelf_behind(head: bytes) -> SlotHeader | None:
     """Return the second header of a shelf, which stands behind the slot's own; ``head`` is at
-    least both.  None: the slot was no shelf, or it is damaged."""
+    least both, or what is left of a file.  None: the slot was no shelf, or it is damaged."""
     second = head[limits.SLOT_HEADER_BYTES : 2 * limits.SLOT_HEADER_BYTES]
+    if len(second) < limits.SLOT_HEADER_BYTES:
+        return None
     try:
         header = SlotHeader.unpack(second, "")
     except TorusError:

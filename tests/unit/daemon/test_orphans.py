@@ -10,7 +10,7 @@ import pytest
 from torus import limits
 from torus.daemon.orphans import Known, OrphanRounds, judge, read_known
 from torus.errors import Corruption, TorusError, Unavailable
-from torus.ids import ChunkId
+from torus.ids import ChunkId, shard_id
 from torus.metadata.base import Delete, Put
 from torus.metadata.keys import head_key, lost_key
 from torus.metadata.schema import Base, Head, NameRef, RootRef, Snapshot, Span, VolumeSpec
@@ -185,6 +185,16 @@ def test_volume_that_is_being_deleted_or_fenced_beyond_its_head_is_left_alone() 
     assert judge([GONE], _known(_volume(5, state="deleting")), lambda _: 3) == {}
     assert judge([GONE], _known(_volume(5)), lambda _: 4) == {}
     assert judge([GONE._replace(epoch=3)], _known(_volume(5)), lambda _: 3) == {}
+
+
+def test_shard_is_judged_as_its_chunk() -> None:
+    """It goes with it, and stays with it."""
+    shard = shard_id(GONE, 3)
+
+    assert judge([shard], _known(), lambda _: 2) == {5: {shard}}
+    assert judge([shard, GONE], _known(_volume(5)), lambda _: 3) == {5: {shard, GONE}}
+    assert judge([shard, GONE], _known(_volume(5, 3, Span(2, 0, 5))), lambda _: 3) == {}
+    assert judge([shard], _known(next_volume=5), lambda _: 2) == {}
 
 
 def test_head_without_the_chunk_of_a_root_ends_the_round() -> None:

@@ -53,7 +53,7 @@ def shard_of(
     """Return a shard as it travels; what its parity is, the store does not know."""
     chunk = ChunkId(5, 2, 0, sequence)
     each = payload_bytes(data, SMALL.slot_bytes)
-    content = content_of(sequence, fill=fill)
+    content = content_of(sequence, fill=fill, size=data * each)
     first = number % data * each
     payload = content[first : first + each]
     if number >= data:

@@ -36,13 +36,15 @@ class Machine:
         image: DiskImage | None = None,
         grace_s: float = GRACE_S,
         slots: int = SLOTS,
+        punch: bool = False,
     ) -> None:
         self.disk = FaultyDisk.over(SimDisk(image=image))
         self.clock = ManualClock()
         identity = DiskIdentity(DISK_ID, CLUSTER_ID, SMALL.slot_bytes, SMALL.segment_slots, 1)
         self.store = Store(
             self.disk, identity, SimPool(self.disk, random.Random(seed)), self.clock, 1,
-            size_bytes=slots * SMALL.slot_bytes, punch_delay_s=None, trash_grace_s=grace_s,
+            size_bytes=slots * SMALL.slot_bytes, punch_delay_s=0.0 if punch else None,
+            trash_grace_s=grace_s,
         )  # fmt: skip
         self.store.open()
 
