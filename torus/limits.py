@@ -29,10 +29,11 @@ ERASURE_PARITY_MIN = 1  # M of erasure:K+M
 ERASURE_PARITY_MAX = 6
 SHELF_HEADER_BYTES = 4 * KIB  # of a slot that is cut into cells, before the first
 CELL_HEADER_BYTES = 4 * KIB  # of a cell: what is behind it is a shard's
-CHUNK_BYTES_MAX = SLOT_HEADER_BYTES + min(  # what every scheme's shards have room for
+CHUNK_DATA_MAX = 12  # data shards that every chunk of a cluster can be cut into; more hold less
+CHUNK_BYTES_MAX = SLOT_HEADER_BYTES + min(  # what the shards of all these schemes have room for
     data * ((SLOT_BYTES - SHELF_HEADER_BYTES) // data // BLOCK_BYTES * BLOCK_BYTES)
     - data * CELL_HEADER_BYTES
-    for data in range(ERASURE_DATA_MIN, ERASURE_DATA_MAX + 1)
+    for data in range(ERASURE_DATA_MIN, CHUNK_DATA_MAX + 1)
 )
 
 # --- records ----------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torus.ids import PARTS_MAX, VOLUME_ID_BITS, ChunkId, shard_id
 CELL_MAGIC = b"TCEL"
 SHARD_MAGIC = b"TSHD"
 VERSION = 1
-SHELF_HEADER_BYTES = 4 * limits.KIB  # before the first cell
+SHELF_HEADER_BYTES = limits.SHELF_HEADER_BYTES  # before the first cell
 PLACE_BYTES = limits.SLOT_HEADER_BYTES  # a cell's header: its place and its shard
 DESCRIPTOR_BYTES = 3584
 PAYLOAD_OFFSET = PLACE_BYTES + DESCRIPTOR_BYTES  # in a cell
@@ -31,6 +31,7 @@ _CRC = struct.Struct("<I")
 
 assert PARTS_MAX == limits.ERASURE_DATA_MAX + limits.ERASURE_PARITY_MAX
 assert PARTS_MAX < _SHELF
+assert PAYLOAD_OFFSET == limits.CELL_HEADER_BYTES
 assert _DESCRIPTOR.size <= _TABLE_OFFSET
 assert _TABLE_OFFSET + _CRC.size * (COLUMNS_MAX + 1) <= DESCRIPTOR_BYTES
 

@@ -4,10 +4,11 @@ import pytest
 
 from tests.unit.cluster.replicas import BLOCK, Replicas, SimNode, let_pass, run
 from tests.unit.cluster.test_replicated import read_back, write
+from torus import limits
 from torus.cluster.replicated import VolumeChunks
 from torus.cluster.sharded_reads import ShardReads
 from torus.errors import Corruption, Unavailable
-from torus.format.shard import PAYLOAD_OFFSET, PLACE_BYTES
+from torus.format.shard import PAYLOAD_OFFSET, PLACE_BYTES, content_max
 from torus.ids import ChunkId, shard_id
 from torus.redundancy.scheme import Scheme, erasure
 from torus.store.content import FIRST
@@ -354,3 +355,11 @@ def test_a_writer_follows_a_conversion_in_a_new_span() -> None:
         await read_back(attachment.volume, 0, 1)
 
     run(14, scenario, nodes=NODES)
+
+
+def test_a_full_chunk_fits_into_shards_of_nearly_every_scheme() -> None:
+    """What volumes write today can be cut tomorrow; and it wastes little of a shelf."""
+    room = limits.CHUNK_BYTES_MAX - FIRST
+    for data in range(limits.ERASURE_DATA_MIN, limits.CHUNK_DATA_MAX + 1):
+        assert content_max(data) >= room
+    assert limits.SLOT_BYTES / room <= 1.02

@@ -1,0 +1,158 @@
+"""A volume in shards on a real cluster: cut, read without M nodes, written on, converted."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clusters import Cluster, cluster_in
+from tests.disk_client import DiskClient
+from tests.etcd_members import EtcdCluster, running
+from tests.processes import wait_until
+from torus.nbd import constants as nbd
+
+pytestmark = [pytest.mark.interop, pytest.mark.slow]
+
+MIB = 1 << 20
+NODES = ("a", "b", "c", "d", "e", "f")
+WRITTEN = 64  # MiB
+_LONG_S = 240.0
+
+
+@pytest.fixture(scope="module")
+def etcd() -> Iterator[EtcdCluster]:
+    with running(1) as members:
+        yield members
+
+
+@pytest.fixture
+def cluster(
+    etcd: EtcdCluster, socket_folder: Path, request: pytest.FixtureRequest
+) -> Iterator[Cluster]:
+    with cluster_in(socket_folder, etcd, request.node.name) as made:
+        yield made
+        for machine in made.machines.values():
+            for service in machine.services:
+                assert "Traceback" not in service.text
+                assert '"traceback"' not in service.text
+
+
+def content(index: int, version: int = 0) -> bytes:
+    """Return what is written into a MiB of the volume."""
+    return random.Random(f"{index}:{version}").randbytes(MIB)
+
+
+def fill(cluster: Cluster, name: str, *, start: int = 0, count: int = WRITTEN) -> None:
+    """Write the volume through a node."""
+    with cluster.machine(name).open("vm") as client:
+        for index in range(start, start + count):
+            client.write(index * MIB, content(index))
+        client.flush()
+
+
+def check(client: DiskClient, indexes: range) -> None:
+    """Compare what is read with what was written; in pieces, some of which cross shards."""
+    for index in indexes:
+        assert client.read(index * MIB, MIB) == content(index), index
+
+
+def write_until_it_waits(client: DiskClient, first: int) -> int:
+    """Write until a write is not answered for a while; return its index."""
+    for index in range(first, first + 64):
+        client.send(nbd.NBD_CMD_WRITE, index * MIB, payload=content(index))
+        if client.silent_for(5.0):
+            return index
+        assert client.receive()[1] == 0
+    raise AssertionError("64 MiB were written on three of six nodes")
+
+
+def parts(cluster: Cluster) -> dict[str, int]:
+    """Return what the disks have of the volume."""
+    found: dict[str, Any] = cluster.any.run(
+        "volume", "info", "vm", "--parts", "-o", "json"
+    ).document
+    return dict(found["parts"])
+
+
+def wait_cut(cluster: Cluster, most_copies: int) -> dict[str, int]:
+    """Wait until the volume is in shards, but for so many whole copies."""
+
+    def look() -> dict[str, int] | None:
+        found = parts(cluster)
+        return found if found["copies"] <= most_copies and found["chunks_in_shards"] else None
+
+    return wait_until(look, f"at most {most_copies} whole copies", _LONG_S)  # type: ignore[no-any-return]
+
+
+def test_refused_with_numbers_where_nodes_are_missing(cluster: Cluster) -> None:
+    """Five nodes do not do for six shards; a single machine does for none."""
+    cluster.start(*NODES[:5])
+    cluster.wait_ring(set(cluster.disks()))
+    for words in (
+        ("volume", "create", "vm", "64MiB", "--redundancy", "erasure:4+2"),
+        ("volume", "convert", "old", "--redundancy", "erasure:4+2"),
+    ):
+        if words[1] == "convert":
+            cluster.any.run("volume", "create", "old", "64MiB")
+        refused = cluster.any.run(*words, code=64)
+        assert "its 6 shards take 6 nodes, the ring has 5" in refused.err
+
+
+def test_cut_read_without_two_nodes_written_on(cluster: Cluster) -> None:
+    """Six nodes, 4+2: space, any two nodes killed, three killed: writes pause, and all resumes."""
+    services = dict(zip(NODES, cluster.start(*NODES), strict=True))
+    cluster.wait_ring(set(cluster.disks()))
+    cluster.any.run("volume", "create", "vm", "256MiB", "--redundancy", "erasure:4+2")
+    fill(cluster, "a")
+    found = wait_cut(cluster, 0)
+    shard_bytes = (4 * MIB) // 4
+    assert found["shards"] * shard_bytes <= 1.55 * WRITTEN * MIB + 12 * shard_bytes
+    assert found["silent_disks"] == 0
+    used = sum(disk["used_bytes"] for disk in cluster.disks().values())
+    assert used <= 1.55 * WRITTEN * MIB + 2 * len(NODES) * 4 * MIB
+
+    with cluster.machine("a").open("vm") as client:
+        check(client, range(WRITTEN))
+        for name in ("c", "f"):
+            services[name].kill()
+        check(client, range(WRITTEN))
+        for index in range(WRITTEN, WRITTEN + 16):  # written on without two nodes
+            client.write(index * MIB, content(index))
+        client.flush()
+        check(client, range(WRITTEN, WRITTEN + 16))
+        services["b"].kill()
+        end = write_until_it_waits(client, WRITTEN + 16)
+        services["b"] = cluster.start("b")[0]
+        assert client.receive()[1] == 0  # the write that waited
+        check(client, range(end + 1))
+        cluster.start("c", "f")
+        check(client, range(end + 1))
+    with cluster.machine("d").open("vm") as client:
+        check(client, range(end + 1))
+    wait_cut(cluster, 0)
+
+
+def test_converted_there_and_back(cluster: Cluster) -> None:
+    """Three copies become shards while the volume is used, and copies again."""
+    cluster.start(*NODES)
+    cluster.wait_ring(set(cluster.disks()))
+    cluster.any.run("volume", "create", "vm", "128MiB", "--redundancy", "replica:3")
+    fill(cluster, "b")
+    with cluster.machine("b").open("vm") as client:
+        client.write(WRITTEN * MIB, content(WRITTEN), durable=True)
+        cluster.any.run("volume", "convert", "vm", "--redundancy", "erasure:4+2", "--wait")
+        found = parts(cluster)
+        assert found["chunks_in_shards"] >= WRITTEN // 4
+        assert found["copies"] <= 6  # the open chunk's, and those that just filled
+        check(client, range(WRITTEN + 1))
+        client.write((WRITTEN + 1) * MIB, content(WRITTEN + 1), durable=True)
+        cluster.any.run("volume", "convert", "vm", "--redundancy", "replica:2", "--wait")
+        found = parts(cluster)
+        assert found["chunks_in_shards"] == 0
+        assert found["shards"] == 0
+        check(client, range(WRITTEN + 2))
+    info = cluster.any.run("volume", "info", "vm", "-o", "json").document["volume"]
+    assert info["former"] == ["replica:3", "erasure:4+2"]
+    cluster.any.run("volume", "delete", "vm", "--force")
