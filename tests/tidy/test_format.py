@@ -8,8 +8,16 @@ import pytest
 
 from torus import limits
 from torus._fast.record import EXTENT_BYTES, HEADER_FIXED_BYTES
-from torus.daemon import check, check_log, check_map, check_snapshots, stopped
-from torus.format import record, root, segment
+from torus.daemon import (
+    check,
+    check_log,
+    check_map,
+    check_shards,
+    check_snapshots,
+    stopped,
+    stopped_shelves,
+)
+from torus.format import record, root, segment, shard
 from torus.format.identity import DiskIdentity
 from torus.ids import CHUNK_ID_SIZE
 from torus.store.fences import FENCE_BYTES
@@ -48,6 +56,8 @@ def _fields(layout: struct.Struct) -> list[tuple[int, int, str]]:
         ("Record header", HEADER_FIXED_BYTES),
         ("Extent", EXTENT_BYTES),
         ("Root payload", root.FIXED.size),
+        ("Cell header", shard.PLACE_BYTES),
+        ("Shard descriptor", shard.DESCRIPTOR_BYTES),
     ],
 )
 def test_tables_have_no_gaps_and_the_size_of_the_code(heading: str, size: int) -> None:
@@ -74,7 +84,11 @@ def test_tables_are_the_structs_of_the_code(heading: str, layout: struct.Struct)
 
 @pytest.mark.parametrize(
     ("heading", "layout"),
-    [("Segment header", segment._SEGMENT), ("Slot header", segment._SLOT)],
+    [
+        ("Segment header", segment._SEGMENT),
+        ("Slot header", segment._SLOT),
+        ("Cell header", shard._CELL),
+    ],
 )
 def test_headers_begin_with_the_structs_of_the_code(heading: str, layout: struct.Struct) -> None:
     """The fields before the padding; a chunk id is bytes to struct."""
@@ -108,7 +122,15 @@ def test_findings_are_those_of_the_code() -> None:
     """Every kind that the check knows is in the page, under its severity."""
     source = "".join(
         Path(module.__file__ or "").read_text()
-        for module in (check, check_log, check_map, check_snapshots, stopped)
+        for module in (
+            check,
+            check_log,
+            check_map,
+            check_shards,
+            check_snapshots,
+            stopped,
+            stopped_shelves,
+        )
     )
     section = PAGE.split("## Checking")[1].split("## ")[0]
     for severity in ("error", "warning"):
