@@ -20,6 +20,7 @@ from torus.cluster.membership import ClusterView, Place
 from torus.cluster.peer import PeerChunks
 from torus.cluster.pool import DiskPool
 from torus.daemon.dialing import Dialing
+from torus.daemon.volume_changes import VolumeChanges
 from torus.errors import LocalProtocolError, TorusError, Unavailable
 from torus.log import get_logger
 from torus.metadata.loop import AsyncMetadata
@@ -218,5 +219,8 @@ async def start_upkeep(
     if rate_bytes:
         for one in node.disks.values():
             one.start()
+        changes = VolumeChanges(metadata, node.poke)
+        stack.push_async_callback(changes.stop)
+        await changes.start()
     cluster.start()
     return RunningUpkeep(node, cluster, menders)

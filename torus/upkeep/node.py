@@ -37,14 +37,18 @@ class NodeUpkeep:
                 disk.doubt(copy.chunk)
             answer = {}
         elif what == "look":
-            for disk in self.disks.values():
-                disk.poke()
+            self.poke()
             answer = {}
         elif what == "upkeep":
             answer = {"disks": self.documents()}
         else:
             raise RemoteProtocolError(f"report {what!r} is not known")
         return json.dumps(answer, sort_keys=True).encode()
+
+    def poke(self) -> None:
+        """Have all disks look soon: something changed."""
+        for disk in self.disks.values():
+            disk.poke()
 
     def documents(self) -> list[dict[str, Any]]:
         """Return the progress of every disk as JSON."""
