@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from torus._fast.record import RecordBuilder
 from torus.cluster.one_disk import OneDisk
 from torus.errors import Corruption, LocalProtocolError, PoolFull
-from torus.ids import ChunkId, is_shard
+from torus.ids import VOLUME_ID_BITS, ChunkId, is_shard
 from torus.store.appender import Appender, check_room
 from torus.store.content import Bytes, Examined, Reopened
 from torus.store.store import Store
@@ -98,6 +98,8 @@ class LocalChunks(OneDisk):
 
     async def fence(self, volume: int, epoch: int) -> None:
         self._store.check_disk()
+        if volume >> VOLUME_ID_BITS:
+            raise LocalProtocolError(f"{volume} is no volume's id: those are below 2**56")
         try:
             self._store.fences.advance(volume, epoch)
         except OSError as exc:

@@ -22,7 +22,7 @@ from torus.daemon.recover_volume import Rebuilt, VolumeRecovery
 from torus.daemon.reports import Progress, RecoveredVolume, RecoverReport
 from torus.daemon.stopped import StoppedDisk
 from torus.errors import Corruption, ForeignData, UsageError
-from torus.ids import NAME_CHARACTERS_MAX
+from torus.ids import NAME_CHARACTERS_MAX, volume_of
 from torus.log import get_logger
 from torus.metadata.keys import (
     CLUSTER,
@@ -191,6 +191,7 @@ class _Store:
         clock = SystemClock()
         identity = self.disk.identity
         used = {0, *self.disk.fences, *self.bonds.specs, *(c.volume for c in self.disk.chunks)}
+        used |= {volume_of(shard) for shard in self.disk.shelves.shards}
         next_id = max(self.known.next_volume, max(used) + 1)
         cluster = self.known.cluster or new_cluster(clock, identity.cluster_id)
         values = {CLUSTER: cluster.to_bytes(), NEXT_VOLUME: NextVolume(next_id).to_bytes()}
