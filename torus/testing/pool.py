@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from torus.errors import TorusError
 from torus.testing.simdisk import SimDisk
 
 Result = TypeVar("Result")
@@ -54,7 +55,7 @@ def carry_out(
     disk.sync_before = began
     try:
         result = call(*arguments)
-    except (OSError, RuntimeError, ValueError) as exc:
+    except (OSError, RuntimeError, TorusError, ValueError) as exc:
         if not future.done():
             future.set_exception(exc)
     else:
