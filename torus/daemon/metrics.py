@@ -59,6 +59,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("torus_volume_snapshots", "gauge", "Snapshots of the volume.", ("volume",)),
     Metric("torus_volume_clients", "gauge", "Clients of an attached volume.", ("volume",)),
     Metric("torus_store_slots", "gauge", "used, trash, free, reserve, quarantined.", ("state",)),
+    Metric("torus_store_shards", "gauge", "Shards of chunks under an erasure code."),
+    Metric("torus_store_shelf_free_bytes", "gauge", "Of used slots: free cells for more shards."),
     Metric("torus_store_bytes", "gauge", "The same in bytes.", ("state",)),
     Metric("torus_store_sync_requests_total", "counter", "Waits for a segment to be durable."),
     Metric("torus_store_syncs_total", "counter", "fdatasync calls that answered them."),

@@ -176,5 +176,7 @@ def disk_status(disk: NodeDisk) -> DiskStatus:
         free_bytes=usage.free * slot,
         reserve_bytes=usage.reserve * slot,
         quarantined_bytes=usage.quarantined * slot,
-        chunks=len(disk.store.chunks()),
+        chunks=len(disk.store.slots) - disk.store.slots.shards,
+        shards=disk.store.slots.shards,
+        shelf_free_bytes=disk.store.shelves.free_bytes,
     )

@@ -144,7 +144,9 @@ class DiskStatus:
     free_bytes: int = 0
     reserve_bytes: int = 0
     quarantined_bytes: int = 0
-    chunks: int = 0
+    chunks: int = 0  # whole copies
+    shards: int = 0
+    shelf_free_bytes: int = 0  # of used_bytes: what more shards find room in
 
 
 @dataclass(frozen=True, slots=True)

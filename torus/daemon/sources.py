@@ -62,6 +62,9 @@ class StoreSource:
             sizes = [count * usage.slot_bytes for count, usage in zip(slots, usages, strict=True)]
             yield Sample("torus_store_slots", sum(slots), (state,))
             yield Sample("torus_store_bytes", sum(sizes), (state,))
+        yield Sample("torus_store_shards", sum(store.slots.shards for store in stores))
+        free_bytes = sum(store.shelves.free_bytes for store in stores)
+        yield Sample("torus_store_shelf_free_bytes", free_bytes)
         yield Sample("torus_store_sync_requests_total", sum(one.commits.requests for one in stores))
         yield Sample("torus_store_syncs_total", sum(one.commits.syncs for one in stores))
         yield histogram_sample("torus_store_sync_seconds", self._sync_times)

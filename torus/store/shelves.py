@@ -95,6 +95,15 @@ class Shelves:
             if shelves
         }
 
+    @property
+    def free_bytes(self) -> int:
+        """Return the bytes of free cells, in slots that count as used."""
+        return sum(
+            len(shelf.free) * shelf.cell_bytes
+            for shelves in self._roomy.values()
+            for shelf in shelves
+        )
+
     def found(self, shelves: Iterable[Shelf]) -> None:
         """Take over the shelves that were there when the disk was opened."""
         for shelf in shelves:

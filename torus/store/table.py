@@ -16,6 +16,7 @@ class SlotTable:
         self._slots: dict[ChunkId, Slot] = {}
         self._volumes: dict[int, dict[ChunkId, None]] = {}  # in order of arrival
         self._shards: dict[ChunkId, int] = {}  # by chunk: a bit for each number that is here
+        self._shard_count = 0
         self.get = self._slots.get
 
     def __contains__(self, chunk: ChunkId) -> bool:
@@ -33,7 +34,9 @@ class SlotTable:
         self._volumes.setdefault(volume_of(slot.chunk), {})[slot.chunk] = None
         chunk, number = split_part(slot.chunk)
         if number is not None:
-            self._shards[chunk] = self._shards.get(chunk, 0) | 1 << number
+            before = self._shards.get(chunk, 0)
+            self._shard_count += not before >> number & 1
+            self._shards[chunk] = before | 1 << number
 
     def pop(self, chunk: ChunkId) -> Slot | None:
         """Take a chunk out; None when it is not here."""
@@ -50,6 +53,7 @@ class SlotTable:
     def _forget_shard(self, shard: ChunkId) -> None:
         chunk, number = split_part(shard)
         assert number is not None
+        self._shard_count -= 1
         left = self._shards[chunk] & ~(1 << number)
         if left:
             self._shards[chunk] = left
@@ -70,7 +74,7 @@ class SlotTable:
     @property
     def shards(self) -> int:
         """Return how many shards are here."""
-        return sum(shards.bit_count() for shards in self._shards.values())
+        return self._shard_count
 
     def of(self, volume: int) -> list[ChunkId]:
         """Return the chunks of a volume that are here; costs no more than there are."""

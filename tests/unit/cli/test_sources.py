@@ -27,7 +27,10 @@ from torus.volume.pins import Pins
 def stand_ins() -> tuple[object, object]:
     """Return a store and volumes that have just what is read of them."""
     usage = Usage(limit=20, used=3, trash=7, reserve=4, quarantined=1, slot_bytes=1 << 22)
-    store = SimpleNamespace(usage=usage, commits=SimpleNamespace(syncs=7, requests=9), failure=None)
+    store = SimpleNamespace(
+        usage=usage, commits=SimpleNamespace(syncs=7, requests=9), failure=None,
+        slots=SimpleNamespace(shards=12), shelves=SimpleNamespace(free_bytes=4096),
+    )  # fmt: skip
     blocks = SimpleNamespace(
         resident_bytes=10, dirty_bytes=2, mapped_blocks=6, live_units=lambda: 48,
         usage=SimpleNamespace(counts=lambda: {1: 40, 2: 8, 3: 0, 4: 0, 5: 0}),

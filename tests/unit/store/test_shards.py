@@ -109,6 +109,7 @@ def adds_up(machine: Machine) -> bool:
     return (
         all(found == list(range(shelf.data)) for shelf, found in numbers.items())
         and store.shelves.count == len(shelves)
+        and store.slots.shards == len(cells)
         and store.shelves.free_cells == free
         and slots == usage.limit
         and usage.used == len(shelves) + len(store.chunks()) - len(cells)
@@ -158,6 +159,8 @@ def test_shards_fill_shelves_and_take_a_part_of_a_slot_each() -> None:
         await install(machine, shard_of(0, 9))
         assert machine.store.usage.used == 2
         assert machine.store.shelves.free_cells == {DATA: DATA - 1}
+        room = cell_of(machine, shard_of(0, 9)[0]).room
+        assert machine.store.shelves.free_bytes == (DATA - 1) * room
         await install(machine, shard_of(1, 10, data=2, parity=1))
         assert machine.store.usage.used == 3
         assert machine.store.shelves.free_cells == {DATA: DATA - 1, 2: 1}
