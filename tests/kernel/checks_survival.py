@@ -45,14 +45,12 @@ def end_of(process: "subprocess.Popen[bytes]", seconds: float = 1200) -> None:
     expect(code == 0, f"fio ended with {code}: {LOAD_OUT.read_text()[-1500:]}")
 
 
-def longest_wait() -> str:
-    """Return how long the slowest requests of the load took, in words."""
-    jobs = json.loads(LOAD_OUT.read_text())["jobs"]
-    parts = []
-    for direction in ("read", "write"):
-        latency = jobs[0][direction]["clat_ns"]
-        parts.append(f"{direction} at most {latency['max'] / 1e9:.2f} s")
-    return ", ".join(parts)
+def slowest(process: "subprocess.Popen[bytes]") -> float:
+    """Wait for a load, as `end_of`; return how long its slowest request took, in seconds."""
+    end_of(process)
+    said = LOAD_OUT.read_text()
+    job = json.loads(said[said.index("{") :])["jobs"][0]
+    return max(float(job[direction]["clat_ns"]["max"]) / 1e9 for direction in ("read", "write"))
 
 
 @check()
@@ -117,20 +115,21 @@ def kill_under_fio(guest: Guest) -> None:
         run("mkfs.ext4", "-q", "-F", device)
         with guest.mounted(device) as place:
             writing = load(place, 60)
+            waited_s = [0.0]
             pid = 0
             for turn in range(13):
                 pid = guest.wait_attached(name, but=pid)
                 time.sleep(PAUSES.uniform(1.0, 7.0))
                 if writing.poll() is not None:  # it was slow: the kills are what is counted
-                    end_of(writing)
+                    waited_s.append(slowest(writing))
                     writing = load(place, 60)
                 if turn % 4 == 3:
                     guest.torus("nbd", "restart", name)
                 else:
                     guest.kill_gateway(name)
             guest.wait_attached(name, but=pid)
-            end_of(writing)
-            print(f"{name}: {longest_wait()}", flush=True)
+            waited_s.append(slowest(writing))
+            print(f"{name}: the slowest request took {max(waited_s):.1f} s", flush=True)
         run("e2fsck", "-fn", device)
         expect(io_errors() == [], f"the kernel complains: {io_errors()}")
         guest.detach(name)
