@@ -69,6 +69,37 @@ class SlowHeads(SmallCluster):
     kinds: ClassVar[dict[str, float]] = {"metadata": 3, "hang": 2, "kill": 1, "cut": 1, "power": 1}
 
 
+class Blinks(SmallCluster):
+    """The power goes everywhere, for a moment, under a writer that writes much."""
+
+    kinds: ClassVar[dict[str, float]] = {"blink": 5, "writer": 1}
+
+    def _fault_blink(self) -> None:
+        writer = self._some_writer()
+        if writer is not None:
+            writer.idle_s = 0.005
+        for node in self.nodes:
+            self._cut_power(node, 0.02 + 0.1 * self.rng.random())
+
+
+class Rivals(SmallCluster):
+    """Writers take the volume from each other all the time, and write much."""
+
+    kinds: ClassVar[dict[str, float]] = {"rival": 5, "slow": 1}
+
+    def _fault_rival(self) -> None:
+        writer = self._some_writer()
+        if writer is not None and writer.serving:
+            writer.idle_s = 0.002
+            self.start_writer(writer.check.name)
+
+
+class Cuts(SmallCluster):
+    """Nodes and writers lose each other, and nodes their power."""
+
+    kinds: ClassVar[dict[str, float]] = {"cut": 3, "power": 2, "pause": 1, "writer": 1, "hang": 1}
+
+
 class Losses(SmallCluster):
     """Disks are lost one after the other, writers too."""
 
@@ -242,16 +273,16 @@ def healed_without_records(stack: ExitStack) -> None:
 
 MUTANTS: dict[str, tuple[Patch, int, type[ReplicatedCluster]]] = {
     "no_fence": (no_fence, 1, ReplicatedCluster),
-    "no_head_check": (no_head_check, 5, SlowHeads),
-    "volatile_fence": (volatile_fence, 2, Hangs),
-    "wiped_disk": (wiped_disk, 0, ReplicatedCluster),
-    "one_boot_id": (one_boot_id, 5, Blackouts),
-    "answer_before_all": (answer_before_all, 0, ReplicatedCluster),
-    "read_then_fence": (read_then_fence, 0, ReplicatedCluster),
-    "tail_not_settled": (tail_not_settled, 9, ReplicatedCluster),
-    "shortest_copy": (shortest_copy, 0, ReplicatedCluster),
-    "survivors_not_synced": (survivors_not_synced, 5, ReplicatedCluster),
-    "publish_first": (publish_first, 4, Losses),
+    "no_head_check": (no_head_check, 9, SlowHeads),
+    "volatile_fence": (volatile_fence, 10, Hangs),
+    "wiped_disk": (wiped_disk, 13, ReplicatedCluster),
+    "one_boot_id": (one_boot_id, 16, Blinks),
+    "answer_before_all": (answer_before_all, 20, Losses),
+    "read_then_fence": (read_then_fence, 0, Rivals),
+    "tail_not_settled": (tail_not_settled, 4, Blackouts),
+    "shortest_copy": (shortest_copy, 3, ReplicatedCluster),
+    "survivors_not_synced": (survivors_not_synced, 6, Losses),
+    "publish_first": (publish_first, 0, Losses),
     "healed_without_records": (healed_without_records, 0, Blackouts),
 }
 """Each rule with the first seed that is known to find its absence, in which kind of cluster."""

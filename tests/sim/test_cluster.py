@@ -10,9 +10,11 @@ import pytest
 from torus.testing.simrun import run
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow, pytest.mark.timeout(1800)]
-SEEDS = int(os.environ.get("TORUS_SIM_SEEDS", "160"))
+SEEDS = int(os.environ.get("TORUS_SIM_SEEDS", "1000"))
 BLOCK = 20
-FOUND = (174,)  # 174: a takeover that reached nobody opened a span on no disk at all
+# Seeds that showed a mistake when it was there; lives have moved since, so that each has a unit test
+# too.  174: a takeover that reached nobody opened a span on no disk at all.
+FOUND = (174,)
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))

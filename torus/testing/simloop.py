@@ -53,11 +53,11 @@ class SimProcess:
     @property
     def paused(self) -> bool:
         """True while its callbacks wait."""
-        return self.resumes_s > self.loop.time()
+        return self.resumes_s > self.loop._now_s
 
     def may_run(self) -> bool:
         """Say whether its callbacks are run now."""
-        return self.alive and not self.paused
+        return self.alive and self.resumes_s <= self.loop._now_s
 
     def run(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
         """Start a task of this process."""
@@ -67,6 +67,10 @@ class SimProcess:
     def call_at(self, when_s: float, callback: Callable[..., object], *arguments: object) -> None:
         """Call back in this process, unless it is dead by then."""
         self.loop.call_at(when_s, callback, *arguments, context=self.context)
+
+    def call_soon(self, callback: Callable[..., object], *arguments: object) -> None:
+        """Call back in this process in its next turn, unless it is dead by then."""
+        self.loop.call_soon(callback, *arguments, context=self.context)
 
     def pause(self, seconds: float) -> None:
         """Stop it, as SIGSTOP does; its kernel goes on."""
@@ -204,14 +208,14 @@ class SimLoop(asyncio.BaseEventLoop):
         if self._turns_at_now > _TURNS_WITHOUT_TIME_MAX:
             raise Stuck(f"process {process.name} spins")
         self._now_s += _TURN_S
-        ready = process.ready
+        ready, now_s = process.ready, self._now_s
         for _ in range(len(ready)):
             if not ready:
                 break  # it died
             handle = ready.popleft()
             if not handle.cancelled():
                 handle._run()
-            if process.paused:
+            if process.resumes_s > now_s:
                 break
         if ready and process.may_run() and process not in self._runnable:
             self._runnable.append(process)

@@ -102,7 +102,7 @@ class ReplicatedCluster(Cluster):
 
     def change_ring(self) -> None:
         """Let the ring be made of all members, one of them perhaps twice as heavy."""
-        heavy = self.rng.randrange(4) if self.authority.history else None
+        heavy = self.rng.randrange(4) if self.authority.members else None
         members = [
             RingMember(drive.disk_id, node.node_id, node.zone, 2 if number == heavy else 1)
             for number, node in enumerate(self.nodes)
@@ -140,7 +140,9 @@ class ReplicatedCluster(Cluster):
 class LargeCluster(ReplicatedCluster):
     """Dozens of nodes and volumes, for a shorter time."""
 
-    trouble_s = 2.5
+    def __init__(self, seed: int, **options: Any) -> None:
+        super().__init__(seed, **options)
+        self.trouble_s = 2.5
 
     def wanted_nodes(self) -> int:
         """Return how many nodes there are at first."""

@@ -53,7 +53,8 @@ def run(
         mock.patch.object(secrets, "token_hex", lambda count=32: chance.randbytes(count).hex()),
         mock.patch.object(secrets, "token_bytes", lambda count=32: chance.randbytes(count)),
     ):
-        gc.disable()  # cycles are collected once, behind the life
+        gc.disable()  # cycles are collected once, behind the life, and only those that it left
+        gc.freeze()
         try:
             cluster.loop.run_until_complete(cluster.loop.outside.run(cluster.live()))
         except (Stuck, TorusError) as exc:
@@ -73,6 +74,7 @@ def _bury() -> None:
         gc.collect()
     finally:
         sys.unraisablehook = hook
+        gc.unfreeze()
         gc.enable()
 
 

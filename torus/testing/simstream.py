@@ -150,7 +150,7 @@ class SimTransport(asyncio.Transport):
         self._end_soon(ConnectionResetError(104, "Connection reset by peer"))
 
     def _in_process(self, callback: Callable[..., object], *arguments: object) -> None:
-        self.process.call_at(self.network.loop.time(), callback, *arguments)
+        self.process.call_soon(callback, *arguments)
 
     def _read_soon(self) -> None:
         if not self._pumping and self.open and self._reading:

@@ -4,23 +4,31 @@ Rings are built once for each set of members and shared by all runs of a test pr
 """
 
 import random
+from dataclasses import replace
 from functools import lru_cache
 
 from torus.cluster.membership import Place
 from torus.metadata.schema import RingHead
-from torus.ring.builder import first_ring, next_ring
+from torus.ring.builder import first_ring
 from torus.ring.member import RingMember
 from torus.ring.table import Ring
 from torus.testing.membership import StaticMembership
 from torus.testing.simloop import SimLoop, SimProcess
 
 
-@lru_cache(maxsize=24)
-def ring_after(history: tuple[tuple[RingMember, ...], ...]) -> Ring:
-    """Return the ring that so many changes of its members led to."""
-    if len(history) == 1:
-        return first_ring(history[0])
-    return next_ring(ring_after(history[:-1]), history[-1])
+@lru_cache(maxsize=64)
+def _first(members: tuple[RingMember, ...]) -> Ring:
+    return first_ring(members)
+
+
+@lru_cache(maxsize=64)
+def ring_of(members: tuple[RingMember, ...], version: int) -> Ring:
+    """Return a version of the ring.
+
+    It owes nothing to the version before: slots move at once that move in stages else.  What
+    holds for that holds for less, and few rings have to be built.
+    """
+    return replace(_first(members), version=version)
 
 
 class Authority:
@@ -30,7 +38,7 @@ class Authority:
         self.loop = loop
         self.rng = rng
         self.places: dict[str, Place] = {}
-        self.history: tuple[tuple[RingMember, ...], ...] = ()
+        self.members: tuple[RingMember, ...] = ()
         self.rings: dict[int, Ring] = {}
         self.head: RingHead | None = None
         self._views: list[tuple[SimProcess, StaticMembership]] = []
@@ -58,11 +66,10 @@ class Authority:
 
     def set_members(self, members: tuple[RingMember, ...]) -> bool:
         """Begin another version of the ring; False: it is the same."""
-        history = (*self.history, members)
-        ring = ring_after(history)
-        if self.head is not None and ring.version == self.head.version:
+        if self.members == members:
             return False
-        self.history = history
+        self.members = members
+        ring = ring_of(members, len(self.rings) + 1)
         self.rings[ring.version] = ring
         self.head = RingHead(ring.version)
         self._tell(lambda view: view.set_ring(ring))

@@ -109,7 +109,8 @@ class VolumeCheck:
         """Everything issued so far was answered to the writer."""
         self.answers += 1
         branch.history.answered(lsn)
-        self._late(branch, branch.history.answers, "a write")
+        if branch.losses == self._losses():  # else it may be gone, as may be what was told in time
+            self._late(branch, branch.history.answers, "a write")
 
     def flush_asked(self, branch: Branch) -> tuple[int, int]:
         """Return what `flush_answered` is to be told when the flush that begins now is done."""
