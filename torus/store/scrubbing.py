@@ -69,17 +69,24 @@ async def restore_header(store: Store, read: SlotBytes) -> bool:
     Returns: False when the chunk does not lie there any more.
     Raises: DiskFailed, PoolFull.
     """
-    slot = read.slot
     # No turn of the event loop between look and write: the slot is still the chunk's.
-    if store.slots.get(read.header.chunk) is not slot:
+    if store.slots.get(read.header.chunk) is not read.slot:
         return False
+    await restore(store, read.slot, read.header.pack())
+    return True
+
+
+async def restore(store: Store, slot: Slot, header: bytes) -> None:
+    """Write a header again of a slot or cell that the caller has just found in use.
+
+    Raises: DiskFailed, PoolFull.
+    """
     store.check_disk()
     try:
-        store.disk.write(slot.address, read.header.pack())
+        store.disk.write(slot.address, header)
     except OSError as exc:
-        raise store.translate(exc, "restore a slot's header") from exc
+        raise store.translate(exc, "restore a header") from exc
     await store.sync_segments({slot.segment})
-    return True
 
 
 async def check_segment(store: Store, segment: int) -> str:

@@ -189,10 +189,6 @@ class DiskUpkeep:
         """Return the parts that should be here, were not at the last look, and can be had."""
         return self._work.lacking
 
-    def is_damaged(self, part: ChunkId) -> bool:
-        """Tell whether nobody had a part whole at the last look."""
-        return part in self._work.damaged
-
     # --- a round ------------------------------------------------------------------------
 
     async def round(self) -> bool:

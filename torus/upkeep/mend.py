@@ -13,7 +13,7 @@ from typing import Protocol
 from torus.cluster.local import LocalChunks
 from torus.cluster.membership import ClusterView
 from torus.errors import Corruption, DiskFailed, TorusError
-from torus.ids import ChunkId
+from torus.ids import PARTS_MAX, ChunkId, shard_id, whole_id
 from torus.log import get_logger
 from torus.store.content import Examined, Presence
 from torus.store.store import Store
@@ -43,9 +43,6 @@ class Upkeep(Protocol):
     def doubt(self, part: ChunkId) -> None:
         """Compare a part with the others soon."""
 
-    def is_damaged(self, part: ChunkId) -> bool:
-        """Tell whether nobody had it whole at the last look."""
-
     @property
     def lacking(self) -> Sequence[ChunkId]:
         """Return the parts that should be here, were not at the last look, and can be had."""
@@ -67,6 +64,7 @@ class Mender:
         self._disk = store.identity.disk_id
         self._view = view
         self._peers = peers
+        self._chunks = chunks
         self._puller = Puller(store, chunks, peers, pace)
         self._slot_of: Callable[[ChunkId], int] = slot_of
         self.upkeep = upkeep
@@ -101,6 +99,32 @@ class Mender:
             return others
         order = self._view.ring.order(self._slot_of(chunk), _ASKED_MAX)
         return [one.disk_id for one in order if one.disk_id in others]
+
+    async def is_lost(self, part: ChunkId) -> bool:
+        """Tell whether nobody can make a chunk any more that may lie in shards.
+
+        False as long as a disk is silent, somebody has a whole copy, or K shards are left.
+        """
+        members = [one for one in self._view.disks().values() if one.state != _GONE]
+        if any(one.address is None for one in members):
+            return False
+        chunk = whole_id(part)
+        ids = [chunk, *(shard_id(chunk, number) for number in range(PARTS_MAX))]
+        answers = list(await self._chunks.examine(ids))
+        for disk in self._sources(chunk):
+            try:
+                peer = await self._peers.get(disk)
+                answers += await peer.examine(ids)
+            except TorusError as exc:
+                log.debug("scrub.peer.silent", disk=disk, reason=str(exc))
+                return False
+        left: dict[tuple[int, int, int], set[ChunkId]] = {}
+        for one in answers:
+            if one.state is Presence.PRESENT and one.records:
+                if one.chunk == chunk:
+                    return False
+                left.setdefault((one.records, one.end, one.crc), set()).add(one.chunk)
+        return all(len(shards) < records >> 8 for (records, _, _), shards in left.items())
 
     async def compare(self, chunk: ChunkId, copies: int) -> Examined | None:
         """Return what the next owner that is up has of a chunk; None when nobody says it."""

@@ -15,13 +15,14 @@ from torus.errors import Corruption, DiskFailed, TorusError
 from torus.format.segment import segment_name
 from torus.ids import VOLUME_ID_BITS, ChunkId, volume_of
 from torus.log import get_logger
-from torus.store.content import Presence
 from torus.store.scrubbing import SlotBytes, check_segment, read_slot, remember, restore_header
+from torus.store.shelves import Cell
 from torus.store.store import Store
 from torus.upkeep.mend import Mender, Outcome
 from torus.upkeep.pace import Pace
 from torus.upkeep.scrub_judge import Damage, Judged, Kind, judge_header, judge_slot
 from torus.upkeep.scrub_logs import Settled, VolumeLog
+from torus.upkeep.scrub_shards import look_at_shard
 from torus.upkeep.scrub_state import (
     DEEP,
     FOUND,
@@ -95,7 +96,7 @@ class DiskScrub:
         for part in self.parts(tour):
             if not going_on():
                 return False
-            size = self.store.geometry.slot_bytes if tour.deep else _LIGHT_BYTES
+            size = self._size(part) if tour.deep else _LIGHT_BYTES
             await pace.turn(size)
             await self._refresh()
             before = sum(self.state.found.values())
@@ -108,6 +109,10 @@ class DiskScrub:
             self.bytes += size
         self._presence(tour)
         return True
+
+    def _size(self, part: ChunkId) -> int:
+        slot = self.store.slots.get(part)
+        return slot.room if isinstance(slot, Cell) else self.store.geometry.slot_bytes
 
     def ended(self, tour: Tour) -> None:
         """Remember the result of a tour that is over."""
@@ -295,6 +300,8 @@ class DiskScrub:
         self._before = None
         if await self._read(chunk, settled, deep=True) is None and await self._goes_on(chunk):
             self._close(chunk, REPAIRED)
+        elif log_of is not None and log_of.erasure:
+            self._set_state(chunk, await self._leave_to_upkeep(chunk))  # shards may make it
         else:
             self._set_state(chunk, LOST if outcome is Outcome.LOST else WAITING)
 
@@ -314,23 +321,27 @@ class DiskScrub:
 
     async def _shard(self, part: ChunkId, *, deep: bool) -> None:
         """Look at a shard; what is wrong is left to upkeep, which builds it anew."""
-        if not deep and part not in self.state.open:
-            return
-        [found] = await self.store.copies.examine([part], afresh=True)
-        if found.state is Presence.PRESENT:
-            self._close(part, REPAIRED)
-            return
-        if found.state is Presence.ABSENT:
+        deep = deep or part in self.state.open
+        found = await look_at_shard(self.store, part, deep=deep)
+        if found is None:
             self._close(part, GONE)
             return
-        damage = Damage(Kind.ROTTEN, 0, "its bytes do not match its table")
-        self._found(part, damage)
+        for damage in found.restored:
+            self._found(part, damage)
+            self._close(part, REPAIRED)
+        if found.damage is None:
+            if deep:
+                self._close(part, REPAIRED)
+        elif self._settled(part) is not None:
+            self._found(part, found.damage)
+            self._set_state(part, await self._leave_to_upkeep(part))
+
+    async def _leave_to_upkeep(self, part: ChunkId) -> str:
+        """Have upkeep look at a part; return whether anybody can make it."""
         if self._mender is None:
-            self._set_state(part, LOST)
-            return
-        lost = self._mender.upkeep.is_damaged(part)
-        self._set_state(part, LOST if lost else WAITING)
+            return LOST
         self._mender.upkeep.doubt(part)
+        return LOST if await self._mender.is_lost(part) else WAITING
 
     # --- findings -----------------------------------------------------------------------
 
@@ -343,7 +354,8 @@ class DiskScrub:
         where = "-"
         if slot is not None:
             number = self.store.geometry.slot_of(slot.address)
-            where = f"{segment_name(slot.segment)} slot {number} offset {damage.offset}"
+            cell = f" cell {slot.number}" if isinstance(slot, Cell) else ""
+            where = f"{segment_name(slot.segment)} slot {number}{cell} offset {damage.offset}"
         self._note(part, damage, self._name(part), where, FOUND)
         return damage
 

@@ -39,6 +39,8 @@ class VolumeLog:
         self.name = volume.spec.name
         self.epoch = head.epoch
         self.copies = parse(volume.spec.redundancy).copies
+        schemes = map(parse, (volume.spec.redundancy, *volume.spec.former))
+        self.erasure = any(one.erasure for one in schemes)  # its chunks may lie in shards
         self._replay = 0 if head.root is None else head.root.replay_sequence
         self._spans: Mapping[tuple[int, int], Span] = {
             (span.epoch, span.tag): span for span in head.spans

@@ -205,12 +205,12 @@ def test_what_lacks_is_found_and_closed_when_it_is_back() -> None:
     async def scenario() -> None:
         at = await scene(3)
         lacking = at.chunk._replace(sequence=100)
-        at.house.upkeep.lacking = (lacking,)
+        at.house.upkeep._work.lacking = (lacking,)
         scrub = scrub_of(at.house)
         await tour(scrub, at.town, deep=False)
         await scrub.recheck()
         assert [(one.part, one.kind) for one in scrub.state.open.values()] == [(lacking, "missing")]
-        at.house.upkeep.lacking = ()
+        at.house.upkeep._work.lacking = ()
         await scrub.recheck()
         assert scrub.state.open == {}
         assert [one.state for one in scrub.state.closed] == ["gone"]
