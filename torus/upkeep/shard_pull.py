@@ -305,11 +305,16 @@ class ShardPuller:
     async def _pull_whole(self, want: PartWant) -> Pulled:
         """Have a whole copy: of whole copies while there are some, else of shards."""
         holders = tuple(disk for disk, parts in want.sources if None in parts)
-        if holders or None in want.mine:
+        if holders:
             try:
                 return await self._copies.pull(_as_copy(want, holders))
             except (Corruption, Unavailable) as exc:
                 log.info("upkeep.copy.not_pulled", chunk=str(want.chunk), reason=exc.message)
+        own = Gathered()
+        if None in want.mine:
+            await self._copies.read_own(want.chunk, want.exact, own)
+        if own.end > FIRST and own.reaches(want.exact, own.end):
+            return Pulled()
         pulled = Pulled()
         sources = await self._examine_some(want, pulled, lambda part: part is not None)
         await self._add_own(want, sources)

@@ -8,7 +8,7 @@ silent, and that it is not looked at again before one is back.
 import asyncio
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torus import limits
 from torus.cluster.local import LocalChunks
@@ -199,6 +199,9 @@ class ShardSurvey:
         )  # fmt: skip
         if not todo.wants and not todo.surplus:
             return
+        silent = any(disk in known.silent for disk, _ in todo.confirm)
+        if chunk in asked.foreign and not silent:
+            todo = replace(todo, ready=True)  # who lacks a whole copy is told when it is asked
         others = {disk: parts for disk, parts in known.parts.items() if disk != self._disk}
         sound = {**others, self._disk: mine - bad}
         good = chances(log, sound)
@@ -225,8 +228,7 @@ class ShardSurvey:
         found.parts_surplus += [
             PartSurplus(chunk, part, exact, log.scheme, todo) for part in todo.surplus
         ]
-        silent = any(disk in known.silent for disk, _ in todo.confirm)
-        if verdict is Verdict.PULL and todo.confirm and not silent and others and not todo.ready:
+        if todo.surplus and not todo.ready and not silent and (verdict is Verdict.PULL or bad):
             found.waiting += len(todo.surplus)
 
     # --- what others have ---------------------------------------------------------------

@@ -6,7 +6,7 @@ Records, spans and heads are made by hand: a test says what lies where.
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -305,10 +305,17 @@ class Volume:
     spans: list[Span] = field(default_factory=list)
     chunks: dict[ChunkId, bytes] = field(default_factory=dict)  # those that live
 
+    written: int = 0  # the last sequence number
+    written_end: int = 0  # where that chunk ends
+
     @property
     def next_sequence(self) -> int:
         """The sequence number that comes next."""
-        return 1 + max((span.last or span.first - 1 for span in self.spans), default=0)
+        return 1 + self.written
+
+    def close(self) -> None:
+        """Close the open span behind all that was written."""
+        self.spans[-1] = replace(self.spans[-1], last=self.written, end=self.written_end)
 
 
 class Town:
@@ -406,6 +413,7 @@ class Town:
         first = volume.next_sequence
         chunks = []
         ring, left_out = self.ring, frozenset(excluded)
+        volume.written = first + count - 1
         for sequence in range(first, first + count):
             chunk = ChunkId(volume.number, volume.epoch, tag, sequence)
             content = make_content(chunk, 1 + sequence * records, records)
@@ -416,7 +424,8 @@ class Town:
                 if got != 0:
                     parts = records_in(content, chunk)[:got]
                     self.houses[one.disk_id].write(chunk, b"".join(parts))
-        exact = FIRST + len(volume.chunks[chunks[-1]]) if end else None
+        volume.written_end = FIRST + len(volume.chunks[chunks[-1]])
+        exact = volume.written_end if end else None
         volume.spans.append(
             Span(volume.epoch, tag, first, first + count - 1 if closed else None,
                  exact if closed else None, ring.version, tuple(sorted(left_out)))
@@ -502,7 +511,8 @@ class Town:
         chunk = whole_id(chunk)
         volume = self.volumes[chunk.volume]
         if chunk in volume.chunks:
-            wanted = min(volume.copies, len(self.ring.members))
+            least = min(one.copies for one in (volume.scheme, *volume.former))
+            wanted = min(least, len(self.ring.members))
             assert self.good(chunk) >= wanted, f"chunk {chunk}: {self.holders(chunk)}"
 
     def misplaced(self) -> list[ChunkId]:
