@@ -2,6 +2,7 @@
 deleted never comes back; no slot and no cell is lost."""
 
 import asyncio
+import os
 import random
 from dataclasses import dataclass, field
 
@@ -20,7 +21,8 @@ from torus.testing.world import DISK_ID
 
 pytestmark = [pytest.mark.crash, pytest.mark.sim]
 STEPS = 24
-CUTS = 40  # of one life; each is opened, looked at, and lives on
+SCALE = float(os.environ.get("TORUS_CRASH_SCALE", "1"))
+CUTS = round(40 * SCALE)  # of one life; each is opened, looked at, and lives on
 SLOTS = 20
 SCHEMES = ((4, 2), (2, 1), (7, 3))
 Bytes = bytes | None
