@@ -1,7 +1,10 @@
 """What stands in deploy/: every metric exists, every command is one, the files can be read."""
 
+import configparser
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -67,3 +70,24 @@ def test_unit_starts_a_command_that_is_one(unit: Path, capsys: pytest.CaptureFix
     assert main([*words, "--help"]) == 0
     assert "usage: torus" in capsys.readouterr().out
     assert "Type=notify" in unit.read_text()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not here")
+@pytest.mark.parametrize(
+    "unit", sorted((DEPLOY / "systemd").glob("*.service")), ids=lambda unit: unit.name
+)
+def test_systemd_takes_the_unit(unit: Path) -> None:
+    """It knows every key but those that came after its version."""
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True
+    )
+    unknown = "Unknown key 'SurviveFinalKillSignal' in section [Unit], ignoring."
+    said = [line for line in done.stderr.splitlines() if not line.endswith(unknown)]
+    assert (done.returncode, [line for line in said if unit.name in line]) == (0, [])
+
+
+def test_the_last_kill_of_a_shutdown_spares_the_disk() -> None:
+    """systemd 255 takes this key in [Unit] and ignores it elsewhere."""
+    parser = configparser.RawConfigParser(strict=False, interpolation=None)
+    parser.read(DEPLOY / "systemd" / "torus-attach@.service")
+    assert parser.has_option("Unit", "SurviveFinalKillSignal")
