@@ -41,6 +41,7 @@ class ShardGiveUp:
         self._copies = copies
         self._disk = store.identity.disk_id
         self._slot_bytes = chunks.slot_bytes
+        self._refused: set[ChunkId] = set()  # parts that did not go the last time
 
     async def give_up(
         self, batch: Sequence[PartSurplus], placement: Placement, still: Callable[[], bool]
@@ -50,18 +51,38 @@ class ShardGiveUp:
         ``still``: says whether ``placement`` is that of the newest ring, and nothing is paused.
         Raises: DiskFailed, PoolFull of the own disk.
         """
-        own = [one for one in batch if self._copies.stays(one.id)]
+        own = await self._worth_marking([one for one in batch if self._copies.stays(one.id)])
         marked = [one.id for one in own]
         self._copies.leaving.update(marked)
         try:
             await self._pace.turn(0, len(own))
             answers = await self._copies.ask(_questions(own))
             going = [one.id for one in own if await self._may_go(one, placement, answers)]
+            self._refused.update(one.id for one in own if one.id not in going)
             # Between this look and the drop there is no turn of the event loop for a change.
             dropped = await self._chunks.drop(going) if going and still() else 0
             return GivenUp(dropped, [])
         finally:
             self._copies.leaving.difference_update(marked)
+
+    async def _worth_marking(self, own: list[PartSurplus]) -> list[PartSurplus]:
+        """Leave those out that were refused before and would be again: marks that come to
+        nothing make others wait, who may be waited for."""
+        again = [one for one in own if one.id in self._refused]
+        if not again:
+            return own
+        self._refused.difference_update(one.id for one in again)
+        answers = await self._copies.ask(_questions(again))
+        hopeless = set()
+        for one in again:
+            found = [
+                answers.get((disk, part_id(one.chunk, part))) for disk, part in one.todo.confirm
+            ]
+            if any(answer is None or answer.state != GOOD for answer in found):
+                hopeless.add(one.id)
+                await self._wake(one, answers)
+        self._refused |= hopeless
+        return [one for one in own if one.id not in hopeless]
 
     async def _may_go(self, one: PartSurplus, placement: Placement, answers: Answers) -> bool:
         """Decide about one part, which is read only if the answers allow it to go."""
@@ -129,7 +150,7 @@ class ShardGiveUp:
         if described.content_crc != version.crc:
             return False
         if (described.data, described.parity) != (one.scheme.data, one.scheme.parity):
-            return one.todo.copies
+            return True
         same = [
             answer.payload
             for (_, part), answer in zip(one.todo.confirm, sound, strict=True)

@@ -122,16 +122,19 @@ def decide(
     parts: Mapping[str, Parts],
     *,
     bad: Collection[Part] = (),
-    foreign: bool = False,
+    foreign: Collection[Part] = (),
 ) -> Todo:
     """Decide about a chunk; ``parts``: what every disk that answered has, ``disk`` among them.
 
-    ``bad``: parts here that are to be compared with others.  ``foreign``: the shards here are
-    those of another K+M; they stay until there are whole copies.
+    ``bad``: parts here that are to be compared with others.  ``foreign``: shards here that are of
+    another K+M.  Where one stands in the way of the disk's own shard it stays until there are
+    whole copies, else until all shards are there.
     """
     mine = parts.get(disk, NOTHING)
     holders = placement.owners(chunk, log.copies)
-    if aim is Goal.COPIES or foreign:
+    owners = placement.owners(chunk, log.scheme.shards)
+    native = mine - {None, *foreign}
+    if aim is Goal.COPIES or (foreign and disk in owners and not native):
         wants: list[Part] = [None] if disk in holders and (None not in mine or None in bad) else []
         surplus = [one for one in mine if one is not None or (disk not in holders and not foreign)]
         return _todo(wants, surplus, [(one, None) for one in holders], parts, copies=True)
@@ -146,8 +149,8 @@ def decide(
         return Todo((number,) if number is not None and number not in mine else ())
     lacks = number is not None and (number not in mine or number in bad)
     wants = [number] if lacks else []
-    if None in bad and None not in mine and disk in holders:
-        wants.append(None)  # somebody with shards of another K+M waits for it
+    if None in bad and disk in holders:
+        wants.append(None)  # somebody with shards of another K+M may wait for it
     surplus = [one for one in mine if one != number or number is None]
     confirm = [(one, assigned[one]) for one in owners]
     return _todo(wants, surplus, confirm, parts, copies=False)

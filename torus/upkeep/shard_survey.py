@@ -14,7 +14,7 @@ from torus import limits
 from torus.cluster.local import LocalChunks
 from torus.errors import TorusError
 from torus.format.shard import DESCRIPTOR_BYTES, Descriptor
-from torus.ids import ChunkId, shard_id, volume_of, whole_id
+from torus.ids import ChunkId, shard_id, split_part, volume_of, whole_id
 from torus.store.appender import Slot
 from torus.store.content import FIRST
 from torus.store.store import Store
@@ -54,7 +54,7 @@ class _Asked:
     picture: Picture
     log: Log
     here: dict[ChunkId, frozenset[Part]]
-    foreign: set[ChunkId] = field(default_factory=set)  # whose shards here are of another K+M
+    foreign: dict[ChunkId, set[Part]] = field(default_factory=dict)  # here, of another K+M
     lists: dict[str, AbstractSet[ChunkId]] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
 
@@ -195,12 +195,12 @@ class ShardSurvey:
             bad.add(None)
         todo = decide(
             log, chunk, aim, placement, self._disk, known.parts, bad=bad,
-            foreign=chunk in asked.foreign,
+            foreign=asked.foreign.get(chunk, ()),
         )  # fmt: skip
         if not todo.wants and not todo.surplus:
             return
         silent = any(disk in known.silent for disk, _ in todo.confirm)
-        if chunk in asked.foreign and not silent:
+        if chunk in asked.foreign and todo.copies and not silent:
             todo = replace(todo, ready=True)  # who lacks a whole copy is told when it is asked
         others = {disk: parts for disk, parts in known.parts.items() if disk != self._disk}
         sound = {**others, self._disk: mine - bad}
@@ -274,15 +274,17 @@ class ShardSurvey:
                     to_ask.setdefault(disk, []).append(chunk)
         return await self._survey.absent(to_ask)
 
-    async def _foreign(self, wanted: Log, here: Mapping[ChunkId, frozenset[Part]]) -> set[ChunkId]:
-        """Return the chunks whose shards here are of another K+M than the volume's.
+    async def _foreign(
+        self, wanted: Log, here: Mapping[ChunkId, frozenset[Part]]
+    ) -> dict[ChunkId, set[Part]]:
+        """Return the shards here that are of another K+M than the volume's.
 
         A shard that cannot be read is none: it is found when it is looked at.
         """
         slots = self._store.slots
         shards = [part_id(chunk, part) for chunk, parts in here.items()
                   for part in parts if part is not None]  # fmt: skip
-        found = set()
+        found: dict[ChunkId, set[Part]] = {}
         for number, one in enumerate(shards):
             cell, known = slots.get(one), self._schemes.get(one)
             if cell is not None and (known is None or known[0] is not cell):
@@ -293,7 +295,8 @@ class ShardSurvey:
                     continue
                 known = self._schemes[one] = (cell, described.data, described.parity)
             if known is not None and known[1:] != (wanted.scheme.data, wanted.scheme.parity):
-                found.add(whole_id(one))
+                chunk, part = split_part(one)
+                found.setdefault(chunk, set()).add(part)
             if number % limits.UPKEEP_LOOK_CHUNKS == 0:
                 await asyncio.sleep(0)
         return found

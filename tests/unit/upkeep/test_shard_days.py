@@ -168,7 +168,13 @@ class Life:
         for house in self.town.houses.values():
             house.upkeep._survey.forget()
             house.upkeep._shard_survey.forget()
-        await self.town.rounds(60, check=False)
+        quiet = 0  # parts that are given up at the same moment wait for each other
+        for _ in range(60):
+            before = self.town.state()
+            await self.town.rounds(1, check=False)
+            quiet = quiet + 1 if self.town.state() == before else 0
+            if quiet == 5:
+                return
 
 
 def check_end(life: Life) -> None:
