@@ -37,19 +37,21 @@ class NextSpan:
         self._takeover = takeover
         self.min_copies = min_copies
         self._left_out: dict[str, tuple[float, float]] = {}  # disk: (until, how long)
+        self._back: set[str] = set()  # of those, who has answered since
         self.usable: set[str] = set()  # lost for the open span, but not for another
 
     def excluded(self) -> frozenset[str] | None:
-        """Return whom a new span leaves out; None when too few disks are left then."""
+        """Return whom a new span leaves out; None when too few disks are left then.
+
+        A disk that was left out is so until it was seen to answer: the membership
+        says for some seconds that a dead one is up, and each span on it would be lost at once.
+        """
         ring = self._pool.view.ring
         absent = self._absent()
-        now_s = asyncio.get_running_loop().time()
-        resting = {disk for disk, (until_s, _) in self._left_out.items() if now_s < until_s}
+        resting = self._left_out.keys() - self._back
         members = {member.disk_id for member in ring.members}
-        for excluded in (frozenset((absent | resting) & members), absent):
-            if self._left(excluded) >= self.least:
-                return excluded
-        return None
+        excluded = frozenset((absent | resting) & members)
+        return excluded if self._left(excluded) >= self.least else None
 
     @property
     def least(self) -> int:
@@ -100,6 +102,11 @@ class NextSpan:
     def call_back(self, disk_id: str) -> None:
         """Let a disk be used again that rests."""
         self._left_out[disk_id] = 0.0, self._left_out[disk_id][1]
+        self._back.add(disk_id)
+
+    def answers(self, disk_id: str) -> None:
+        """Learn that a disk that was left out answers again."""
+        self._back.add(disk_id)
 
     def rest_s(self, disk_id: str) -> float:
         """Return for how long a disk rests still; negative when it may be tried again."""
@@ -108,6 +115,7 @@ class NextSpan:
     def begun(self, excluded: frozenset[str]) -> None:
         """Learn that a span has begun that leaves these out."""
         now_s = asyncio.get_running_loop().time()
+        self._back -= excluded
         for disk in {*self._left_out}.difference(excluded):
             if now_s > sum(self._left_out[disk]):  # back for longer than it was left out
                 del self._left_out[disk]

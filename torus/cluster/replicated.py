@@ -170,11 +170,14 @@ class VolumeChunks:
         pause_s = _PAUSE_FIRST_S
         while self._next.excluded() is None:
             self._open.waiting = f"fewer than {self._next.least} disks can take new chunks"
-            if await self._open.retry(list(self._open.lost)):
+            # A disk that no open chunk needs is healed by nothing: it has to answer.
+            back = [disk for disk in self._open.lost if await self._answers(disk)]
+            if await self._open.retry(back):
                 await self._open.secure()  # what they were sent again is not durable yet
-            for disk, why in self._open.lost.items():
-                if not isinstance(why, PoolFull) and await self._answers(disk):
+            for disk in back:
+                if not isinstance(self._open.lost.get(disk), PoolFull | None):
                     self._next.usable.add(disk)
+            await self._call_back()
             if self._next.excluded() is None:
                 await self._open.pause(pause_s)
                 pause_s = min(2 * pause_s, _PAUSE_MAX_S)
@@ -232,6 +235,7 @@ class VolumeChunks:
             for disk in self._span[1]:
                 rest_s = self._next.rest_s(disk)
                 if rest_s <= 0 and enough and await self._answers(disk):
+                    self._next.answers(disk)
                     return
                 wait_s = min(rest_s if rest_s > 0 else _LOOK_S, wait_s or _LOOK_S)
             self._changed.clear()

@@ -1,5 +1,7 @@
 """Reads of chunks that lie in shards: whole, degraded, moved, too few; and who may take over."""
 
+import asyncio
+
 import pytest
 
 from tests.unit.cluster.replicas import BLOCK, Replicas, SimNode, let_pass, run
@@ -363,3 +365,36 @@ def test_a_full_chunk_fits_into_shards_of_nearly_every_scheme() -> None:
     for data in range(limits.ERASURE_DATA_MIN, limits.CHUNK_DATA_MAX + 1):
         assert content_max(data) >= room
     assert limits.SLOT_BYTES / room <= 1.02
+
+
+def test_writes_pause_without_enough_nodes_for_the_shards() -> None:
+    """M + 1 nodes are dead, which the membership does not know yet: no span after the other on
+    those who are thought to live, and all goes on when one is back."""
+
+    async def scenario(replicas: Replicas) -> None:
+        attachment, _ = await written(replicas)
+        chunk = attachment.volume.core.journal.chunk
+        has = [node for node in replicas.nodes.values() if node.store.find(chunk)]
+        has_not = [node for node in replicas.nodes.values() if node not in has]
+        tag = attachment.volume.core.journal.chunk.tag
+        dead = [*has_not[:2], has[0]]
+        for node in dead:
+            node.kill()
+        writing = asyncio.ensure_future(write_all(attachment, range(24, 56)))
+        await let_pass(30.0)
+        assert not writing.done()
+        assert attachment.volume.core.chunks.waiting
+        assert attachment.volume.core.journal.chunk.tag <= tag + 3
+        dead[0].up = True
+        await writing
+        await attachment.volume.flush()
+        assert attachment.volume.core.journal.chunk.tag <= tag + 12
+        await read_back(attachment.volume, *range(56))
+
+    run(15, scenario, nodes=NODES)
+
+
+async def write_all(attachment: Attachment, numbers: range) -> None:
+    """Write blocks one after the other."""
+    for number in numbers:
+        await write(attachment.volume, number)
