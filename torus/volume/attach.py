@@ -12,7 +12,7 @@ from torus import limits
 from torus._fast.blockmap import BlockMap
 from torus.clock import Clock
 from torus.cluster.chunks import Chunks
-from torus.errors import Corruption, TorusError
+from torus.errors import Corruption, Fenced, TorusError
 from torus.log import get_logger
 from torus.metadata.schema import Head, Owner, VolumeSpec
 from torus.volume.attachment import Attachment
@@ -143,8 +143,13 @@ async def take(
         chunks.begin_span()
         pins = await reading
         await _count_chunks(chunks, spans, recovered.blocks, pins, spec.volume, epoch)
-    except TorusError:
-        await give_back(catalog, held)
+    except TorusError as exc:
+        if await give_back(catalog, held) and isinstance(exc, Corruption):
+            # What is not there any more was deleted by whoever has the volume now.
+            raise Fenced(
+                f"volume {spec.name!r} was taken over by another process while it was attached",
+                hint="attach it again if this process shall have it",
+            ) from exc
         raise
     finally:
         reading.cancel()
@@ -235,14 +240,19 @@ async def _finish_shrink(volume: Volume, recovered: Recovered) -> None:
         await volume.checkpointer.write()
 
 
-async def give_back(catalog: AsyncCatalog, held: Found) -> None:
-    """Let others try: without this the volume would look attached until this process ends."""
+async def give_back(catalog: AsyncCatalog, held: Found) -> bool:
+    """Let others try: without this the volume would look attached until this process ends.
+
+    Returns: whether it has a later epoch by now.
+    """
     try:
         current = await catalog.get_by_id(held.spec.volume)
         if current.head.epoch == held.head.epoch and current.head.owner == held.head.owner:
             await catalog.release(held.spec.volume, current.head, current.head_revision)
     except TorusError as exc:
         log.warning("volume.not_given_back", volume=held.spec.name, error=str(exc))
+        return False
+    return current.head.epoch > held.head.epoch
 
 
 async def _count_chunks(
