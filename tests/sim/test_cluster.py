@@ -13,7 +13,7 @@ from torus.testing.simrun import run
 pytestmark = [pytest.mark.sim, pytest.mark.slow, pytest.mark.timeout(1800)]
 SEEDS = int(os.environ.get("TORUS_SIM_SEEDS", "1000"))
 BLOCK = 20
-# Seeds that showed a mistake when it was there; lives have moved since, so each has a unit test too.
+# Seeds that showed a mistake when it was there; lives move, so each mistake has a unit test too.
 # 174: a takeover that reached nobody opened a span on no disk at all.
 FOUND = (174,)
 
