@@ -86,7 +86,7 @@ def _volumes(survey: "Survey") -> dict[str, Any]:
         "degraded": [
             volume.spec.name
             for volume in survey.volumes
-            if parse(volume.spec.redundancy).copies > nodes
+            if parse(volume.spec.redundancy).disks_needed > nodes
         ],
     }
 

@@ -113,11 +113,12 @@ def _has_data(disk: DiskView) -> bool:
 def _check_nodes(survey: Survey, staying: Sequence[DiskView]) -> None:
     nodes = {disk.place.node_id for disk in staying}
     for volume in survey.volumes:
-        copies = parse(volume.spec.redundancy).copies
-        if copies > len(nodes):
+        scheme = parse(volume.spec.redundancy)
+        parts = "shards" if scheme.erasure else "copies"
+        if scheme.disks_needed > len(nodes):
             raise Busy(
-                f"volume {volume.spec.name!r} keeps {copies} copies on distinct nodes, and "
-                f"{len(nodes)} would be left",
+                f"volume {volume.spec.name!r} keeps {scheme.disks_needed} {parts} on distinct "
+                f"nodes, and {len(nodes)} would be left",
                 hint="add a node first; --force drains all the same, and copies will be missing",
             )
 

@@ -31,10 +31,12 @@ class UpkeepSource:
             yield Sample("torus_upkeep_degraded_bytes", degraded.get(copies, 0), label)
         yield Sample("torus_upkeep_moving_bytes", sum(disk.moving_bytes for disk in disks))
         yield Sample("torus_upkeep_surplus_bytes", sum(disk.surplus_bytes for disk in disks))
+        yield Sample("torus_upkeep_encoding_bytes", sum(disk.encoding_bytes for disk in disks))
         yield Sample("torus_upkeep_suspect_chunks", sum(disk.suspect_chunks for disk in disks))
         yield Sample("torus_upkeep_damaged_chunks", sum(disk.damaged_chunks for disk in disks))
         yield Sample("torus_upkeep_pulled_bytes_total", sum(disk.pulled_bytes for disk in disks))
         yield Sample("torus_upkeep_pulled_chunks_total", sum(disk.pulled_chunks for disk in disks))
+        yield Sample("torus_upkeep_built_shards_total", sum(disk.built_shards for disk in disks))
         yield Sample(
             "torus_upkeep_dropped_chunks_total", sum(disk.dropped_chunks for disk in disks)
         )

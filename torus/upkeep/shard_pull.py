@@ -7,7 +7,6 @@ order.  Implements docs/upkeep.md, "Shards".
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 from torus import limits
@@ -16,7 +15,6 @@ from torus.errors import AlreadyExists, Corruption, TorusError, Unavailable
 from torus.format.shard import DESCRIPTOR_BYTES, Descriptor, open_shard
 from torus.ids import ChunkId
 from torus.log import get_logger
-from torus.redundancy.scheme import Scheme, erasure
 from torus.store.content import FIRST, Examined, Presence
 from torus.store.store import Store
 from torus.upkeep.pace import Pace
@@ -33,6 +31,7 @@ from torus.upkeep.shard_content import (
     whole_content,
 )
 from torus.upkeep.shard_plan import Part, PartWant, part_id
+from torus.upkeep.shard_sources import ShardSource, Sources, groups_of, note_source
 
 log = get_logger("torus.upkeep")
 
@@ -43,25 +42,6 @@ Way = Callable[[], Awaitable[bytes]]
 
 class TooLong(Exception):
     """A chunk does not fit into shards: it stays in whole copies."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Shard:
-    """A shard that a disk says is whole."""
-
-    disk: str
-    number: int
-    scheme: Scheme
-    version: Version
-
-
-@dataclass(slots=True)
-class _Sources:
-    """What others have of a chunk."""
-
-    ends: dict[str, int] = field(default_factory=dict)  # of whole copies
-    crcs: dict[str, int] = field(default_factory=dict)
-    shards: list[_Shard] = field(default_factory=list)
 
 
 class ShardPuller:
@@ -103,7 +83,7 @@ class ShardPuller:
 
     # --- which content ------------------------------------------------------------------
 
-    async def _examine(self, want: PartWant, pulled: Pulled) -> _Sources:
+    async def _examine(self, want: PartWant, pulled: Pulled) -> Sources:
         """Ask what others' parts are worth; all shards only where there is no whole copy."""
         whole = any(None in parts for _, parts in want.sources)
 
@@ -118,7 +98,7 @@ class ShardPuller:
 
     async def _examine_some(
         self, want: PartWant, pulled: Pulled, due: Callable[[Part], bool]
-    ) -> _Sources:
+    ) -> Sources:
         asked = {
             disk: [part for part in sorted(parts, key=str) if due(part)]
             for disk, parts in want.sources
@@ -134,7 +114,7 @@ class ShardPuller:
         answers = await asyncio.gather(
             *(ask(disk, parts) for disk, parts in asked.items()), return_exceptions=True
         )
-        found = _Sources()
+        found = Sources()
         for answer in answers:
             if isinstance(answer, TorusError):
                 pulled.everybody = False
@@ -142,11 +122,11 @@ class ShardPuller:
                 raise answer
             else:
                 for disk, part, one in answer:
-                    _note(found, disk, part, one)
+                    note_source(found, disk, part, one)
         return found
 
     async def _best(
-        self, want: PartWant, own: Gathered, sources: _Sources, pulled: Pulled
+        self, want: PartWant, own: Gathered, sources: Sources, pulled: Pulled
     ) -> bytes | None:
         """Return the wanted shard of the content that is right; None: the one here is.
 
@@ -154,7 +134,7 @@ class ShardPuller:
         """
         exact = want.exact
         wholes = [end if exact is None else min(end, exact) for end in sources.ends.values()]
-        groups = _groups(sources.shards, exact)
+        groups = groups_of(sources.shards, exact)
         end = max([*wholes, own.end, *(version.end for _, version in groups)])
         if want.here and await self._here_is(want, end):
             return None
@@ -214,7 +194,7 @@ class ShardPuller:
         return made
 
     def _ways_of_range(
-        self, want: PartWant, sources: _Sources, end: int, pulled: Pulled
+        self, want: PartWant, sources: Sources, end: int, pulled: Pulled
     ) -> list[Way]:
         """Return how a data shard is made of its bytes alone; whoever gives a whole copy up
         compares what came of it with the verified content."""
@@ -240,13 +220,13 @@ class ShardPuller:
         return cut_shard(want.chunk, want.scheme, want.part, version, piece, self._slot_bytes)
 
     async def _make_of_copies(
-        self, want: PartWant, own: Gathered, sources: _Sources, pulled: Pulled
+        self, want: PartWant, own: Gathered, sources: Sources, pulled: Pulled
     ) -> bytes:
         plain = _as_copy(want, tuple(sources.ends))
         gathered, _ = await self._copies.gather(plain, own, sources.ends, pulled)
         return await self._make(want, gathered.whole)
 
-    async def _fetch_shard(self, want: PartWant, one: _Shard, pulled: Pulled) -> bytes:
+    async def _fetch_shard(self, want: PartWant, one: ShardSource, pulled: Pulled) -> bytes:
         """Return a shard as it lies on another disk, verified.  Raises: Corruption, others."""
         shard = part_id(want.chunk, one.number)
         size = shard_content_bytes(one.version.end, one.scheme, one.number, self._slot_bytes)
@@ -257,13 +237,13 @@ class ShardPuller:
         return content
 
     async def _make_of_shards(
-        self, want: PartWant, parts: dict[int, _Shard], version: Version, pulled: Pulled
+        self, want: PartWant, parts: dict[int, ShardSource], version: Version, pulled: Pulled
     ) -> bytes:
         content = await self._content_of(want, parts, version, pulled)
         return await self._make(want, content)
 
     async def _content_of(
-        self, want: PartWant, parts: dict[int, _Shard], version: Version, pulled: Pulled
+        self, want: PartWant, parts: dict[int, ShardSource], version: Version, pulled: Pulled
     ) -> bytes:
         """Return the content that K of these shards give, those with data first.
 
@@ -318,7 +298,7 @@ class ShardPuller:
         pulled = Pulled()
         sources = await self._examine_some(want, pulled, lambda part: part is not None)
         await self._add_own(want, sources)
-        groups = _groups(sources.shards, want.exact)
+        groups = groups_of(sources.shards, want.exact)
         end = max((version.end for _, version in groups), default=0)
         for (_, version), parts in groups.items():
             if version.end == end:
@@ -330,12 +310,12 @@ class ShardPuller:
                 return pulled
         raise Unavailable(f"chunk {want.chunk} cannot be made of the shards that answer")
 
-    async def _add_own(self, want: PartWant, sources: _Sources) -> None:
+    async def _add_own(self, want: PartWant, sources: Sources) -> None:
         """Count the shards of this disk as well, where a whole copy is made of shards."""
         own = [part for part in want.mine if part is not None]
         found = await self._chunks.examine([part_id(want.chunk, part) for part in own])
         for part, one in zip(own, found, strict=True):
-            _note(sources, self._disk, part, one)
+            note_source(sources, self._disk, part, one)
 
     # --- putting it there ---------------------------------------------------------------
 
@@ -359,7 +339,7 @@ class ShardPuller:
             raise Corruption(f"shard {shard} was installed and differs: {found}")
         pulled.installed = True
 
-    async def _check_there(self, want: PartWant, source: _Shard | None) -> None:
+    async def _check_there(self, want: PartWant, source: ShardSource | None) -> None:
         """Make sure that a part of the chunk is left: what was deleted meanwhile is not to come
         back.
 
@@ -388,28 +368,3 @@ def _as_copy(want: PartWant, sources: tuple[str, ...]) -> Want:
         want.chunk, want.epoch, want.exact, sources, None in want.mine, want.good, want.copies,
         want.doubtful,
     )  # fmt: skip
-
-
-def _note(found: _Sources, disk: str, part: Part, one: Examined) -> None:
-    """Take over what a disk says of a part, if it is good for anything."""
-    if one.state is not Presence.PRESENT:
-        return
-    if part is None:
-        if one.end > FIRST:
-            found.ends[disk], found.crcs[disk] = one.end, one.crc
-        return
-    data, parity = divmod(one.records, 256)
-    scheme = erasure(data, parity)
-    if data >= limits.ERASURE_DATA_MIN and part < scheme.shards:
-        found.shards.append(_Shard(disk, part, scheme, Version(one.end, one.crc)))
-
-
-def _groups(
-    shards: list[_Shard], exact: int | None
-) -> dict[tuple[Scheme, Version], dict[int, _Shard]]:
-    """Return the shards of each content of which there are enough."""
-    found: dict[tuple[Scheme, Version], dict[int, _Shard]] = {}
-    for one in shards:
-        if exact is None or one.version.end == exact:
-            found.setdefault((one.scheme, one.version), {}).setdefault(one.number, one)
-    return {key: parts for key, parts in found.items() if len(parts) >= key[0].data}
