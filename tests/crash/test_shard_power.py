@@ -175,8 +175,8 @@ async def _cut_and_go_on(
         if event is not None:
             power.step(event)
             if event.kind == "mark":
-                shard, some = event.a  # type: ignore[misc]
-                may[shard] = set(some)
+                assert isinstance(event.a, tuple)
+                may[event.a[0]] = set(event.a[1])
 
 
 @pytest.mark.parametrize("punch", [False, True])
