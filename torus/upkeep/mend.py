@@ -90,7 +90,21 @@ class Mender:
             return Outcome.WAITING
         if pulled.installed:
             return Outcome.TRIED
-        return Outcome.LOST if all_up and pulled.everybody else Outcome.WAITING
+        lost = all_up and (pulled.everybody or await self._nobody_has(chunk, sources))
+        return Outcome.LOST if lost else Outcome.WAITING
+
+    async def _nobody_has(self, chunk: ChunkId, sources: Sequence[str]) -> bool:
+        """Tell whether all others answer, and none has a record of a chunk."""
+        for disk in sources:
+            try:
+                peer = await self._peers.get(disk)
+                [found] = await peer.examine([chunk])
+            except TorusError as exc:
+                log.debug("scrub.peer.silent", disk=disk, reason=str(exc))
+                return False
+            if found.state is Presence.PRESENT and found.records:
+                return False
+        return True
 
     def _sources(self, chunk: ChunkId) -> list[str]:
         up = [disk for disk, one in self._view.disks().items() if one.address is not None]
