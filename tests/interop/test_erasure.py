@@ -1,6 +1,7 @@
 """A volume in shards on a real cluster: cut, read without M nodes, written on, converted."""
 
 import random
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,16 @@ def wait_cut(cluster: Cluster, most_copies: int) -> dict[str, int]:
     return wait_until(look, f"at most {most_copies} whole copies", _LONG_S)  # type: ignore[no-any-return]
 
 
+def convert(cluster: Cluster, redundancy: str) -> None:
+    """Convert the volume and wait for the end of it."""
+    machine = cluster.any
+    words = machine.command("volume", "convert", "vm", "--redundancy", redundancy, "--wait")
+    done = subprocess.run(
+        words, env=machine.environment, capture_output=True, timeout=_LONG_S, check=False, text=True
+    )
+    assert done.returncode == 0, done
+
+
 def test_refused_with_numbers_where_nodes_are_missing(cluster: Cluster) -> None:
     """Five nodes do not do for six shards; a single machine does for none."""
     cluster.start(*NODES[:5])
@@ -142,13 +153,13 @@ def test_converted_there_and_back(cluster: Cluster) -> None:
     fill(cluster, "b")
     with cluster.machine("b").open("vm") as client:
         client.write(WRITTEN * MIB, content(WRITTEN), durable=True)
-        cluster.any.run("volume", "convert", "vm", "--redundancy", "erasure:4+2", "--wait")
+        convert(cluster, "erasure:4+2")
         found = parts(cluster)
         assert found["chunks_in_shards"] >= WRITTEN // 4
         assert found["copies"] <= 6  # the open chunk's, and those that just filled
         check(client, range(WRITTEN + 1))
         client.write((WRITTEN + 1) * MIB, content(WRITTEN + 1), durable=True)
-        cluster.any.run("volume", "convert", "vm", "--redundancy", "replica:2", "--wait")
+        convert(cluster, "replica:2")
         found = parts(cluster)
         assert found["chunks_in_shards"] == 0
         assert found["shards"] == 0

@@ -15,8 +15,9 @@ from torus.cli.session import Session
 from torus.clock import SystemClock
 from torus.errors import NotFound, UsageError
 from torus.metadata.base import MetadataStore
+from torus.metadata.schema import Head
 from torus.redundancy.scheme import Scheme, parse
-from torus.volume.catalog import Catalog
+from torus.volume.catalog import Catalog, Volume
 
 if TYPE_CHECKING:
     from torus.daemon.converting import Parts
@@ -59,7 +60,8 @@ def run_convert(arguments: argparse.Namespace, session: Session) -> int:
     output = session.output
     with session.metadata() as store:
         catalog = Catalog(store, SystemClock())
-        before = catalog.get(arguments.name).spec.redundancy
+        found = catalog.get(arguments.name)
+        before = found.spec.redundancy
         scheme = parse(arguments.redundancy)
         in_cluster = check_ring(store, scheme) is not None
         volume = catalog.convert(arguments.name, arguments.redundancy, arguments.min_copies)
@@ -67,7 +69,7 @@ def run_convert(arguments: argparse.Namespace, session: Session) -> int:
     if in_cluster:
         from torus.daemon.command import run_command
 
-        parts = run_command(session.common(), _follow(session, volume.spec.volume, arguments.wait))
+        parts = run_command(session.common(), _follow(session, volume, found.head, arguments.wait))
         if parts is not None:
             document["parts"] = parts_document(parts)
     text = (
@@ -80,7 +82,7 @@ def run_convert(arguments: argparse.Namespace, session: Session) -> int:
     return 0
 
 
-async def _follow(session: Session, volume: int, wait: bool) -> "Parts | None":
+async def _follow(session: Session, volume: Volume, before: Head, wait: bool) -> "Parts | None":
     from torus.daemon import converting
     from torus.daemon.rebalance import Watching
 
@@ -89,8 +91,8 @@ async def _follow(session: Session, volume: int, wait: bool) -> "Parts | None":
             await converting.tell(watching)
             return None
         with ProgressLine("converting", session.environment) as progress:
-            await converting.wait(watching, volume, progress)
-        return await converting.count_parts(watching, volume)
+            await converting.wait(watching, before, volume.spec.volume, progress)
+        return await converting.count_parts(watching, volume.spec.volume)
 
 
 def ask_parts(session: Session, volume: int) -> "Parts":

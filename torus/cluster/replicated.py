@@ -69,7 +69,7 @@ class VolumeChunks:
         self._takeover.shards = self._reads.shards
         self._few = False  # the open span has too few disks
         self._span: tuple[int, frozenset[str]] = (0, frozenset())
-        self._span_copies = 0
+        self._scheme = self._next_scheme = self._placement.scheme  # of the open span, and the next
         self._changed = asyncio.Event()
         pool.view.on_change.append(self._changed.set)
         self._near = near
@@ -195,7 +195,8 @@ class VolumeChunks:
     def new_span(self) -> tuple[int, tuple[str, ...], int]:
         """Return the ring version that a new span is written under, whom it leaves out, and how
         many copies its chunks have."""
-        return *self._next.place(), self._placement.copies
+        self._next_scheme = self._placement.scheme
+        return *self._next.place(), self._next_scheme.copies
 
     @property
     def missing(self) -> frozenset[str]:
@@ -209,7 +210,6 @@ class VolumeChunks:
         self._placement.learn(volume, known, writing=own and self._epoch > 0)
         if own and known and known[-1].last is None:
             self._span = known[-1].ring, frozenset(known[-1].excluded)
-            self._span_copies = known[-1].copies
 
     def follow(self, spec: VolumeSpec) -> None:
         """Learn how the volume is to be kept: what is written next goes into another span."""
@@ -219,6 +219,7 @@ class VolumeChunks:
 
     def begin_span(self) -> None:
         """Learn that the log goes on in another span."""
+        self._scheme = self._next_scheme
         self._next.begun(self._span[1])
         self._open.clear()
         self._changed.set()
@@ -247,13 +248,13 @@ class VolumeChunks:
 
     @property
     def _is_outdated(self) -> bool:
-        """Tell whether a new span would have another ring, or another number of copies."""
+        """Tell whether a new span would have another ring, or another redundancy: what is closed
+        then can be converted at once."""
         view = self._pool.view
         if not view.has_ring:
             return False
-        copies = self._span_copies or self._placement.copies
         ring = max(self._span[0], FIRST_RING)
-        return (view.ring.version, self._placement.copies) != (ring, copies)
+        return view.ring.version != ring or self._placement.scheme != self._scheme
 
     async def _answers(self, disk_id: str) -> bool:
         """Tell whether a disk can take new chunks, as far as that can be told."""

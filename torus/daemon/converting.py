@@ -19,11 +19,14 @@ from torus.daemon.rebalance import ClusterState, Watching
 from torus.errors import TorusError
 from torus.ids import ChunkId, split_part, whole_id
 from torus.log import get_logger
+from torus.metadata.schema import Head
+from torus.volume.owner import is_alive
 
 log = get_logger("torus.convert")
 
 ASK_LOOK = json.dumps({"ask": "look"}).encode()
 _LOOK_S = 1.0
+_WRITER_S = 60.0  # a writer that cannot follow so long is not waited for
 _ROUNDS = 2  # one may have been under way with what was known before
 Report = Callable[[int, int], None]
 
@@ -48,9 +51,14 @@ async def tell(watching: Watching) -> None:
             log.debug("convert.not_told", node=node.node_id, reason=exc.message)
 
 
-async def wait(watching: Watching, volume: int, report: Report) -> None:
+async def wait(watching: Watching, before: Head, volume: int, report: Report) -> None:
     """Return when every disk that is up is done with a volume; ``report(done, total)`` counts
-    parts."""
+    parts.
+
+    ``before``: its head when it was converted.  A process that writes it goes on in another span;
+    only then can the chunks of that one be converted.
+    """
+    await _wait_for_writer(watching, before, volume)
     total, first = 0, _rounds(await watching.look())
     await tell(watching)
     while True:
@@ -64,6 +72,22 @@ async def wait(watching: Watching, volume: int, report: Report) -> None:
             return
         if not left and not _is_done(state, first):
             await tell(watching)
+        await asyncio.sleep(_LOOK_S)
+
+
+async def _wait_for_writer(watching: Watching, before: Head, volume: int) -> None:
+    """Return when the span that was open is not open any more, if there is a living writer."""
+    if not before.spans or before.spans[-1].last is not None:
+        return
+    was = before.spans[-1]
+    give_up_s = asyncio.get_running_loop().time() + _WRITER_S
+    while asyncio.get_running_loop().time() < give_up_s:
+        head = await watching.head(volume)
+        if head is None or head.owner is None or is_alive(head.owner) is False:
+            return
+        last = head.spans[-1] if head.spans else None
+        if last is None or (last.epoch, last.tag) != (was.epoch, was.tag):
+            return
         await asyncio.sleep(_LOOK_S)
 
 

@@ -123,18 +123,19 @@ def _is_up(survey: Survey, disk_id: str) -> bool:
 
 
 def _volume_problems(survey: Survey) -> Iterator[str]:
-    """Volumes that cannot have their copies with the nodes that are up."""
+    """Volumes that cannot have their copies or shards with the nodes that are up."""
     up = {disk.place.node_id for disk in survey.disks if disk.place.up and disk.place.state == "in"}
-    short: dict[tuple[int, int], list[str]] = {}
+    short: dict[tuple[int, str, int], list[str]] = {}
     for volume in survey.volumes:
-        copies = parse(volume.spec.redundancy).copies
-        if len(up) < copies:
-            key = (copies, volume.spec.min_copies)
+        scheme = parse(volume.spec.redundancy)
+        if len(up) < scheme.disks_needed:
+            what = "shards" if scheme.erasure else "copies"
+            key = (scheme.disks_needed, what, max(volume.spec.min_copies, scheme.data))
             short.setdefault(key, []).append(volume.spec.name)
-    for (copies, least), names in sorted(short.items()):
+    for (wanted, what, least), names in sorted(short.items()):
         waits = ": their writes wait" if len(up) < least else ""
         yield (
-            f"{_names(names)} want {copies} copies on distinct nodes, {len(up)} nodes are up{waits}"
+            f"{_names(names)} want {wanted} {what} on distinct nodes, {len(up)} nodes are up{waits}"
         )
 
 

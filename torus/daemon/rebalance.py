@@ -23,7 +23,7 @@ from torus.metadata.base import Expect, MetadataStore, Put
 from torus.metadata.keys import RING_HEAD
 from torus.metadata.loop import AsyncMetadata
 from torus.metadata.open import open_metadata
-from torus.metadata.schema import RingHead
+from torus.metadata.schema import Head, RingHead
 from torus.volume.catalog_async import AsyncCatalog
 
 _ASK_S = 3.0
@@ -135,6 +135,13 @@ class Watching:
         states = [state for some in found for state in some]
         states.sort(key=lambda state: (state.place.node_id, state.place.disk_id))
         return ClusterState(head, tuple(states))
+
+    async def head(self, volume: int) -> Head | None:
+        """Return a volume's head; None without it.  Raises: Unavailable, Corruption."""
+        try:
+            return (await AsyncCatalog(self._metadata, SystemClock()).get_by_id(volume)).head
+        except NotFound:
+            return None
 
     async def ask(self, place: Place, question: bytes) -> bytes:
         """Ask the upkeep of a disk's node.  Raises: Unavailable, and what it answers."""
