@@ -182,3 +182,25 @@ def test_more_shards_than_parity_is_lost_and_fewer_never() -> None:
         assert len(town.shards(chunks[1], SCHEME)) == 6
 
     run(scenario)
+
+
+def test_shards_of_silent_disks_are_waited_for() -> None:
+    """M + 1 shards rot while a disk is down that has a good one: too few, and yet not lost."""
+
+    async def scenario() -> None:
+        town, _, chunks = await encoded()
+        for disk in DISKS[:2]:
+            flip_column(town.houses[disk], shard_on(town, disk, chunks[0]), chunks[0])
+        town.view.set_down(DISKS[5])
+        scrub = scrub_of(town.houses[DISKS[0]])
+        await tour(scrub, town)
+        other = scrub_of(town.houses[DISKS[1]])
+        await tour(other, town)
+        await scrub.recheck()
+        assert [one.state for one in scrub.state.open.values()] == [WAITING]
+        town.houses[DISKS[5]].open()
+        await town.rounds(20)
+        await scrub.recheck()
+        assert scrub.state.open == {}
+
+    run(scenario)
