@@ -4,14 +4,18 @@ in the middle of everything, rings change, and no chunk ever bears fewer losses 
 import asyncio
 import os
 import random
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from tests.unit.upkeep.test_shards import check_shards
 from tests.unit.upkeep.town import House, Town, run
-from torus.ids import ChunkId, is_shard
+from torus.ids import ChunkId, is_shard, shard_id
 from torus.redundancy.scheme import erasure, replica
 from torus.testing.simdisk import SMALL, DiskImage, PowerLoss
+from torus.upkeep.plan import Log
+from torus.upkeep.shard_content import make_shard
 
 DISKS = [letter * 32 for letter in "01234567"]
 SCHEMES = [replica(1), replica(2), replica(3), erasure(2, 1), erasure(4, 2), erasure(2, 2)]
@@ -206,3 +210,73 @@ def test_life_of_a_volume(seed: int) -> None:
         check_end(life)
 
     run(scenario)
+
+
+# --- disks that know different redundancies ---------------------------------------------------
+
+
+class OtherHeads:
+    """The metadata as a disk read it a while ago."""
+
+    def __init__(self, logs: tuple[Log, ...]) -> None:
+        self._logs = logs
+
+    async def read(self) -> tuple[Log, ...]:
+        """Return what it knows."""
+        return self._logs
+
+
+async def _disagree(seed: int, *, marks: bool) -> bool:
+    """Every disk goes by one of two redundancies, of which all parts are there; return whether
+    the chunk is left."""
+    town = Town(seed, DISKS[:6], slots=60)
+    town.slow_net = True
+    copies, shards = replica(1), erasure(4, 2)
+    volume = await town.volume(0, copies)
+    [chunk] = await town.write(volume, 1, records=2)
+    [old] = await town.heads.read()
+    await town.convert(volume, shards)
+    [new] = await town.heads.read()
+    for house in town.houses.values():
+        house.chunks.drop = house.store.copies.drop  # type: ignore[method-assign]
+        content = volume.chunks[chunk]
+        for number, disk in enumerate(town.owners(chunk, shards.shards)):
+            if disk == house.disk_id:
+                shard = make_shard(chunk, content, shards, number, SMALL.slot_bytes)
+                part = shard_id(chunk, number)
+                await house.chunks.install(part, 1, 512 + len(shard), shard)
+    both = (replace(old, former=(shards,)), new)
+    rng = random.Random(seed)
+
+    async def live(house: House) -> None:
+        if not marks:
+            house.upkeep._work.giveup.leaving = Forgetful()
+        for _ in range(5):
+            house.upkeep._heads = OtherHeads((rng.choice(both),))  # type: ignore[assignment]
+            for _ in range(rng.randint(0, 8)):
+                await asyncio.sleep(0)
+            await house.upkeep.round()
+
+    await asyncio.gather(*(live(house) for house in town.houses.values()))
+    return town.good(chunk) > 0
+
+
+class Forgetful(set[ChunkId]):
+    """Marks that nobody sees."""
+
+    def update(self, *_: object) -> None:
+        """Forget them."""
+
+
+@pytest.mark.parametrize("marks", [True, False])
+def test_disks_that_disagree_about_the_redundancy_lose_nothing(*, marks: bool) -> None:
+    """Some give up shards for copies, some copies for shards; without marks that loses both."""
+    left = []
+
+    async def scenario(seed: int) -> None:
+        left.append(await _disagree(seed, marks=marks))
+
+    for seed in range(25):
+        run(partial(scenario, seed))
+
+    assert all(left) == marks
