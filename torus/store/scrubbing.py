@@ -47,7 +47,11 @@ async def read_slot(store: Store, chunk: ChunkId, *, whole: bool) -> SlotBytes |
         reads = [(slot.address, size if whole else 2 * _SECTOR)]
         if not whole:
             reads.append((slot.address + size - _SECTOR, _SECTOR))
-        data = (await store.read(reads))[0]
+        try:
+            data = (await store.read(reads))[0]
+        except Corruption:
+            slot.examined = None  # who asks for it is told the truth
+            raise
         if store.slots.get(chunk) is slot and (slot.end == known or not whole):
             number = store.geometry.slot_of(slot.address)
             disk = bytes.fromhex(store.identity.disk_id)

@@ -49,6 +49,7 @@ async def look_at_shard(store: Store, part: ChunkId, *, deep: bool) -> ShardLook
     try:
         head, data = await store.read([(shelf.address, _SECTOR), (cell.address, size)])
     except Corruption as exc:
+        cell.examined = None
         return ShardLook(damage=Damage(Kind.MISSING, 0, exc.message))
     if store.slots.get(part) is not cell:
         return None
@@ -57,6 +58,7 @@ async def look_at_shard(store: Store, part: ChunkId, *, deep: bool) -> ShardLook
         slot_bytes = store.geometry.slot_bytes
         damage = await store.in_pool(judge_shard, data[PLACE_BYTES:], part, slot_bytes)
     if damage is not None:
+        cell.examined = None  # who asks for it is told the truth
         return ShardLook(damage=damage)
     restored = []
     for slot, found, what in ((shelf, head, "shelf"), (cell, data[:PLACE_BYTES], "cell")):
