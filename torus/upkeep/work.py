@@ -180,7 +180,8 @@ class Work:
             log.info("upkeep.pull.failed", chunk=str(want.chunk), reason=str(exc))
             return False
         self._survey.doubted.discard(id_of(want))
-        if want.doubtful and id_of(want) == want.chunk:
+        # The last chunk of a span is compared though no copy of it may be short.
+        if (want.doubtful or want.here) and id_of(want) == want.chunk:
             self._survey.verified.add(want.chunk)
             if not pulled.everybody:
                 self.unsure.add(want.chunk)
