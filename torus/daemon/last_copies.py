@@ -21,14 +21,15 @@ from torus.cluster.membership import Membership
 from torus.config import CommonConfig
 from torus.daemon.dialing import Dialing, tls_files
 from torus.errors import NotFound, TorusError
-from torus.ids import ChunkId
+from torus.ids import ChunkId, shard_id
 from torus.metadata.loop import AsyncMetadata
 from torus.metadata.open import open_metadata
-from torus.redundancy.scheme import parse
 from torus.ring.table import slot_of
 from torus.store.content import Examined, Presence
+from torus.upkeep.heads import log_of
 from torus.upkeep.placement import FIRST_RING, Placement, Ring
 from torus.upkeep.plan import Closed, Log, closed_spans, may_witness
+from torus.upkeep.shard_plan import Part, chances
 from torus.volume.catalog_ask import READY, Volume
 from torus.volume.catalog_async import AsyncCatalog
 
@@ -53,7 +54,9 @@ class _Chunk:
 
     chunk: ChunkId
     closed: Closed
-    holders: tuple[str, ...]
+    holders: tuple[str, ...]  # of whole copies, or of enough shards
+    good: int  # how many disks have to be lost until nobody has it
+    sharded: bool  # its shards alone are enough
 
 
 async def look_elsewhere(common: CommonConfig, lost: AbstractSet[str]) -> Elsewhere:
@@ -135,12 +138,12 @@ class Count:
         self._lost = lost
         self._found = found
         self._copies = 1
+        self._log = Log(0, 0, 1, ())
 
     async def volume(self, volume: Volume) -> None:
         """Count the chunks of one volume."""
-        head = volume.head
-        self._copies = parse(volume.spec.redundancy).copies
-        log = Log(volume.spec.volume, head.epoch, self._copies, head.spans)
+        self._log = log = log_of(volume)
+        self._copies = log.copies
         lists = await self._lists(volume.spec.volume)
         before = self._found.last
         chunks = [
@@ -151,9 +154,9 @@ class Count:
         doubtful = [one for one in chunks if one.holders and self._is_doubtful(one)]
         for one in chunks:
             if one.holders and not self._is_doubtful(one):
-                self._found.few += len(one.holders) < self._wanted()
+                self._found.few += one.good < self._wanted()
         await self._compare(doubtful)
-        await self._ask_witnesses([one for one in chunks if not one.holders], set(lists))
+        await self._ask_witnesses([one for one in chunks if not one.holders], lists)
         if self._found.last > before:
             self._found.volumes.append(volume.spec.name)
 
@@ -176,9 +179,9 @@ class Count:
                 closed = replace(closed, failed=failed)
             for sequence in range(closed.span.first, closed.last + 1):
                 chunk = closed.chunk(log.volume, sequence)
-                ever = self._placement.ever(chunk, closed.span, log.copies)
+                ever = self._placement.ever(chunk, closed.span, log.reach)
                 if ever is None or ever & self._lost:
-                    chunks.append(_Chunk(chunk, closed, _holders(chunk, lists)))
+                    chunks.append(_look(log, chunk, closed, lists))
         return chunks
 
     def _open(self, log: Log, lists: Mapping[str, AbstractSet[ChunkId]]) -> list[_Chunk]:
@@ -197,11 +200,13 @@ class Count:
                 chunk = closed.chunk(log.volume, sequence)
                 written = self._placement.written(chunk, span, log.copies)
                 if written is None or set(written) <= self._lost:
-                    chunks.append(_Chunk(chunk, closed, _holders(chunk, lists)))
+                    chunks.append(_look(log, chunk, closed, lists))
         return chunks
 
     def _is_doubtful(self, one: _Chunk) -> bool:
         sequence, placement = one.chunk.sequence, self._placement
+        if one.sharded:
+            return False
         return any(one.closed.doubtful(sequence, disk, placement) for disk in one.holders)
 
     # --- asking -------------------------------------------------------------------------
@@ -245,12 +250,16 @@ class Count:
             self._found.last += not good
             self._found.few += 0 < len(good) < self._wanted()
 
-    async def _ask_witnesses(self, chunks: Sequence[_Chunk], disks: AbstractSet[str]) -> None:
+    async def _ask_witnesses(
+        self, chunks: Sequence[_Chunk], lists: Mapping[str, AbstractSet[ChunkId]]
+    ) -> None:
         """Count the chunks that nobody has and nobody saw deleted."""
         asked: dict[str, list[ChunkId]] = {}
         for one in chunks:
-            for disk in disks:
-                if may_witness(one.closed, one.chunk, self._placement, disk, self._copies):
+            for disk, listed in lists.items():
+                if _parts(self._log, one.chunk, listed):
+                    continue
+                if may_witness(one.closed, one.chunk, self._placement, disk, self._log.floor):
                     asked.setdefault(disk, []).append(one.chunk)
         said = await self._examine(asked)
         deleted = {chunk for (_, chunk), one in said.items() if one.state is Presence.ABSENT}
@@ -275,5 +284,20 @@ class Count:
         return said
 
 
-def _holders(chunk: ChunkId, lists: Mapping[str, AbstractSet[ChunkId]]) -> tuple[str, ...]:
-    return tuple(disk for disk, listed in lists.items() if chunk in listed)
+def _parts(log: Log, chunk: ChunkId, listed: AbstractSet[ChunkId]) -> frozenset[Part]:
+    """Return the parts of a chunk that a disk lists."""
+    numbers = range(max(one.shards for one in log.schemes))
+    parts: list[Part] = [number for number in numbers if shard_id(chunk, number) in listed]
+    return frozenset([*parts, None] if chunk in listed else parts)
+
+
+def _look(
+    log: Log, chunk: ChunkId, closed: Closed, lists: Mapping[str, AbstractSet[ChunkId]]
+) -> _Chunk:
+    """Return what others have of a chunk."""
+    parts = {disk: _parts(log, chunk, listed) for disk, listed in lists.items()}
+    whole = tuple(disk for disk, having in parts.items() if None in having)
+    shards = {disk: having - {None} for disk, having in parts.items() if having - {None}}
+    enough = bool(shards) and chances(log, shards) > 0
+    holders = tuple(dict.fromkeys((*whole, *shards))) if enough else whole
+    return _Chunk(chunk, closed, holders, chances(log, parts), enough)

@@ -14,7 +14,7 @@ from torus.metadata.keys import VOLUMES
 from torus.metadata.loop import AsyncMetadata
 from torus.redundancy.scheme import parse
 from torus.upkeep.plan import Log
-from torus.volume.catalog_ask import READY, read_volume
+from torus.volume.catalog_ask import READY, Volume, read_volume
 from torus.volume.spans import Spans
 
 log = get_logger("torus.upkeep")
@@ -54,19 +54,20 @@ def read_logs(entries: tuple[Entry, ...]) -> tuple[Log, ...]:
     for prefix, found in by_volume.items():
         try:
             volume = read_volume(found)
-            scheme = parse(volume.spec.redundancy)
-            former = tuple(parse(one) for one in volume.spec.former)
+            known = log_of(volume)
             Spans(volume.spec.volume, volume.head.spans)  # in order, or not to be trusted
         except TorusError as exc:
             log.warning("upkeep.volume.unreadable", volume=prefix, reason=str(exc))
             continue
         if volume.spec.state == READY:
-            head = volume.head
-            replay = 0 if head.root is None else head.root.replay_sequence
-            logs.append(
-                Log(
-                    volume.spec.volume, head.epoch, scheme.copies, head.spans, scheme, former,
-                    replay,
-                )
-            )  # fmt: skip
+            logs.append(known)
     return tuple(logs)
+
+
+def log_of(volume: Volume) -> Log:
+    """Return what the metadata says of a volume's log.  Raises: UsageError."""
+    spec, head = volume.spec, volume.head
+    scheme = parse(spec.redundancy)
+    former = tuple(map(parse, spec.former))
+    replay = 0 if head.root is None else head.root.replay_sequence
+    return Log(spec.volume, head.epoch, scheme.copies, head.spans, scheme, former, replay)

@@ -9,6 +9,7 @@ from tests.unit.upkeep.town import Street, Town, run, slot_of
 from tests.unit.upkeep.town import Volume as TownVolume
 from torus.daemon.last_copies import Count, Elsewhere
 from torus.metadata.schema import Head, Span, VolumeSpec
+from torus.redundancy.scheme import erasure
 from torus.upkeep.placement import Placement
 from torus.volume.catalog_ask import Volume
 
@@ -28,7 +29,7 @@ async def counted(town: Town, volume: TownVolume, lost: Iterable[str] = (LOST,))
         if house.up and disk not in away
     }
     placement = Placement(rings, town.ring.version, slot_of)
-    spec = VolumeSpec(volume.number, f"v{volume.number}", 1 << 30, f"replica:{volume.copies}", 0)
+    spec = VolumeSpec(volume.number, f"v{volume.number}", 1 << 30, str(volume.scheme), 0)
     head = Head(volume.epoch, None, tuple(volume.spans), None)
     count = Count(placement, peers, away, found)  # type: ignore[arg-type]
     await count.volume(Volume(spec, head, 1, 1))
@@ -50,6 +51,33 @@ def test_nothing_is_last_once_the_copies_are_made_again() -> None:
         await town.rounds()
         after = await counted(town, volume)
         assert (after.chunks, after.few, after.last, after.volumes) == (len(mine), 0, 0, [])
+
+    run(scenario)
+
+
+def test_shards_are_counted_together() -> None:
+    """Chunks lie in shards: few are there while one is lost, and all are again after that."""
+
+    async def scenario() -> None:
+        town = Town(3, [letter * 32 for letter in "0123456"])
+        volume = await town.volume(0, erasure(4, 2))
+        await town.write(volume, 12)
+        await town.rounds(20)
+        lost = "0" * 32
+        mine = [c for c in volume.chunks if lost in town.shards(c, volume.scheme)]
+        town.view.set_down(lost)
+        before = await counted(town, volume, [lost])
+        assert (before.few, before.last) == (len(mine), 0)
+        for gone in ("1" * 32, "2" * 32):
+            town.view.set_down(gone)
+        worst = await counted(town, volume, [lost])
+        assert worst.last > 0, "three are more than it bears"
+        for back in ("1" * 32, "2" * 32):
+            town.houses[back].restart()
+        town.set_ring(disk for disk in town.houses if disk != lost)
+        await town.rounds(20)
+        after = await counted(town, volume, [lost])
+        assert (after.few, after.last, after.volumes) == (0, 0, [])
 
     run(scenario)
 

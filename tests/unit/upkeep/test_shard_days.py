@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.upkeep.test_shards import check_shards
 from tests.unit.upkeep.town import House, Town, run
-from torus.ids import ChunkId, is_shard, shard_id
+from torus.ids import ChunkId, is_shard, shard_id, whole_id
 from torus.redundancy.scheme import erasure, replica
 from torus.testing.simdisk import SMALL, DiskImage, PowerLoss
 from torus.upkeep.plan import Log
@@ -172,6 +172,9 @@ class Life:
         for house in self.town.houses.values():
             house.upkeep._survey.forget()
             house.upkeep._shard_survey.forget()
+            for one in house.store.chunks():  # what a restart forgot, a scrub finds
+                if whole_id(one) in self.hurt:
+                    house.upkeep.doubt(one)
         quiet = 0  # parts that are given up at the same moment wait for each other
         for _ in range(60):
             before = self.town.state()
