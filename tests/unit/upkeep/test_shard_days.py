@@ -1,4 +1,4 @@
-"""Lives of volumes that are converted to and fro, drawn from seeds: disks are killed and lose power
+"""Lives of volumes that are converted and back, drawn from seeds: disks are killed and lose power
 in the middle of everything, rings change, and no chunk ever bears fewer losses than it should."""
 
 import asyncio
