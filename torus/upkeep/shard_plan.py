@@ -133,13 +133,18 @@ def decide(
     mine = parts.get(disk, NOTHING)
     holders = placement.owners(chunk, log.copies)
     owners = placement.owners(chunk, log.scheme.shards)
-    native = mine - {None, *foreign}
+    count = log.scheme.shards  # a greater number is of another K+M
+    native = [part for part in mine - {*foreign} if part is not None and part < count]
     if aim is Goal.COPIES or (foreign and disk in owners and not native):
         wants: list[Part] = [None] if disk in holders and (None not in mine or None in bad) else []
         surplus = [one for one in mine if one is not None or (disk not in holders and not foreign)]
         return _todo(wants, surplus, [(one, None) for one in holders], parts, copies=True)
     owners = placement.owners(chunk, log.scheme.shards)
-    numbers = {one: [part for part in having if part is not None] for one, having in parts.items()}
+    numbers = {
+        one: [part for part in having if part is not None and part < count]
+        for one, having in parts.items()
+    }
+    numbers[disk] = native
     assigned = assign(owners, numbers)
     number = assigned.get(disk)
     if aim is Goal.BOTH:

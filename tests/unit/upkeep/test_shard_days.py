@@ -19,7 +19,8 @@ from torus.upkeep.shard_content import make_shard
 
 DISKS = [letter * 32 for letter in "01234567"]
 SCHEMES = [replica(1), replica(2), replica(3), erasure(2, 1), erasure(4, 2), erasure(2, 2)]
-SEEDS = range(int(os.environ.get("TORUS_UPKEEP_SEEDS", "12")))
+FOUND = [453]  # a shard's number that the present K+M does not have
+SEEDS = [*range(int(os.environ.get("TORUS_UPKEEP_SEEDS", "12"))), *FOUND]
 STEPS = 16
 
 
