@@ -48,6 +48,8 @@ class TorusCluster:
     """Three nodes on one etcd; started by the first of its servers that needs it."""
 
     site: ClusterSite
+    nodes: int = NODES
+    auto_out: str = "none"
     daemons: list[ServerProcess] = field(default_factory=list)
     url: str = ""
 
@@ -60,9 +62,9 @@ class TorusCluster:
         if self.daemons:
             return
         self._start_etcd()
-        for number in range(NODES):
+        for number in range(self.nodes):
             self._start_node(number)
-        for number in range(NODES):
+        for number in range(self.nodes):
             processes.wait_for_socket(self.daemons[1 + number], self.socket(number), 30.0)
         self._wait_for_ring()
 
@@ -83,7 +85,7 @@ class TorusCluster:
         home.mkdir()
         argv = [*torus_command(), "node", "--data-dir", str(home / "data"), "--http", "none"]
         argv += ["--size", str(self.site.pool_bytes), "--nbd", f"unix:{self.socket(number)}"]
-        argv += ["--auto-out", "none"]
+        argv += ["--auto-out", self.auto_out]
         self.daemons.append(
             processes.start(argv, home / "log", environment=self.environment(f"node{number}"))
         )
@@ -92,10 +94,10 @@ class TorusCluster:
         deadline = time.monotonic() + _READY_TIMEOUT_S
         while time.monotonic() < deadline:
             said = self.run("ring", "show", "-o", "json", check=False)
-            if said.count('"disk"') >= NODES or said.count("disk_id") >= NODES:
+            if said.count('"disk"') >= self.nodes or said.count("disk_id") >= self.nodes:
                 return
             time.sleep(0.1)
-        raise BenchError(f"the ring has not {NODES} disks: {said.strip()[-500:]}")
+        raise BenchError(f"the ring has not {self.nodes} disks: {said.strip()[-500:]}")
 
     def environment(self, name: str) -> dict[str, str]:
         """Return the environment of a process of the cluster with a home of its own."""
@@ -105,9 +107,9 @@ class TorusCluster:
         """Return the NBD socket of a node."""
         return self.site.socket_dir / f"node{number}"
 
-    def create(self, name: str) -> None:
-        """Create a volume with two copies, and write all of it through the first node."""
-        options = ["--redundancy", f"replica:{COPIES}"]
+    def create(self, name: str, redundancy: str) -> None:
+        """Create a volume."""
+        options = ["--redundancy", redundancy]
         self.run("volume", "create", name, str(self.site.main_bytes), *options)
 
     def run(self, *arguments: str, check: bool = True) -> str:
@@ -142,12 +144,13 @@ class _OfCluster:
 
     name = ""
 
-    def __init__(self, cluster: TorusCluster) -> None:
+    def __init__(self, cluster: TorusCluster, redundancy: str = f"replica:{COPIES}") -> None:
         self.cluster = cluster
+        self.redundancy = redundancy
 
     def start(self) -> None:
         self.cluster.start()
-        self.cluster.create(self.name)
+        self.cluster.create(self.name, self.redundancy)
         self.serve()
         fill(self.socket, self.name)
 
@@ -187,20 +190,24 @@ class TorusGateway(_OfCluster):
 
     name = "torus-gateway"
 
-    def __init__(self, cluster: TorusCluster) -> None:
-        super().__init__(cluster)
+    def __init__(
+        self, cluster: TorusCluster, name: str = "torus-gateway",
+        redundancy: str = f"replica:{COPIES}",
+    ) -> None:  # fmt: skip
+        super().__init__(cluster, redundancy)
+        self.name = name
         self._gateway: ServerProcess | None = None
 
     @property
     def socket(self) -> Path:
         """Return the gateway's NBD socket."""
-        return self.cluster.site.socket_dir / "gateway"
+        return self.cluster.site.socket_dir / self.name
 
     def serve(self) -> None:
         argv = [*torus_command(), "nbd", "serve", self.name, "--socket", str(self.socket)]
-        home = self.cluster.site.work_dir / "gateway"
+        home = self.cluster.site.work_dir / self.name
         home.mkdir()
-        environment = self.cluster.environment("gateway")
+        environment = self.cluster.environment(self.name)
         self._gateway = processes.start(argv, home / "log", environment=environment)
         processes.wait_for_socket(self._gateway, self.socket, START_TIMEOUT_S)
 
