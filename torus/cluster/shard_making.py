@@ -9,7 +9,7 @@ import asyncio
 from torus._fast.crc import checksum
 from torus.cluster.sharded_reads import ShardReads
 from torus.errors import TorusError, Unavailable
-from torus.format.shard import COLUMN_BYTES, describe, join
+from torus.format.shard import describe, join, stored_bytes
 from torus.ids import ChunkId
 from torus.log import get_logger
 from torus.redundancy.stripe import Piece
@@ -29,8 +29,7 @@ async def remake_shard(reads: ShardReads, chunk: ChunkId, number: int) -> bytes:
     shards = await reads.described(chunk, known)
     assert shards.content is not None
     stripe, content = reads.stripe(shards), shards.content
-    size = stripe.stored_bytes(number, content.end - FIRST)
-    size = -(-size // COLUMN_BYTES) * COLUMN_BYTES
+    size = stored_bytes(content.end - FIRST, stripe.data, number, reads.slot_bytes)
     payload = b""
     if size:
         payload = await reads.columns(chunk, shards, Piece(number, 0, size), own=False)

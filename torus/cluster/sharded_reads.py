@@ -75,7 +75,7 @@ class ShardReads:
     ) -> None:
         self._pool = pool
         self._patience = patience
-        self._slot_bytes = slot_bytes
+        self.slot_bytes = slot_bytes
         self.places = places
         self.degraded = 0  # pieces that were put together from other shards
         self.on_bad_shard: Callable[[ChunkId, int, str], None] = lambda _chunk, _number, _disk: None
@@ -83,7 +83,7 @@ class ShardReads:
     def stripe(self, shards: Shards) -> Stripe:
         """Return how content is cut."""
         scheme = shards.scheme
-        return Stripe(scheme.data, scheme.parity, payload_bytes(scheme.data, self._slot_bytes))
+        return Stripe(scheme.data, scheme.parity, payload_bytes(scheme.data, self.slot_bytes))
 
     def placed(self, chunk: ChunkId) -> Placed | None:
         """Return how a chunk is cut, and who has its shards, of those that can be asked now; None
