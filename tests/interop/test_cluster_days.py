@@ -5,7 +5,6 @@ import contextlib
 import random
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,31 +12,13 @@ import pytest
 from tests.clusters import Cluster, cluster_in
 from tests.contract.certificates import make_certificates
 from tests.disk_client import DiskClient, RequestFailed
-from tests.etcd_members import EtcdCluster, running
+from tests.etcd_members import running
 from tests.processes import Service, wait_until
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
 
 MIB = 1 << 20
 PATTERN = bytes(range(256)) * 4096  # 1 MiB
-
-
-@pytest.fixture(scope="module")
-def etcd() -> Iterator[EtcdCluster]:
-    with running(1) as members:
-        yield members
-
-
-@pytest.fixture
-def cluster(
-    etcd: EtcdCluster, socket_folder: Path, request: pytest.FixtureRequest
-) -> Iterator[Cluster]:
-    with cluster_in(socket_folder, etcd, request.node.name) as made:
-        yield made
-        for machine in made.machines.values():
-            for service in machine.services:
-                assert "Traceback" not in service.text
-                assert '"traceback"' not in service.text
 
 
 def open_when_served(cluster: Cluster, name: str, volume: str) -> DiskClient:

@@ -2,31 +2,16 @@
 
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.clusters import Cluster, cluster_in
-from tests.etcd_members import EtcdCluster, running
+from tests.etcd_members import running
 from tests.processes import wait_until
 from torus.format.identity import IDENTITY_FILE, DiskIdentity
 
 pytestmark = pytest.mark.interop
-
-
-@pytest.fixture(scope="module")
-def etcd() -> Iterator[EtcdCluster]:
-    with running(1) as members:
-        yield members
-
-
-@pytest.fixture
-def cluster(
-    etcd: EtcdCluster, socket_folder: Path, request: pytest.FixtureRequest
-) -> Iterator[Cluster]:
-    with cluster_in(socket_folder, etcd, request.node.name) as made:
-        yield made
 
 
 def disk_id(folder: Path) -> str:

@@ -2,15 +2,12 @@
 
 import random
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.clusters import Cluster, cluster_in
+from tests.clusters import Cluster
 from tests.disk_client import DiskClient
-from tests.etcd_members import EtcdCluster, running
 from tests.processes import wait_until
 from torus.nbd import constants as nbd
 
@@ -20,24 +17,6 @@ MIB = 1 << 20
 NODES = ("a", "b", "c", "d", "e", "f")
 WRITTEN = 64  # MiB
 _LONG_S = 240.0
-
-
-@pytest.fixture(scope="module")
-def etcd() -> Iterator[EtcdCluster]:
-    with running(1) as members:
-        yield members
-
-
-@pytest.fixture
-def cluster(
-    etcd: EtcdCluster, socket_folder: Path, request: pytest.FixtureRequest
-) -> Iterator[Cluster]:
-    with cluster_in(socket_folder, etcd, request.node.name) as made:
-        yield made
-        for machine in made.machines.values():
-            for service in machine.services:
-                assert "Traceback" not in service.text
-                assert '"traceback"' not in service.text
 
 
 def content(index: int, version: int = 0) -> bytes:

@@ -5,15 +5,13 @@ import errno
 import json
 import random
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.clusters import Cluster, cluster_in
+from tests.clusters import Cluster
 from tests.disk_client import RequestFailed
-from tests.etcd_members import EtcdCluster, running
 from tests.processes import Machine, http_get, machine_in, wait_until
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
@@ -22,24 +20,6 @@ MIB = 1 << 20
 BLOCK = 4096
 SEED = 20
 SIZE = 12 * MIB
-
-
-@pytest.fixture(scope="module")
-def etcd() -> Iterator[EtcdCluster]:
-    with running(1) as members:
-        yield members
-
-
-@pytest.fixture
-def cluster(
-    etcd: EtcdCluster, socket_folder: Path, request: pytest.FixtureRequest
-) -> Iterator[Cluster]:
-    with cluster_in(socket_folder, etcd, request.node.name) as made:
-        yield made
-        for machine in made.machines.values():
-            for service in machine.services:
-                assert "Traceback" not in service.text
-                assert '"traceback"' not in service.text
 
 
 def flip(machine: Machine, block: bytes) -> None:
