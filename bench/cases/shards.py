@@ -113,8 +113,7 @@ class Shards:
     def parts(self) -> dict[str, int]:
         """Return how many parts the volume in shards has of each kind."""
         found = json.loads(self.cluster.run("volume", "info", "in-shards", "--parts", "-o", "json"))
-        volume = found.get("volume", found)
-        return dict(volume["parts"])
+        return dict(found["parts"])
 
     def used_bytes(self) -> int:
         """Return the bytes of all slots that are used, on all disks."""
