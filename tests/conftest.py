@@ -20,6 +20,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = int(os.environ.get("TORUS_SEED", "20240229"))
+# Two processes run the tests beside each other, on machines that may have 8 GiB.
+RESIDENT_MAX_BYTES = 3 << 30
 
 hypothesis.settings.register_profile(
     "fixed",
@@ -47,6 +49,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """Put the seed beside a failure of a test that used it."""
     if call.excinfo is not None and "seed" in getattr(item, "fixturenames", ()):
         item.add_report_section(call.when, "seed", f"TORUS_SEED={SEED}")
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Fail the test behind which this process is too large, before the system kills it."""
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    if resident > RESIDENT_MAX_BYTES:
+        pytest.fail(f"{resident >> 20} MiB are resident behind {item.nodeid}: what keeps them?")
 
 
 @pytest.fixture(scope="session")

@@ -46,23 +46,31 @@ def run(
     seed: int, make: Make | None = None, *, tell: Callable[[str], None] | None = None
 ) -> Outcome:
     """Live the life of one seed; ``tell`` gets each line of its trace."""
-    cluster = (make or kind_of(seed))(seed, tell=tell)
     chance = random.Random(f"secrets:{seed}")
     with (
         mock.patch.object(secrets, "randbits", chance.getrandbits),
         mock.patch.object(secrets, "token_hex", lambda count=32: chance.randbytes(count).hex()),
         mock.patch.object(secrets, "token_bytes", lambda count=32: chance.randbytes(count)),
     ):
-        gc.disable()  # cycles are collected once, behind the life, and only those that it left
+        # Cycles are collected once, behind the life, and only those that it left: what there was
+        # before is frozen, and nothing of the life may be in reach any more.
+        gc.disable()
         gc.freeze()
         try:
-            cluster.loop.run_until_complete(cluster.loop.outside.run(cluster.live()))
-        except (Stuck, TorusError) as exc:
-            cluster.loop.errors.append(f"the story ended: {exc!r}")
+            return _live(make or kind_of(seed), seed, tell)
         finally:
-            outcome = _outcome(cluster)
-            cluster.loop.close()
             _bury()
+
+
+def _live(make: Make, seed: int, tell: Callable[[str], None] | None) -> Outcome:
+    cluster = make(seed, tell=tell)
+    try:
+        cluster.loop.run_until_complete(cluster.loop.outside.run(cluster.live()))
+    except (Stuck, TorusError) as exc:
+        cluster.loop.errors.append(f"the story ended: {exc!r}")
+    finally:
+        outcome = _outcome(cluster)
+        cluster.loop.close()
     return outcome
 
 
