@@ -6,6 +6,7 @@ from pathlib import Path
 from tests.kernel.checks_files import (
     check_settings,
     fill,
+    make_ext4,
     read_hashes,
     reopen,
     trim,
@@ -23,7 +24,7 @@ def everyday(guest: Guest) -> None:
     guest.create("day", "400MiB")
     device = attach_twice(guest, "day")
     check_settings(device)
-    run("mkfs.ext4", "-q", "-F", device)
+    make_ext4(device)
     with guest.mounted(device) as place:
         hashes = use_file_system(place, small=True)
         said = guest.detach(device, code=75)
