@@ -13,8 +13,7 @@ from torus.format.shard import (
     PLACE_BYTES,
     Descriptor,
     cell_bytes,
-    describe,
-    join,
+    pack_shard,
     payload_bytes,
 )
 from torus.ids import ChunkId, shard_id
@@ -36,11 +35,11 @@ def shard(number: int, *, data: int = 4, parity: int = 2, fill: int = 1) -> tupl
     """Return a whole shard as it travels."""
     each = payload_bytes(data, SLOT_BYTES)
     payload = bytes([fill + number]) * each
-    made = describe(
+    packed = pack_shard(
         CHUNK, number, data, parity, content_end=FIRST + data * each, content_crc=fill,
         payload=payload,
     )  # fmt: skip
-    return made.shard, join(made, payload)
+    return shard_id(CHUNK, number), packed
 
 
 def test_shard_is_put_there_read_and_deleted(place: Place) -> None:

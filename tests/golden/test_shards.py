@@ -18,6 +18,7 @@ from torus.format.shard import (
     describe,
     join,
     open_shard,
+    pack_shard,
     payload_bytes,
     shelf_data,
     shelf_id,
@@ -110,6 +111,8 @@ def test_descriptor() -> None:
     assert Descriptor.unpack(DESCRIPTOR, "") == described
     assert open_shard(DESCRIPTOR + PAYLOAD, shard_id(CHUNK, 5)) == described
     assert join(described, PAYLOAD) == DESCRIPTOR + PAYLOAD
+    packed = pack_shard(CHUNK, 5, 4, 2, content_end=8704, content_crc=0x41424344, payload=PAYLOAD)
+    assert packed == DESCRIPTOR + PAYLOAD
 
 
 def test_descriptor_of_another_version_is_refused() -> None:

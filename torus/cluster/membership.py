@@ -209,10 +209,6 @@ class Membership:
             self._rings.add(RingVersion.from_bytes(entry.value, entry.key))
         return self._rings.get(version)
 
-    def ring_versions(self) -> tuple[int, ...]:
-        """Return the versions that are known here, rising."""
-        return self._rings.versions()
-
     def disks(self) -> Mapping[str, Place]:
         """Return all disks that are members or registered, by id; a new mapping at a change."""
         return self._places

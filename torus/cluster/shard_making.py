@@ -9,7 +9,7 @@ import asyncio
 from torus._fast.crc import checksum
 from torus.cluster.sharded_reads import ShardReads
 from torus.errors import TorusError, Unavailable
-from torus.format.shard import describe, join, stored_bytes
+from torus.format.shard import pack_shard, stored_bytes
 from torus.ids import ChunkId
 from torus.log import get_logger
 from torus.redundancy.stripe import Piece
@@ -33,11 +33,10 @@ async def remake_shard(reads: ShardReads, chunk: ChunkId, number: int) -> bytes:
     payload = b""
     if size:
         payload = await reads.columns(chunk, shards, Piece(number, 0, size), own=False)
-    one = describe(
+    return pack_shard(
         chunk, number, stripe.data, stripe.parity,
         content_end=content.end, content_crc=content.crc, payload=payload,
     )  # fmt: skip
-    return join(one, payload)
 
 
 async def remake_content(reads: ShardReads, chunk: ChunkId) -> tuple[bytes | None, frozenset[str]]:

@@ -243,6 +243,18 @@ def join(descriptor: Descriptor, payload: bytes | bytearray | memoryview) -> byt
     return descriptor.pack() + _filled(payload)
 
 
+def pack_shard(
+    chunk: ChunkId, number: int, data: int, parity: int, *, content_end: int, content_crc: int,
+    payload: bytes | bytearray | memoryview,
+) -> bytes:  # fmt: skip
+    """Return a shard as it travels, described as `describe` does; `open_shard` reads it."""
+    described = describe(
+        chunk, number, data, parity,
+        content_end=content_end, content_crc=content_crc, payload=payload,
+    )  # fmt: skip
+    return join(described, payload)
+
+
 def _filled(payload: bytes | bytearray | memoryview) -> bytes:
     return bytes(payload) + bytes(-len(payload) % COLUMN_BYTES)
 

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from torus.errors import NotFound, UsageError
+from torus.errors import UsageError
 from torus.limits import SECTOR_BYTES
 from torus.log import get_logger
 
@@ -157,12 +157,6 @@ def queue_value(index: int, name: str, machine: Machine = HERE) -> int | None:
     """Return one of a device's queue settings, None when this kernel has no such."""
     text = read_line(block_folder(index, machine) / "queue" / name)
     return int(text) if text.isdigit() else None
-
-
-def require_device(index: int, machine: Machine = HERE) -> None:
-    """Raises: NotFound when the kernel has no such device."""
-    if not block_folder(index, machine).is_dir():
-        raise NotFound(f"the kernel has no device {device_path(index, machine)}")
 
 
 def read_line(path: Path) -> str:

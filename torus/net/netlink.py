@@ -18,7 +18,6 @@ from torus.errors import NotFound, PermissionDenied, RemoteProtocolError, TimedO
 
 NETLINK_GENERIC = 16
 SOL_NETLINK = 270
-NETLINK_ADD_MEMBERSHIP = 1
 NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
 
@@ -36,9 +35,6 @@ GENL_ID_CTRL = 16
 CTRL_CMD_GETFAMILY = 3
 CTRL_ATTR_FAMILY_ID = 1
 CTRL_ATTR_FAMILY_NAME = 2
-CTRL_ATTR_MCAST_GROUPS = 7
-CTRL_ATTR_MCAST_GRP_NAME = 1
-CTRL_ATTR_MCAST_GRP_ID = 2
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _GENERIC = struct.Struct("=BBH")  # command, version, reserved
@@ -70,7 +66,6 @@ class Family:
     """A generic netlink family as the kernel numbered it at its registration."""
 
     number: int
-    groups: dict[str, int]  # multicast groups by name
 
 
 # --- bytes ------------------------------------------------------------------------------
@@ -183,21 +178,12 @@ def parse_error(message: Message) -> tuple[int, str]:
 def parse_family(body: bytes) -> Family:
     """Return what CTRL_CMD_NEWFAMILY says.  Raises: RemoteProtocolError."""
     number: int | None = None
-    groups: dict[str, int] = {}
     for kind, payload in generic_payload(body)[1]:
         if kind == CTRL_ATTR_FAMILY_ID:
             number = number_of(payload, "a family's id")
-        elif kind == CTRL_ATTR_MCAST_GROUPS:
-            for _, group in parse_attributes(payload):
-                fields = dict(parse_attributes(group))
-                name, group_id = (
-                    fields.get(CTRL_ATTR_MCAST_GRP_NAME), fields.get(CTRL_ATTR_MCAST_GRP_ID)
-                )  # fmt: skip
-                if name is not None and group_id is not None:
-                    groups[text_of(name)] = number_of(group_id, "a group's id")
     if number is None:
         raise RemoteProtocolError("netlink: a family without an id")
-    return Family(number, groups)
+    return Family(number)
 
 
 def _is_little_endian() -> bool:
@@ -299,8 +285,8 @@ def refusal(number: int, what: str, explanation: str = "") -> KernelRefusal | Pe
     return KernelRefusal(f"{what}: {detail}{os.strerror(number)} ({name})", number=number)
 
 
-def open_socket(group: int | None = None) -> socket.socket:
-    """Return a generic netlink socket, with ``group`` one that hears a multicast group.
+def open_socket() -> socket.socket:
+    """Return a generic netlink socket.
 
     Raises: Unavailable, PermissionDenied.
     """
@@ -312,12 +298,9 @@ def open_socket(group: int | None = None) -> socket.socket:
         raise refusal(failure.errno or errno.EIO, "generic netlink") from failure
     try:
         sock.bind((0, 0))
-        if group is not None:
-            sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
-        else:
-            sock.settimeout(_ANSWER_S)
-            for option in (NETLINK_EXT_ACK, NETLINK_CAP_ACK):
-                sock.setsockopt(SOL_NETLINK, option, 1)
+        sock.settimeout(_ANSWER_S)
+        for option in (NETLINK_EXT_ACK, NETLINK_CAP_ACK):
+            sock.setsockopt(SOL_NETLINK, option, 1)
     except OSError as failure:
         sock.close()
         raise refusal(failure.errno or errno.EIO, "generic netlink") from failure

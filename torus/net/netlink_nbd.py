@@ -8,7 +8,7 @@ _status.
 """
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -24,18 +24,14 @@ from torus.net.netlink import (
     generic_payload,
     nested,
     number_of,
-    open_socket,
     parse_attributes,
-    parse_messages,
 )
 
 FAMILY = "nbd"
-LINK_DEAD_GROUP = "nbd_mc_group"
 
 NBD_CMD_CONNECT = 1
 NBD_CMD_DISCONNECT = 2
 NBD_CMD_RECONFIGURE = 3
-NBD_CMD_LINK_DEAD = 4
 NBD_CMD_STATUS = 5
 
 NBD_ATTR_INDEX = 1
@@ -162,32 +158,6 @@ class NbdFamily:
             raise _explained(command, what, refused) from refused
 
 
-class LinkWatch:
-    """Tells which devices lost a connection; its descriptor can be waited on."""
-
-    def __init__(self, family: Family) -> None:
-        """Raises: Unavailable, PermissionDenied."""
-        self._sock = open_socket(family.groups.get(LINK_DEAD_GROUP))
-        self._sock.setblocking(False)
-
-    def fileno(self) -> int:
-        """Return the descriptor that becomes readable."""
-        return self._sock.fileno()
-
-    def dead(self) -> Iterator[int]:
-        """Yield the devices that lost a connection since the last call."""
-        while True:
-            try:
-                datagram = self._sock.recv(1 << 16)
-            except BlockingIOError:
-                return
-            yield from parse_link_dead(datagram)
-
-    def close(self) -> None:
-        """Give the socket back."""
-        self._sock.close()
-
-
 def connect_payload(index: int | None, descriptors: Sequence[int], options: DeviceOptions) -> bytes:
     """Return the attributes of a CONNECT."""
     parts = [] if index is None else [attribute_u32(NBD_ATTR_INDEX, index)]
@@ -217,15 +187,6 @@ def parse_status(body: bytes) -> dict[int, bool]:
             index = number_of(fields[NBD_DEVICE_INDEX], "a device's index")
             found[index] = number_of(fields[NBD_DEVICE_CONNECTED], "a device's state") != 0
     return found
-
-
-def parse_link_dead(datagram: bytes) -> Iterator[int]:
-    """Yield the indexes of LINK_DEAD messages.  Raises: RemoteProtocolError."""
-    for message in parse_messages(datagram):
-        command, attributes = generic_payload(message.body)
-        for kind, payload in attributes:
-            if command == NBD_CMD_LINK_DEAD and kind == NBD_ATTR_INDEX:
-                yield number_of(payload, "a device's index")
 
 
 def _backend(backend: str) -> bytes:

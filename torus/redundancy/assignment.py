@@ -39,9 +39,3 @@ def assign(owners: Sequence[str], holdings: Mapping[str, Collection[int]]) -> di
         if disk not in found:
             found[disk] = next(free)
     return found
-
-
-def missing_numbers(shards: int, holdings: Mapping[str, Collection[int]]) -> list[int]:
-    """Return the numbers that no disk has."""
-    there = {number for numbers in holdings.values() for number in numbers}
-    return [number for number in range(shards) if number not in there]

@@ -13,7 +13,6 @@ from typing import Literal, Protocol
 
 from torus.errors import ConfigError
 from torus.redundancy.scheme import Scheme
-from torus.redundancy.stripe import Column
 
 Buffer = bytes | bytearray | memoryview
 Engine = Literal["auto", "kernel", "zfec"]
@@ -87,22 +86,3 @@ def codec(scheme: Scheme, engine: Engine = "auto") -> Codec:
         raise ConfigError(
             f"erasure coding by zfec is not possible: {error}", hint="pip install zfec"
         ) from error
-
-
-def restore(code: Codec, column: Column, contents: Sequence[Buffer], lost: int) -> bytearray:
-    """Return the piece of the lost shard that a column gives.
-
-    ``contents``: what was read for each entry of ``column.reads``.
-
-    Raises: ValueError when a content has not the size that its entry says.
-    """
-    filled: list[Buffer] = []
-    for piece, content in zip(column.reads, contents, strict=True):
-        found = memoryview(content).nbytes
-        if found != piece.size_bytes:
-            raise ValueError(f"shard {piece.shard}: {found} bytes read of {piece.size_bytes}")
-        missing = column.size_bytes - found
-        filled.append(b"".join((content, bytes(missing))) if missing else content)
-    result = bytearray(column.size_bytes)
-    code.rebuild(column.numbers, filled, [lost], [result])
-    return result

@@ -1,14 +1,12 @@
 """How a chunk's content is cut into data shards, and where a byte of it lies.  Pure.
 
-Decides the size of a shard, which shard holds which bytes, how much of each is really
-stored, and what must be read to make a piece of a lost shard.  Does not decide the bytes of
-parity (`torus.redundancy.codec`), nor on which disk a shard lies.
+Decides the size of a shard, which shard holds which bytes, and how much of each is really stored.
+Does not decide the bytes of parity (`torus.redundancy.codec`), nor on which disk a shard lies.
 
 Content is cut into K runs, so that a small read touches one shard.  Content that is shorter
 than the stripe ends with zeroes that nobody stores.  Implements docs/erasure-code.md.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torus.limits import BLOCK_BYTES
@@ -22,24 +20,6 @@ class Piece:
     shard: int
     offset: int
     size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """The same bytes of K shards: what is read to make the piece of another shard.
-
-    ``reads`` has one entry for each of the K shards.  One that is shorter than the column
-    ends with zeroes; one of 0 bytes is all zeroes and needs no read, even of a lost disk.
-    """
-
-    offset: int
-    size_bytes: int
-    reads: tuple[Piece, ...]
-
-    @property
-    def numbers(self) -> tuple[int, ...]:
-        """Return the K shards in the order of ``reads``."""
-        return tuple(piece.shard for piece in self.reads)
 
 
 def shard_bytes(content_bytes_max: int, data: int) -> int:
@@ -80,12 +60,6 @@ class Stripe:
             offset, size_bytes = offset + here, size_bytes - here
         return pieces
 
-    def content_offset(self, shard: int, offset: int) -> int:
-        """Return where in the content a byte of a data shard belongs."""
-        assert 0 <= shard < self.data, shard
-        assert 0 <= offset <= self.shard_bytes, offset
-        return shard * self.shard_bytes + offset
-
     def stored_bytes(self, shard: int, content_bytes: int) -> int:
         """Return how much of a shard is stored: what follows is zeroes.
 
@@ -98,28 +72,6 @@ class Stripe:
             raise ValueError(f"shard {shard} does not exist: expected 0 to {self.shards - 1}")
         before = shard * self.shard_bytes if shard < self.data else 0
         return max(0, min(self.shard_bytes, content_bytes - before))
-
-    def column(self, lost: Piece, alive: Sequence[int], content_bytes: int) -> Column | None:
-        """Return what to read for a piece of a shard; None: too few shards are left.
-
-        ``alive``: the shards that can be read, those to prefer first.
-
-        Raises: ValueError when the piece does not lie in its shard, or a number is no shard.
-        """
-        end = lost.offset + lost.size_bytes
-        if not 0 <= lost.offset <= end <= self.shard_bytes:
-            raise ValueError(f"{lost} does not lie in a shard of {self.shard_bytes} bytes")
-        stored = {
-            shard: max(0, min(end, self.stored_bytes(shard, content_bytes)) - lost.offset)
-            for shard in (*range(self.shards), *alive)
-        }
-        zeroes = [shard for shard, size in stored.items() if not size]
-        order = [shard for shard in (*zeroes, *alive) if shard != lost.shard]
-        chosen = list(dict.fromkeys(order))[: self.data]
-        if len(chosen) < self.data:
-            return None
-        reads = tuple(Piece(shard, lost.offset, stored[shard]) for shard in chosen)
-        return Column(lost.offset, lost.size_bytes, reads)
 
     def _check(self, offset: int, size_bytes: int) -> None:
         if offset < 0 or size_bytes < 0 or offset + size_bytes > self.content_bytes_max:

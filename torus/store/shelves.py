@@ -87,15 +87,6 @@ class Shelves:
         self.count = 0
 
     @property
-    def free_cells(self) -> dict[int, int]:
-        """Return how many cells are free, by the cells of their shelves."""
-        return {
-            data: sum(len(shelf.free) for shelf in shelves)
-            for data, shelves in self._roomy.items()
-            if shelves
-        }
-
-    @property
     def free_bytes(self) -> int:
         """Return the bytes of free cells, in slots that count as used."""
         return sum(

@@ -13,8 +13,7 @@ from torus.errors import Corruption
 from torus.format.shard import (
     DESCRIPTOR_BYTES,
     content_max,
-    describe,
-    join,
+    pack_shard,
     payload_bytes,
     stored_bytes,
 )
@@ -79,16 +78,7 @@ def make_shard(
     """Return one shard of ``content`` as it travels."""
     version = Version(FIRST + len(content), checksum(content))
     payload = payloads(content, scheme, slot_bytes)[number]
-    return wrap(chunk, scheme, number, version, payload)
-
-
-def wrap(chunk: ChunkId, scheme: Scheme, number: int, version: Version, payload: Bytes) -> bytes:
-    """Return a shard as it travels; ``payload`` is whole columns."""
-    described = describe(
-        chunk, number, scheme.data, scheme.parity,
-        content_end=version.end, content_crc=version.crc, payload=payload,
-    )  # fmt: skip
-    return join(described, payload)
+    return _wrap(chunk, scheme, number, version, payload)
 
 
 def cut_shard(
@@ -96,7 +86,7 @@ def cut_shard(
 ) -> bytes:
     """Return a data shard of its own bytes alone; the checksum of all is taken on trust."""
     size = stored_bytes(version.end - FIRST, scheme.data, number, slot_bytes)
-    return wrap(chunk, scheme, number, version, _padded(memoryview(piece), size))
+    return _wrap(chunk, scheme, number, version, _padded(memoryview(piece), size))
 
 
 def digests(content: Bytes, scheme: Scheme, slot_bytes: int) -> list[int]:
@@ -127,3 +117,10 @@ def whole_content(
             f"another checksum than they name: one of them was made of other content"
         )
     return content
+
+
+def _wrap(chunk: ChunkId, scheme: Scheme, number: int, version: Version, payload: Bytes) -> bytes:
+    return pack_shard(
+        chunk, number, scheme.data, scheme.parity,
+        content_end=version.end, content_crc=version.crc, payload=payload,
+    )  # fmt: skip

@@ -10,7 +10,7 @@ from torus import limits
 from torus.cluster.replicated import VolumeChunks
 from torus.cluster.sharded_reads import ShardReads
 from torus.errors import Corruption, Unavailable
-from torus.format.shard import PAYLOAD_OFFSET, PLACE_BYTES, content_max
+from torus.format.shard import PAYLOAD_OFFSET, PLACE_BYTES, content_max, payload_bytes
 from torus.ids import ChunkId, shard_id
 from torus.redundancy.scheme import Scheme, erasure
 from torus.store.content import FIRST
@@ -19,6 +19,7 @@ from torus.upkeep.shard_content import make_shard
 from torus.volume.attachment import Attachment
 
 NODES = "abcdef"
+SHARD_BYTES = payload_bytes(4, SMALL.slot_bytes)
 
 
 def shard_reads(attachment: Attachment) -> ShardReads:
@@ -98,6 +99,21 @@ def blocks_of(attachment: Attachment, chunk: ChunkId) -> list[int]:
     ]
 
 
+def place_of(attachment: Attachment, number: int) -> tuple[int, int]:
+    """Return the shard that has a block's bytes, and where in its payload they are."""
+    entry = attachment.volume.core.blocks.get(number)
+    assert entry is not None
+    return divmod(entry[1] * limits.SECTOR_BYTES - FIRST, SHARD_BYTES)
+
+
+def rot(node: SimNode, part: ChunkId, offset: int) -> None:
+    """Flip a bit of a shard's payload where it lies."""
+    slot = node.store.find(part)
+    assert slot is not None
+    at = slot.address + PAYLOAD_OFFSET + offset
+    node.disk.write(at, bytes([node.disk.read(at, 1)[0] ^ 0x10]))
+
+
 def test_chunks_leave_room_for_shards() -> None:
     """No chunk is longer than what its shards hold."""
 
@@ -153,9 +169,7 @@ def test_a_degraded_read_touches_only_the_column() -> None:
     async def scenario(replicas: Replicas) -> None:
         attachment, chunks, nodes = await settled(replicas)
         [number, *_] = blocks_of(attachment, chunks[0])
-        entry = attachment.volume.core.blocks.get(number)
-        assert entry is not None
-        nodes[chunks[0]][(entry[1] * 512 - FIRST) // 8192].kill()
+        nodes[chunks[0]][place_of(attachment, number)[0]].kill()
         for node in replicas.nodes.values():
             node.asked.clear()
         await read_back(attachment.volume, number)
@@ -200,17 +214,11 @@ def test_rotten_shards_are_found_and_written_again() -> None:
     async def scenario(replicas: Replicas) -> None:
         attachment, chunks, nodes = await settled(replicas)
         [number, *_] = blocks_of(attachment, chunks[0])
-        entry = attachment.volume.core.blocks.get(number)
-        assert entry is not None
-        shard, offset = divmod(entry[1] * 512 - FIRST, 8192)
+        shard, offset = place_of(attachment, number)
         bad = nodes[chunks[0]][shard]
         part = shard_id(chunks[0], shard)
         [right] = await bad.chunks.examine([part], afresh=True)
-        slot = bad.store.find(part)
-        assert slot is not None
-        at = slot.address + PAYLOAD_OFFSET + offset
-        byte = bad.disk.read(at, 1)
-        bad.disk.write(at, bytes([byte[0] ^ 0x10]))
+        rot(bad, part, offset)
         assert (await bad.chunks.examine([part], afresh=True))[0] != right
 
         await read_back(attachment.volume, number)
@@ -230,16 +238,10 @@ def test_damage_beyond_repair_is_an_error_never_data() -> None:
     async def scenario(replicas: Replicas) -> None:
         attachment, chunks, nodes = await settled(replicas)
         [number, *_] = blocks_of(attachment, chunks[0])
-        entry = attachment.volume.core.blocks.get(number)
-        assert entry is not None
-        shard, offset = divmod(entry[1] * 512 - FIRST, 8192)
+        shard, offset = place_of(attachment, number)
         for step in range(3):
             one = (shard + step) % 6
-            slot = nodes[chunks[0]][one].store.find(shard_id(chunks[0], one))
-            assert slot is not None
-            at = slot.address + PAYLOAD_OFFSET + offset
-            disk = nodes[chunks[0]][one].disk
-            disk.write(at, bytes([disk.read(at, 1)[0] ^ 1]))
+            rot(nodes[chunks[0]][one], shard_id(chunks[0], one), offset)
         with pytest.raises(Corruption):
             await attachment.volume.read(number * BLOCK, BLOCK)
 

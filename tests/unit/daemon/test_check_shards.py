@@ -16,8 +16,7 @@ from torus.format.shard import (
     PLACE_BYTES,
     CellHeader,
     cell_offset,
-    describe,
-    join,
+    pack_shard,
     payload_bytes,
 )
 from torus.ids import ChunkId, shard_id
@@ -33,10 +32,10 @@ NUMBERS = (0, 2, 5)
 def _shard(volume: int, number: int) -> tuple[ChunkId, bytes]:
     chunk = ChunkId(volume, 1, 0, 3)
     payload = random.Random(number).randbytes(EACH)
-    described = describe(
+    packed = pack_shard(
         chunk, number, DATA, PARITY, content_end=FIRST + DATA * EACH, content_crc=7, payload=payload
     )
-    return shard_id(chunk, number), join(described, payload)
+    return shard_id(chunk, number), packed
 
 
 async def _made(path: Path, volume: int | None) -> Directory:

@@ -18,7 +18,6 @@ from torus.net.netlink_nbd import (
     NBD_CMD_STATUS,
     DeviceOptions,
     NbdFamily,
-    parse_link_dead,
     parse_status,
 )
 
@@ -59,9 +58,9 @@ def with_sequence(datagram: bytes, sequence: int) -> bytes:
 
 
 def test_the_family_is_resolved() -> None:
-    """Its number and its multicast group, as the kernel gave them."""
+    """Its number, as the kernel gave it."""
     with NbdFamily(RecordedKernel()) as family:
-        assert family.family == netlink.Family(32, {"nbd_mc_group": 9})
+        assert family.family == netlink.Family(32)
 
 
 def test_connect() -> None:
@@ -116,16 +115,6 @@ def test_status() -> None:
     with NbdFamily(RecordedKernel("status", "status_connected")) as family:
         assert family.connected() == dict.fromkeys(range(8), False)
         assert family.connected() == {**dict.fromkeys(range(8), False), 3: True}
-
-
-def test_link_dead() -> None:
-    """The devices that lost a connection, from a datagram of two messages."""
-    body = struct.pack("=BBH", 4, 1, 0)
-    messages = b""
-    for index in (3, 250):
-        payload = body + netlink.attribute_u32(1, index)
-        messages += struct.pack("=IHHII", 16 + len(payload), 32, 0, 0, 0) + payload
-    assert list(parse_link_dead(messages)) == [3, 250]
 
 
 class Answering:

@@ -2,7 +2,7 @@
 
 import random
 
-from torus.redundancy.assignment import assign, missing_numbers
+from torus.redundancy.assignment import assign
 
 OWNERS = list("abcdef")
 
@@ -47,9 +47,3 @@ def test_assign_gives_each_owner_one_number_and_every_number_once() -> None:
         kept = {found[disk] for disk in owners} - {found[disk] for disk in moved}
         able = [disk for disk in moved if holdings.get(disk, set()) - kept]
         assert not able, "who has a number that nobody else keeps builds none"
-
-
-def test_missing_numbers_are_those_that_no_disk_has() -> None:
-    """Also disks that are no owners count."""
-    assert missing_numbers(4, {"a": {1}, "z": {3}}) == [0, 2]
-    assert missing_numbers(2, {"a": {1, 0}}) == []

@@ -1,4 +1,4 @@
-"""Where the bytes of a chunk lie in its shards, and which are read when one is lost."""
+"""Where the bytes of a chunk lie in its shards, and how much of each is stored."""
 
 import pytest
 from hypothesis import given
@@ -45,7 +45,7 @@ def test_pieces_are_the_bytes_in_order_and_nothing_else(
         assert 0 <= piece.shard < data
         assert piece.size_bytes > 0
         assert piece.offset + piece.size_bytes <= cut.shard_bytes
-        assert cut.content_offset(piece.shard, piece.offset) == position
+        assert piece.shard * cut.shard_bytes + piece.offset == position
         position += piece.size_bytes
 
     assert position == offset + size
@@ -69,10 +69,6 @@ def test_what_lies_outside_is_refused() -> None:
             cut.stored_bytes(shard, 1)
     with pytest.raises(ValueError, match="do not lie in a stripe"):
         cut.stored_bytes(0, 16385)
-    with pytest.raises(ValueError, match="does not lie in a shard of 4096"):
-        cut.column(Piece(0, 4000, 97), [1, 2, 3, 4], 16384)
-    with pytest.raises(ValueError, match="shard 7 does not exist"):
-        cut.column(Piece(0, 0, 1), [1, 2, 3, 7], 16384)
 
 
 @pytest.mark.parametrize(
@@ -90,36 +86,3 @@ def test_nobody_stores_the_zeroes_behind_short_content(content: int, stored: lis
     cut = Stripe(4, 2, 4096)
 
     assert [cut.stored_bytes(shard, content) for shard in range(6)] == stored
-
-
-def test_a_column_has_the_preferred_shards_and_only_the_bytes_that_are_needed() -> None:
-    cut = Stripe(4, 2, 4096)
-
-    column = cut.column(Piece(1, 512, 1024), [5, 3, 0, 2, 4], 16384)
-
-    assert column is not None
-    assert column.numbers == (5, 3, 0, 2)
-    assert {(read.offset, read.size_bytes) for read in column.reads} == {(512, 1024)}
-    assert (column.offset, column.size_bytes) == (512, 1024)
-
-
-def test_a_column_needs_k_shards_beside_the_lost_one() -> None:
-    cut = Stripe(4, 2, 4096)
-
-    assert cut.column(Piece(1, 0, 8), [0, 2, 3], 16384) is None
-    assert cut.column(Piece(1, 0, 8), [0, 1, 2, 3], 16384) is None
-    assert cut.column(Piece(1, 0, 8), [0, 0, 2, 3], 16384) is None
-
-
-def test_what_is_known_to_be_zero_needs_no_disk() -> None:
-    """Content of 5000 bytes: shards 2 and 3 are empty, and shard 1 ends at byte 904."""
-    cut = Stripe(4, 2, 4096)
-
-    column = cut.column(Piece(0, 800, 400), [1, 4], 5000)
-
-    assert column is not None
-    sizes = {read.shard: read.size_bytes for read in column.reads}
-    assert sizes == {2: 0, 3: 0, 1: 104, 4: 400}
-    beyond = cut.column(Piece(0, 1000, 96), [5], 5000)
-    assert beyond is not None
-    assert {read.shard: read.size_bytes for read in beyond.reads} == {1: 0, 2: 0, 3: 0, 5: 96}

@@ -27,8 +27,10 @@ from torus.format.shard import (
     PAYLOAD_OFFSET,
     PLACE_BYTES,
     Descriptor,
+    cell_bytes,
     describe,
     join,
+    pack_shard,
     payload_bytes,
 )
 from torus.ids import ChunkId, shard_id, volume_of, whole_id
@@ -58,11 +60,11 @@ def shard_of(
     payload = content[first : first + each]
     if number >= data:
         payload = bytes(byte ^ number for byte in payload)
-    described = describe(
+    packed = pack_shard(
         chunk, number, data, parity, content_end=FIRST + len(content),
         content_crc=checksum(content), payload=payload,
     )  # fmt: skip
-    return shard_id(chunk, number), join(described, payload)
+    return shard_id(chunk, number), packed
 
 
 async def install(machine: Machine, *shards: tuple[ChunkId, bytes]) -> None:
@@ -100,17 +102,14 @@ def adds_up(machine: Machine) -> bool:
         shelf: sorted([*shelf.free, *(one.number for one in cells if one.shelf is shelf)])
         for shelf in shelves
     }
-    free = {
-        data: sum(len(shelf.free) for shelf in shelves if shelf.data == data)
-        for data in {shelf.data for shelf in shelves if shelf.free}
-    }
+    free = sum(len(shelf.free) * shelf.cell_bytes for shelf in shelves)
     usage = store.usage
     slots = usage.used + usage.trash + usage.free + usage.reserve + usage.quarantined
     return (
         all(found == list(range(shelf.data)) for shelf, found in numbers.items())
         and store.shelves.count == len(shelves)
         and store.slots.shards == len(cells)
-        and store.shelves.free_cells == free
+        and store.shelves.free_bytes == free
         and slots == usage.limit
         and usage.used == len(shelves) + len(store.chunks()) - len(cells)
     )
@@ -155,22 +154,22 @@ def test_shards_fill_shelves_and_take_a_part_of_a_slot_each() -> None:
     async def scenario(machine: Machine) -> None:
         await install(machine, *(shard_of(0, sequence) for sequence in range(1, DATA + 1)))
         assert machine.store.usage.used == 1
-        assert machine.store.shelves.free_cells == {}
+        assert machine.store.shelves.free_bytes == 0
         await install(machine, shard_of(0, 9))
         assert machine.store.usage.used == 2
-        assert machine.store.shelves.free_cells == {DATA: DATA - 1}
         room = cell_of(machine, shard_of(0, 9)[0]).room
         assert machine.store.shelves.free_bytes == (DATA - 1) * room
         await install(machine, shard_of(1, 10, data=2, parity=1))
         assert machine.store.usage.used == 3
-        assert machine.store.shelves.free_cells == {DATA: DATA - 1, 2: 1}
+        other = cell_of(machine, shard_of(1, 10, data=2, parity=1)[0]).room
+        assert machine.store.shelves.free_bytes == (DATA - 1) * room + other
         append(machine, CHUNK, made(CHUNK, 1))  # a whole copy beside a shard of the same chunk
         assert machine.store.usage.used == 4
         assert adds_up(machine)
         second = again(machine)
         assert sorted(second.store.chunks()) == sorted(machine.store.chunks())
         assert second.store.usage == machine.store.usage
-        assert second.store.shelves.free_cells == machine.store.shelves.free_cells
+        assert second.store.shelves.free_bytes == machine.store.shelves.free_bytes
         assert adds_up(second)
         await second.store.close()
 
@@ -377,7 +376,8 @@ def test_delete_of_a_chunk_takes_all_of_its_parts(grace_s: float) -> None:
 
         assert deleted == 1
         assert store.chunks() == [shard_of(1, 2)[0]]
-        assert store.shelves.free_cells == {DATA: DATA - 1}
+        room = cell_bytes(DATA, SMALL.slot_bytes)
+        assert store.shelves.free_bytes == (DATA - 1) * room
         assert await store.delete(5, EPOCH, [shard_of(1, 2)[0]]) == 1
         await machine.let_time_pass(GRACE_S + 1)
         assert store.shelves.count == 0
@@ -529,7 +529,8 @@ def test_cell_with_a_damaged_header_is_quarantined() -> None:
         assert second.store.chunks() == [shard_of(2)[0]]
         assert (await examine(second, shard)).state is Presence.UNKNOWN
         assert (await examine(second, shard_of(3)[0])).state is Presence.ABSENT
-        assert second.store.shelves.free_cells == {DATA: DATA - 2}
+        room = cell_bytes(DATA, SMALL.slot_bytes)
+        assert second.store.shelves.free_bytes == (DATA - 2) * room
         await install(second, (shard, content))
         assert await examine(second, shard) == whole(shard, content)
         await second.store.delete(5, EPOCH, [CHUNK])
