@@ -40,6 +40,7 @@ class CommonConfig:
     on_full: str = "pause"  # or "error": what a write does when no slot is free
     checkpoint_interval_s: float = 60.0
     gc_rate_bytes: int = GC_RATE_BYTES_DEFAULT  # per second, in the background; 0: none
+    erasure: Literal["auto", "kernel", "zfec"] = "auto"  # what computes shards
     tls_cert: Path | None = None  # of this host, for peers over TCP; all three or none
     tls_key: Path | None = None
     tls_ca: Path | None = None  # who signs the certificates of peers
@@ -119,6 +120,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("on-full", "pause", "what a write does on a full pool: pause or error"),
     Option("checkpoint-interval", "60s", "longest time between two checkpoints of a volume"),
     Option("gc-rate", "64MiB", "what background collection may move in a second, or none"),
+    Option("erasure", "auto", "what computes shards: auto (the kernel, else zfec), kernel or zfec"),
     Option("tls-cert", "", "certificate of this host for the peer protocol over TCP"),
     Option("tls-key", "", "its private key"),
     Option("tls-ca", "", "certificates of those who sign for peers"),

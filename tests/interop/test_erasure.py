@@ -124,6 +124,26 @@ def test_cut_read_without_two_nodes_written_on(cluster: Cluster) -> None:
     wait_cut(cluster, 0)
 
 
+def test_nodes_with_different_engines_share_a_volume(cluster: Cluster) -> None:
+    """One computes with zfec, the others with the kernel: each makes parity, and without any one
+    of them the others rebuild what it had."""
+    cluster.machine("a").environment["TORUS_ERASURE"] = "zfec"
+    services = dict(zip("abc", cluster.start("a", "b", "c"), strict=True))
+    cluster.wait_ring(set(cluster.disks()))
+    engines = {
+        name: cluster.node_list()[cluster.node_id(name)]["erasure"] == "zfec" for name in "abc"
+    }
+    assert engines == {"a": True, "b": False, "c": False}
+    cluster.any.run("volume", "create", "vm", "128MiB", "--redundancy", "erasure:2+1")
+    fill(cluster, "b", count=32)
+    assert wait_cut(cluster, 0)["chunks_in_shards"] >= 8
+    for reader, gone in (("a", "b"), ("a", "c"), ("b", "a"), ("b", "c")):
+        services[gone].kill()
+        with cluster.machine(reader).open("vm") as client:
+            check(client, range(32))
+        services[gone] = cluster.start(gone)[0]
+
+
 def test_converted_there_and_back(cluster: Cluster) -> None:
     """Three copies become shards while the volume is used, and copies again."""
     cluster.start(*NODES)

@@ -105,6 +105,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint-interval", metavar="TIME", help="longest time between two (default 60s)")
     add("--gc-rate", metavar="SIZE", help="background collection moves so much in a second "
         "(default 64MiB), or none")  # fmt: skip
+    add("--erasure", metavar="ENGINE", help="computes shards: auto (default), kernel or zfec")
     add("--log-level", metavar="LEVEL", help="debug, info (default), warning or error")
     add("--log-format", metavar="FORMAT", help="auto (default), human or json")
 

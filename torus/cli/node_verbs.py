@@ -140,6 +140,7 @@ def node_document(survey: "Survey", node_id: str) -> dict[str, Any]:
         "peer": None if node is None else node.peer_tcp or node.peer_address,
         "nbd": [] if node is None else list(node.nbd_addresses),
         "http": "" if node is None else node.http_address,
+        "erasure": survey.statuses.get(node_id, {}).get("erasure"),
         "used_bytes": sum(known) if known else None,
         "size_bytes": sum(disk.size_bytes for disk in disks),
         "disks": [_disk_document(disk) for disk in disks],
@@ -211,6 +212,7 @@ def _details(session: Session, nodes: list[dict[str, Any]]) -> None:
             ("version", node["version"] or "-"),
             ("peers", node["peer"] or "-"),
             ("nbd", ", ".join(node["nbd"]) or "none"),
+            ("shards", f"computed by {node['erasure']}" if node["erasure"] else "-"),
         ]
         for disk in node["disks"]:
             state = disk["state"] or "no member"

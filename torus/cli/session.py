@@ -135,6 +135,7 @@ class Session:
             on_full=self.choice("on-full", ("pause", "error")),
             gc_rate_bytes=self.value("gc-rate", rate) or 0,
             checkpoint_interval_s=self.value("checkpoint-interval", parse_seconds) or 0.0,
+            erasure=self.choice("erasure", ("auto", "kernel", "zfec")),
             tls_cert=self.path("tls-cert"),
             tls_key=self.path("tls-key"),
             tls_ca=self.path("tls-ca"),

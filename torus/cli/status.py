@@ -178,6 +178,7 @@ def _node_lines(node: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("  disk", "FAILED" if status["disk_failed"] else "ok"),
         ("  clients", f"{status['connections']} connections"),
+        ("  shards", f"computed by {status.get('erasure') or 'nobody'}"),
         *(("  volume", _volume_line(volume)) for volume in status["volumes"]),
     ]
 

@@ -23,6 +23,7 @@ from torus.daemon.reports import CopyReport, Progress
 from torus.daemon.snapshot_work import opened
 from torus.errors import NotFound
 from torus.ids import split_snapshot
+from torus.redundancy.codec import choose_engine
 from torus.volume.snapshot_export import SnapshotVolume
 
 Result = TypeVar("Result")
@@ -127,6 +128,7 @@ async def _until_signal(serve: Any) -> int:
 
 def _configure(common: CommonConfig) -> None:
     log.configure(common.log_level, common.log_format)
+    choose_engine(common.erasure)
     # A thread that comes back from fdatasync should not wait 5 ms for the interpreter.
     sys.setswitchinterval(limits.THREAD_SWITCH_S)
 

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from torus import log
 from torus.config import CommonConfig
-from torus.errors import Interrupted
+from torus.errors import ConfigError, Interrupted
+from torus.redundancy.codec import choose_engine
 
 Result = TypeVar("Result")
 
@@ -16,12 +17,18 @@ Result = TypeVar("Result")
 def run_command(config: CommonConfig, work: Coroutine[Any, Any, Result]) -> Result:
     """Run a command's work; its log lines are for people who ask for them.
 
-    Raises: Interrupted, and what the work raises.
+    Raises: Interrupted, ConfigError, and what the work raises.
     """
     import uvloop
 
     level = config.log_level if config.log_level != "info" else "warning"
     log.configure(level, config.log_format)
+    if config.erasure != "auto":
+        try:
+            choose_engine(config.erasure)
+        except ConfigError:
+            work.close()
+            raise
     try:
         return uvloop.run(work)
     except KeyboardInterrupt as exc:

@@ -29,6 +29,7 @@ from torus.metadata.base import Delete, Expect, Put
 from torus.metadata.keys import GATEWAYS, gateway_key
 from torus.metadata.schema import Gateway, Owner
 from torus.net.address import parse_address
+from torus.redundancy.codec import engine_in_use
 from torus.volume.attached import AttachedVolumes
 from torus.volume.owner import is_alive, this_process
 
@@ -45,6 +46,7 @@ class GatewayStatus:
     problems: tuple[str, ...]  # empty: healthy; else a sentence each, for people
     connections: int
     volumes: tuple[AttachedVolume, ...]
+    erasure: str = ""  # what computes shards: the kernel's instruction set, or zfec
 
 
 async def serve_volumes(config: GatewayConfig, stack: AsyncExitStack, stop: asyncio.Event) -> None:
@@ -202,6 +204,7 @@ class RunningGateway:
             problems=tuple(self.volumes.problems()),
             connections=self.nbd.stats.connections_open,
             volumes=attached_now(self.volumes),
+            erasure=engine_in_use(),
         )
 
 

@@ -25,6 +25,7 @@ from torus.daemon.kernel_device import Driver, Ending, IoctlDriver, KernelDevice
 from torus.daemon.kernel_state import AttachOrder, block_bytes_for
 from torus.errors import Busy, Fenced, NotFound, TorusError
 from torus.net import block_device
+from torus.redundancy.codec import choose_engine
 
 events = log.get_logger("torus.attach")
 
@@ -55,6 +56,7 @@ def run_device(mission: Mission, tell: Tell) -> Ending:
     sys.setswitchinterval(limits.THREAD_SWITCH_S)
     _protect()
     try:
+        choose_engine(mission.config.common.erasure)
         return uvloop.run(_serve(mission, tell))
     except TorusError as failure:
         tell({"problem": failure.message, "code": failure.code, "hint": failure.hint})

@@ -30,7 +30,12 @@ class Metric:
 
 
 METRICS: tuple[Metric, ...] = (
-    Metric("torus_build_info", "gauge", "Always 1; the labels say what runs.", ("version",)),
+    Metric(
+        "torus_build_info",
+        "gauge",
+        "Always 1; the labels say what runs, `erasure` what computes shards.",
+        ("version", "erasure"),
+    ),
     Metric("torus_start_time_seconds", "gauge", "When the process started, seconds since 1970."),
     Metric("torus_nbd_connections", "gauge", "Clients connected now."),
     Metric("torus_nbd_connections_total", "counter", "Clients that ever connected."),

@@ -53,6 +53,7 @@ from torus.node.control import control_path_beside
 from torus.node.places import Places
 from torus.node.server import PeerServer, listen_for_peers
 from torus.node.service import PeerService
+from torus.redundancy.codec import engine_in_use
 from torus.volume.attached import AttachedVolumes
 from torus.volume.catalog_ask import DELETING
 from torus.volume.catalog_async import AsyncCatalog
@@ -387,4 +388,5 @@ class RunningNode:
             disks=disks,
             cluster=None if self.cluster is None else self.cluster.status(),
             scrub=tuple(self.scrub.documents(most=20)),
+            erasure=engine_in_use(),
         )

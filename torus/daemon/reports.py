@@ -184,3 +184,4 @@ class NodeStatus:
     disks: tuple[DiskStatus, ...] = ()
     cluster: ClusterStatus | None = None  # None: a single machine
     scrub: tuple[dict[str, Any], ...] = ()  # of each disk: `torus.upkeep.scrub_shown`
+    erasure: str = ""  # what computes shards: the kernel's instruction set, or zfec

@@ -7,6 +7,7 @@ from torus._fast.stats import Histogram
 from torus.clock import Clock
 from torus.daemon.metrics import HistogramSample, Sample, command_samples, histogram_sample
 from torus.gateway.counters import GatewayStats
+from torus.redundancy.codec import engine_in_use
 from torus.store.store import Store
 from torus.volume.attached import AttachedVolumes
 from torus.volume.figures import space_figures
@@ -22,7 +23,7 @@ class ProcessSource:
 
     def samples(self) -> Samples:
         """Return the present values."""
-        yield Sample("torus_build_info", 1, (__version__,))
+        yield Sample("torus_build_info", 1, (__version__, engine_in_use()))
         yield Sample("torus_start_time_seconds", self._began_s)
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Literal, Protocol
 
 from torus.errors import ConfigError
-from torus.redundancy.scheme import Scheme
+from torus.redundancy.scheme import Scheme, erasure
 
 Buffer = bytes | bytearray | memoryview
 Engine = Literal["auto", "kernel", "zfec"]
@@ -60,12 +60,42 @@ class Codec(Protocol):
         """
 
 
-@cache
-def codec(scheme: Scheme, engine: Engine = "auto") -> Codec:
+def codec(scheme: Scheme, engine: Engine | None = None) -> Codec:
     """Return the code of an erasure scheme; one object for each scheme and engine.
+
+    ``engine``: None is the one that was chosen with `choose_engine`.
 
     Raises: ConfigError when the engine is not there.
     """
+    return _made(scheme, engine or _chosen[0])
+
+
+def choose_engine(engine: Engine) -> None:
+    """Have this process compute with an engine from now on.
+
+    It is the process's, as the instruction set is: whoever computes makes the same bytes, and
+    nothing else may depend on it.
+
+    Raises: ConfigError when it is not there.
+    """
+    _made(_ANY, engine)
+    _chosen[0] = engine
+
+
+def engine_in_use() -> str:
+    """Return what computes: the instruction set of the kernel, or zfec; empty: nothing can."""
+    try:
+        return codec(_ANY).kernel
+    except ConfigError:
+        return ""
+
+
+_ANY = erasure(2, 1)
+_chosen: list[Engine] = ["auto"]
+
+
+@cache
+def _made(scheme: Scheme, engine: Engine) -> Codec:
     assert scheme.erasure, scheme
     if engine in ("auto", "kernel"):
         try:

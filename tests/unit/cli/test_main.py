@@ -324,7 +324,8 @@ def test_node_gets_what_was_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     arguments = build_parser(None).parse_args(
         ["node", "--size", "2G", "--nbd", "unix:n.sock", "--nbd", "[::1]:1", "--data-dir", "d"]
     )
-    environment = {"TORUS_MAP_CACHE": "1M", "TORUS_CONFIG": str(file), "TORUS_HOME": "/h"}
+    environment = {"TORUS_MAP_CACHE": "1M", "TORUS_CONFIG": str(file), "TORUS_HOME": "/h",
+                   "TORUS_ERASURE": "zfec"}  # fmt: skip
     config = node_config(Session(arguments, environment, Output(environment)))
 
     assert config.size_bytes == 2 << 30
@@ -335,4 +336,5 @@ def test_node_gets_what_was_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert config.common.data_dir == tmp_path / "d"
     assert config.common.map_cache_bytes == 1 << 20
     assert config.common.on_full == "error"
+    assert config.common.erasure == "zfec"
     assert config.common.checkpoint_interval_s == 60

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from torus.errors import ConfigError
-from torus.redundancy.codec import Codec, codec
+from torus.redundancy import codec as codec_module
+from torus.redundancy.codec import Codec, choose_engine, codec, engine_in_use
 from torus.redundancy.scheme import parse
 from torus.redundancy.stripe import stripe
 
@@ -215,9 +216,9 @@ def test_zfec_takes_over_where_the_kernel_is_missing(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "torus._fast.erasure", None)
     scheme = parse("erasure:5+2")
 
-    assert codec.__wrapped__(scheme).kernel == "zfec"
+    assert codec_module._made.__wrapped__(scheme, "auto").kernel == "zfec"
     with pytest.raises(ConfigError, match="compiled kernel is not possible"):
-        codec.__wrapped__(scheme, "kernel")
+        codec_module._made.__wrapped__(scheme, "kernel")
 
 
 def test_without_zfec_the_kernel_works_and_zfec_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,10 +226,39 @@ def test_without_zfec_the_kernel_works_and_zfec_is_refused(monkeypatch: pytest.M
     monkeypatch.delitem(sys.modules, "torus.redundancy.reference", raising=False)
     scheme = parse("erasure:5+2")
 
-    assert codec.__wrapped__(scheme).kernel != "zfec"
+    assert codec_module._made.__wrapped__(scheme, "auto").kernel != "zfec"
     with pytest.raises(ConfigError, match="zfec is not possible") as refused:
-        codec.__wrapped__(scheme, "zfec")
+        codec_module._made.__wrapped__(scheme, "zfec")
     assert refused.value.hint == "pip install zfec"
+
+
+def test_a_chosen_engine_computes_until_another_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all that do not name one; what was made before goes on as it was."""
+    monkeypatch.setattr(codec_module, "_chosen", ["auto"])
+    scheme = parse("erasure:4+2")
+    before = codec(scheme)
+    assert engine_in_use() == before.kernel != "zfec"
+
+    choose_engine("zfec")
+
+    assert codec(scheme).kernel == engine_in_use() == "zfec"
+    assert codec(scheme, "kernel").kernel == before.kernel != "zfec"
+    choose_engine("kernel")
+    assert codec(scheme) is codec(scheme, "kernel")
+
+
+def test_an_engine_that_is_missing_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec_module, "_chosen", ["auto"])
+    monkeypatch.setitem(sys.modules, "zfec", None)
+    monkeypatch.delitem(sys.modules, "torus.redundancy.reference", raising=False)
+    codec_module._made.cache_clear()
+    with pytest.raises(ConfigError, match="zfec is not possible"):
+        choose_engine("zfec")
+
+    assert engine_in_use() != "zfec"
+    monkeypatch.setitem(sys.modules, "torus._fast.erasure", None)
+    codec_module._made.cache_clear()
+    assert engine_in_use() == ""
 
 
 @pytest.mark.parametrize("content_bytes", [0, 1, 4095, 4096, 5000, 8192, 12288, 16000, 16384])
