@@ -48,8 +48,8 @@ def declare(verbs: Verbs, noun: str, summary: str) -> None:
     add("--watch", action="store_true", help="show it again and again, until it is done")
     add("--interval", metavar="TIME", help=f"between two looks of --watch (default {_INTERVAL})")
     add("--status", action="store_true", help="begin nothing, only show")
-    add("--pause", action="store_true", help="let no disk scrub from now on")
-    add("--resume", action="store_true", help="let the disks scrub again")
+    add("--pause", action="store_true", help="let no disk of the cluster scrub from now on")
+    add("--resume", action="store_true", help="let them scrub again")
 
 
 def run_scrub(arguments: argparse.Namespace, session: Session) -> int:
@@ -75,25 +75,29 @@ async def _scrub(
 ) -> int:
     import asyncio  # only now: 80 ms that completing a word must not cost
 
-    from torus.daemon.scrub import SHOW
     from torus.daemon.scrub_ask import ScrubAsking
 
     async with ScrubAsking(session.common()) as asking:
-        volumes = await asking.volumes(arguments.names)
-        action = SHOW if order == "status" else order
-        found = await asking.tell(action, volumes, deep=arguments.deep)
+        if order == "begin":
+            volumes = await asking.volumes(arguments.names)
+            found = await asking.begin(volumes, deep=arguments.deep)
+        else:
+            give = {"pause": asking.pause, "resume": asking.resume, "status": asking.tell}
+            found = await give[order]()
         while True:
             document = document_of(found)
             session.output.show({"scrub": document}, lambda: _render(session, found))  # noqa: B023
             session.output.flush()
             waits = found.going_on or (order == "status" and found.running)
             if not arguments.watch or not waits:
-                return _exit_code(found)
+                return _exit_code(found, order)
             await asyncio.sleep(interval_s)
             found = await asking.tell()
 
 
-def _exit_code(found: "Scrubbed") -> int:
+def _exit_code(found: "Scrubbed", order: str) -> int:
+    if order in ("pause", "resume"):
+        return 0  # it holds for who is silent as well
     if found.summary()["lost"]:
         return Corruption.exit_code
     return Unavailable.exit_code if found.silent else 0
@@ -122,11 +126,17 @@ def summary_document(total: Mapping[str, Any]) -> dict[str, Any]:
     for depth in ("light", "deep"):
         ended_ns = document.pop(f"last_{depth}_ns")
         document[f"last_{depth}"] = None if ended_ns is None else iso_instant(ended_ns)
+    return _with_pause(document)
+
+
+def _with_pause(document: dict[str, Any]) -> dict[str, Any]:
+    since_ns = document.pop("paused_since_ns", None)
+    document["paused_since"] = iso_instant(since_ns) if since_ns else None
     return document
 
 
 def _disk_document(disk: Mapping[str, Any]) -> dict[str, Any]:
-    document = dict(disk)
+    document = _with_pause(dict(disk))
     document["last"] = {
         depth: None
         if one is None
@@ -166,7 +176,7 @@ def summary_line(total: Mapping[str, Any]) -> str:
     if total["running"]:
         parts.append(f"{total['running']} disks read now")
     if total["paused"]:
-        parts.append(f"{total['paused']} disks PAUSED")
+        parts.append(_paused(total))
     found, repaired = sum(total["found"].values()), sum(total["repaired"].values())
     if found:
         kinds = ", ".join(f"{count} {kind}" for kind, count in total["found"].items() if count)
@@ -176,6 +186,12 @@ def summary_line(total: Mapping[str, Any]) -> str:
     if total["lost"]:
         parts.append(f"{total['lost']} BEYOND REPAIR")
     return ", ".join(parts)
+
+
+def _paused(total: Mapping[str, Any]) -> str:
+    since_ns = total["paused_since_ns"]
+    since = f" since {iso_instant(since_ns)}" if since_ns else ""
+    return f"{total['paused']} disks PAUSED{since} by {total['paused_by']} (torus scrub --resume)"
 
 
 def _render(session: Session, found: "Scrubbed") -> None:

@@ -353,7 +353,7 @@ class RunningNode:
         if Places.is_question(question):
             return self._places.answer(question)
         if is_scrub_question(question):
-            return self.scrub.answer(question)
+            return await self.scrub.answer(question)
         if self._serves and question.startswith(b'{"ask": "release"'):
             return json.dumps(await self._control.answer(json.loads(question))).encode()
         if self.upkeep is None:

@@ -1,7 +1,7 @@
 """The scrub of a node: one for each disk, constructed, told and asked.
 
 Decides where a disk's scrub gets its repairs from: the other disks in a cluster, nowhere on a
-single machine.
+single machine.  Whether they scrub at all is `torus.daemon.scrub_pause`'s.
 
 Implements docs/scrub.md.
 """
@@ -14,8 +14,10 @@ from typing import Any
 from torus import limits
 from torus.clock import Clock
 from torus.daemon.metrics import Sample
+from torus.daemon.scrub_pause import PauseWatch
 from torus.errors import RemoteProtocolError
 from torus.metadata.loop import AsyncMetadata
+from torus.metadata.schema import ScrubPause
 from torus.store.store import Store
 from torus.upkeep.mend import Mender
 from torus.upkeep.pace import nobody_is_slow
@@ -26,7 +28,7 @@ from torus.upkeep.scrub_state import DEEP, LIGHT
 from torus.upkeep.scrub_times import ScrubTimes, read_state
 
 ASK = "scrub"
-SHOW, BEGIN, PAUSE, RESUME = "show", "begin", "pause", "resume"
+SHOW, BEGIN, LOOK = "show", "begin", "look"
 
 
 def is_scrub_question(question: bytes) -> bool:
@@ -56,22 +58,33 @@ class NodeScrub:
 
     def __init__(self) -> None:
         self.disks: dict[str, ScrubTimes] = {}
+        self.pauses: PauseWatch | None = None
 
-    def answer(self, question: bytes) -> bytes:
-        """Do what is asked, and say how far the disks are.  Raises: RemoteProtocolError."""
+    def obey(self, pause: ScrubPause | None) -> None:
+        """Let no disk scrub from now on; with None, let them."""
+        for disk in self.disks.values():
+            disk.obey(pause)
+
+    async def answer(self, question: bytes) -> bytes:
+        """Do what is asked, and say how far the disks are.
+
+        Whether they are paused the metadata says; all but `SHOW` have it looked at before.
+
+        Raises: RemoteProtocolError, Unavailable, Corruption.
+        """
         try:
             asked = json.loads(question)
             action, deep = asked["do"], bool(asked["deep"])
             volumes = [int(volume) for volume in asked["volumes"]]
         except (ValueError, KeyError, TypeError) as exc:
             raise RemoteProtocolError(f"report cannot be read: {question[:80]!r}") from exc
-        if action not in (SHOW, BEGIN, PAUSE, RESUME):
+        if action not in (SHOW, BEGIN, LOOK):
             raise RemoteProtocolError(f"a scrub cannot be told to {action!r}")
-        for disk in self.disks.values():
-            if action == BEGIN:
+        if action != SHOW and self.pauses is not None:
+            await self.pauses.look()
+        if action == BEGIN:
+            for disk in self.disks.values():
                 disk.begin(volumes, deep=deep)
-            elif action != SHOW:
-                disk.pause(paused=action == PAUSE)
         return json.dumps({"disks": self.documents()}, sort_keys=True).encode()
 
     def documents(self, most: int = limits.SCRUB_SHOWN_MAX) -> list[dict[str, Any]]:
@@ -84,6 +97,7 @@ class NodeScrub:
                 total=one.total,
                 rate_bytes=one.rate_bytes,
                 problem=one.problem,
+                pause=one.pause,
                 most=most,
             )
             for disk_id, one in self.disks.items()
@@ -147,6 +161,9 @@ async def start_scrub(
             scrub, clock, rate_bytes=rate_bytes, clients_slow=clients_slow
         )
     stack.push_async_callback(node.close)
+    node.pauses = PauseWatch(metadata, node.obey)
+    stack.push_async_callback(node.pauses.stop)
+    await node.pauses.start()
     for one in node.disks.values():
         one.start()
     return node

@@ -1,7 +1,8 @@
 """Telling all nodes to scrub, or one that runs alone; and how far they are.
 
-Decides that a node that does not answer is shown as such, and that an order reaches those that
-do.  What is looked at, each disk decides for itself.
+Decides that a node that does not answer is shown as such, that the order to begin reaches those
+that do, and that a pause is in the metadata before anybody is told of it.  What is looked at,
+each disk decides for itself.
 
 Implements docs/scrub.md, "Telling it".
 """
@@ -18,7 +19,8 @@ from torus.cluster.peer import PeerChunks
 from torus.config import CommonConfig, is_shared
 from torus.daemon.dialing import Dialing, tls_files
 from torus.daemon.reach import live_node
-from torus.daemon.scrub import SHOW, scrub_documents, scrub_question
+from torus.daemon.scrub import BEGIN, LOOK, SHOW, scrub_documents, scrub_question
+from torus.daemon.scrub_pause import end_pause, set_pause
 from torus.errors import TorusError, Unavailable
 from torus.metadata.loop import AsyncMetadata
 from torus.metadata.open import open_metadata
@@ -81,11 +83,12 @@ class ScrubAsking:
 
     def __init__(self, common: CommonConfig) -> None:
         self._common = common
+        self._clock = SystemClock()
         self._membership: Membership | None = None
 
     async def __aenter__(self) -> "ScrubAsking":
         """Raises: NotFound without a cluster; Unavailable, Corruption, ConfigError."""
-        clock, common = SystemClock(), self._common
+        clock, common = self._clock, self._common
         async with AsyncExitStack() as stack:
             store = open_metadata(common.meta_url, clock, create=False)
             self._metadata = AsyncMetadata(store)
@@ -107,6 +110,35 @@ class ScrubAsking:
     async def volumes(self, names: Sequence[str]) -> list[int]:
         """Return the ids of volumes.  Raises: NotFound."""
         return [(await self._catalog.get(name)).spec.volume for name in names]
+
+    async def pause(self) -> Scrubbed:
+        """Let no disk scrub, whether it is up or not; return what the nodes that are say.
+
+        Raises: Unavailable, Corruption.
+        """
+        await set_pause(self._metadata, self._clock)
+        return await self._let_know()
+
+    async def resume(self) -> Scrubbed:
+        """Let all disks scrub; return what the nodes that are up say.
+
+        Raises: Unavailable, Corruption.
+        """
+        await end_pause(self._metadata)
+        return await self._let_know()
+
+    async def _let_know(self) -> Scrubbed:
+        if self._membership is None and await live_node(self._metadata) is None:
+            return Scrubbed(())  # it looks when it starts
+        return await self.tell(LOOK)
+
+    async def begin(self, volumes: Sequence[int], *, deep: bool) -> Scrubbed:
+        """Have all disks begin a tour, which ends a pause; return what the nodes say.
+
+        Raises: as `tell`.
+        """
+        await end_pause(self._metadata)
+        return await self.tell(BEGIN, volumes, deep=deep)
 
     async def tell(
         self, action: str = SHOW, volumes: Sequence[int] = (), *, deep: bool = False

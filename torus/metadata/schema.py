@@ -268,8 +268,7 @@ class Gateway(Value):
 
     @classmethod
     def _from_fields(cls, body: dict[str, Any]) -> Self:
-        body["nbd_addresses"] = tuple(body["nbd_addresses"])
-        return cls(**body)
+        return cls(**body | {"nbd_addresses": tuple(body["nbd_addresses"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,9 +296,8 @@ class Node(Value):
 
     @classmethod
     def _from_fields(cls, body: dict[str, Any]) -> Self:
-        for name in ("data_dirs", "nbd_addresses", "disks"):
-            body[name] = tuple(body.get(name, ()))
-        return cls(**body)
+        lists = ("data_dirs", "nbd_addresses", "disks")
+        return cls(**body | {name: tuple(body.get(name, ())) for name in lists})
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +333,14 @@ class RingVersion(Value):
     created_ns: int
     reason: str
     table: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubPause(Value):
+    """No disk of the cluster scrubs."""
+
+    since_ns: int
+    by: str  # who said so, for people: USER@HOST
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torus import limits
 from torus.ids import whole_id
+from torus.metadata.schema import ScrubPause
 from torus.upkeep.scrub_judge import Kind
 from torus.upkeep.scrub_state import DEEP, LIGHT, LOST, Done, Finding, ScrubState, Tour
 
@@ -21,6 +22,7 @@ def document_of(
     total: int,
     rate_bytes: float,
     problem: str,
+    pause: ScrubPause | None = None,
     most: int = limits.SCRUB_SHOWN_MAX,
 ) -> dict[str, Any]:
     """Return what is known of one disk's scrub.
@@ -29,10 +31,12 @@ def document_of(
     ``most``: findings that are listed.
     """
     waiting = [one for one in state.tours if one.asked]
-    word = "paused" if state.paused else "idle" if tour is None else tour.depth
+    word = "paused" if pause is not None else "idle" if tour is None else tour.depth
     return {
         "disk_id": disk_id,
         "state": word,
+        "paused_since_ns": None if pause is None else pause.since_ns,
+        "paused_by": None if pause is None else pause.by,
         "asked": bool(waiting),
         "problem": problem,
         "done_chunks": 0 if tour is None else tour.chunks,
@@ -89,10 +93,13 @@ def summary(documents: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         ended = [disk["last"][depth] for disk in disks]
         whole = bool(ended) and all(one is not None for one in ended)
         last[depth] = min(one["ended_ns"] for one in ended) if whole else None
+    paused = [disk for disk in disks if disk["state"] == "paused"]
     return {
         "disks": len(disks),
         "running": sum(disk["state"] in (LIGHT, DEEP) for disk in disks),
-        "paused": sum(disk["state"] == "paused" for disk in disks),
+        "paused": len(paused),
+        "paused_since_ns": paused[0]["paused_since_ns"] if paused else None,
+        "paused_by": paused[0]["paused_by"] if paused else None,
         "found": _sum(disk["found"] for disk in disks),
         "repaired": _sum(disk["repaired"] for disk in disks),
         "open": sum(int(disk["open"]) for disk in disks),

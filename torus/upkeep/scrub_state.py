@@ -79,7 +79,6 @@ class Done:
 class ScrubState:
     """All of it."""
 
-    paused: bool = False
     tours: list[Tour] = field(default_factory=list)  # the one that goes on now is the last
     last: dict[str, Done] = field(default_factory=dict)  # by depth
     open: dict[ChunkId, Finding] = field(default_factory=dict)
@@ -133,7 +132,7 @@ class ScrubState:
 def _read(document: Mapping[str, Any]) -> ScrubState:
     if document["version"] != VERSION:
         raise ValueError(f"version {document['version']!r}")
-    state = ScrubState(bool(document["paused"]))
+    state = ScrubState()
     for one in document["tours"]:
         cursor = None if one["cursor"] is None else ChunkId(*one["cursor"])
         volumes = tuple(int(volume) for volume in one["volumes"])

@@ -1,4 +1,4 @@
-"""When a disk scrubs, how fast, and what people may tell it: begin, pause, go on.
+"""When a disk scrubs, how fast, and what people may tell it: begin, or nothing at all for now.
 
 Decides that a light tour begins a day after the last, a deep one a week after the last and is
 paced to need no longer than that; that one that a person asked for goes before and faster; that
@@ -14,6 +14,7 @@ from torus import limits
 from torus.clock import Clock
 from torus.errors import DiskFailed, PoolFull, TorusError
 from torus.log import get_logger
+from torus.metadata.schema import ScrubPause
 from torus.store.store import Store
 from torus.upkeep.budget import Budget
 from torus.upkeep.pace import Pace, nobody_is_slow
@@ -81,6 +82,7 @@ class ScrubTimes:
         """``rate_bytes``: per second; None: what it takes; 0: only what is asked for."""
         self.scrub = scrub
         self.state = scrub.state
+        self.pause: ScrubPause | None = None  # as the metadata says
         self.going_on: Tour | None = None
         self.problem = ""  # why it does not go on
         self.total = 0  # parts that the tour has, as far as is known
@@ -147,7 +149,7 @@ class ScrubTimes:
         Raises: DiskFailed, Unavailable.
         """
         await self._recheck(0)
-        while not self.state.paused:
+        while self.pause is None:
             tour = self._due()
             if tour is None:
                 break
@@ -161,7 +163,7 @@ class ScrubTimes:
 
     async def _recheck(self, every_s: float) -> None:
         now_ns = self._clock.monotonic_ns()
-        if not self.state.paused and now_ns - self._rechecked_ns >= every_s * _NS:
+        if self.pause is None and now_ns - self._rechecked_ns >= every_s * _NS:
             self._rechecked_ns = now_ns
             await self.scrub.recheck()
 
@@ -181,7 +183,7 @@ class ScrubTimes:
             self.going_on = None
 
     def _may(self, tour: Tour) -> bool:
-        return not self.state.paused and self._due() is tour
+        return self.pause is None and self._due() is tour
 
     def _due(self) -> Tour | None:
         return due(self.state, self._clock.wall_ns(), by_itself=self._rate_bytes != 0)
@@ -210,13 +212,14 @@ class ScrubTimes:
             self.state.tours = [one for one in self.state.tours if one.volumes != wanted or
                                 not one.asked]  # fmt: skip
             self.state.tours.append(Tour(deep, True, wanted, self._clock.wall_ns()))
-        self.state.paused, self._ordered = False, True
+        self._ordered = True
         self._told.set()
 
-    def pause(self, *, paused: bool) -> None:
-        """Let nothing be read from now on, or go on."""
-        self.state.paused, self._ordered = paused, True
-        self._told.set()
+    def obey(self, pause: ScrubPause | None) -> None:
+        """Let nothing be read from now on; with None, go on."""
+        if pause != self.pause:
+            self.pause = pause
+            self._told.set()
 
     # --- memory -------------------------------------------------------------------------
 

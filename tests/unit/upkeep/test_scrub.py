@@ -8,7 +8,7 @@ import pytest
 from tests.rot import DAMAGES, HEADERS, Damage, flip, records_of, swap_slots, zero_header
 from tests.unit.upkeep.town import UNLIMITED, House, Street, Town, Volume, run, slot_of
 from torus.ids import ChunkId
-from torus.metadata.schema import Head, RootRef, Span, VolumeSpec
+from torus.metadata.schema import Head, RootRef, ScrubPause, Span, VolumeSpec
 from torus.store.content import FIRST
 from torus.upkeep.budget import Budget
 from torus.upkeep.mend import Mender
@@ -316,10 +316,13 @@ def test_orders_of_people() -> None:
         times.begin([], deep=True)
         (tour_asked,) = [one for one in times.state.tours if one.asked]
         assert tour_asked.deep
-        times.pause(paused=True)
+        times.obey(ScrubPause(5, "somebody@here"))
         await times.step()
         assert times.state.last == {}
-        times.pause(paused=False)
+        times.begin([], deep=True)
+        await times.step()
+        assert times.state.last == {}, "only the metadata ends a pause"
+        times.obey(None)
         await times.step()
         assert times.state.last.keys() == {"light", "deep"}
         times.begin([99], deep=True)
