@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torus.daemon.spread import Spread, spread_of
 from torus.daemon.survey import DiskView, Survey
 from torus.errors import DiskFailed, Unavailable
 from torus.redundancy.scheme import parse
@@ -123,7 +124,7 @@ def _is_up(survey: Survey, disk_id: str) -> bool:
 
 
 def _volume_problems(survey: Survey) -> Iterator[str]:
-    """Volumes that cannot have their copies or shards with the nodes that are up."""
+    """Volumes that cannot have their copies or shards: with the nodes that are up, or at all."""
     up = {disk.place.node_id for disk in survey.disks if disk.place.up and disk.place.state == "in"}
     short: dict[tuple[int, str, int], list[str]] = {}
     for volume in survey.volumes:
@@ -137,6 +138,40 @@ def _volume_problems(survey: Survey) -> Iterator[str]:
         yield (
             f"{_names(names)} want {wanted} {what} on distinct nodes, {len(up)} nodes are up{waits}"
         )
+    yield from _too_few_nodes(survey)
+
+
+def _spreads(survey: Survey) -> Iterator[tuple[Spread, list[str]]]:
+    """Yield what the ring has for each redundancy, with the volumes that have it."""
+    if survey.ring is None:
+        return
+    names: dict[str, list[str]] = {}
+    for volume in survey.volumes:
+        names.setdefault(volume.spec.redundancy, []).append(volume.spec.name)
+    for redundancy, found in sorted(names.items()):
+        yield spread_of(survey.ring, parse(redundancy)), found
+
+
+def _too_few_nodes(survey: Survey) -> Iterator[str]:
+    for spread, names in _spreads(survey):
+        if spread.nodes_missing and spread.scheme.erasure:
+            yield (
+                f"{_names(names)} are {spread.scheme}, whose {spread.scheme.shards} shards take as "
+                f"many nodes, and {spread.nodes} in the ring have weight: their chunks stay in "
+                f"whole copies; add {spread.nodes_missing} nodes or more, or "
+                f"'torus volume convert'"
+            )
+
+
+def _too_few_zones(survey: Survey) -> Iterator[str]:
+    for spread, names in _spreads(survey):
+        if spread.zone_is_fatal:
+            yield (
+                f"{_names(names)} do not outlive the loss of a zone: {spread.zone_parts} of the "
+                f"{spread.scheme.shards} shards of {spread.scheme} stand in one of {spread.zones} "
+                f"zones, and {spread.scheme.parity} may be lost; spread the nodes evenly over "
+                f"{spread.zones_needed} zones or more, or 'torus volume convert'"
+            )
 
 
 def _names(names: list[str]) -> str:
@@ -145,6 +180,7 @@ def _names(names: list[str]) -> str:
 
 
 def _notes(survey: Survey) -> Iterator[str]:
+    yield from _too_few_zones(survey)
     if survey.head is not None and survey.head.paused:
         yield "data does not move: paused by an operator (torus ring rebalance --resume)"
     for state, text in (("draining", "are drained"), ("waiting", "wait for 'torus node join'")):

@@ -85,6 +85,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("torus_upkeep_moving_bytes", "gauge", "To be pulled, all copies are elsewhere."),
     Metric("torus_upkeep_surplus_bytes", "gauge", "Copies that others are to have instead."),
     Metric("torus_upkeep_encoding_bytes", "gauge", "Whole copies whose chunks become shards."),
+    Metric(
+        "torus_upkeep_short_volumes", "gauge", "Volumes whose shards lack nodes or zones.", ("of",)
+    ),
     Metric("torus_upkeep_suspect_chunks", "gauge", "Deleted while a disk was away that has them."),
     Metric("torus_upkeep_damaged_chunks", "gauge", "Lacking, and whole nowhere."),
     Metric("torus_upkeep_unsettled_disks", "gauge", "Disks of the node that lack something."),

@@ -20,10 +20,12 @@ from torus.cluster.membership import ClusterView, Place
 from torus.cluster.peer import PeerChunks
 from torus.cluster.pool import DiskPool
 from torus.daemon.dialing import Dialing
+from torus.daemon.spread import Spread, spread_of
 from torus.daemon.volume_changes import VolumeChanges
 from torus.errors import LocalProtocolError, TorusError, Unavailable
 from torus.log import get_logger
 from torus.metadata.loop import AsyncMetadata
+from torus.redundancy.scheme import parse
 from torus.ring.table import slot_of
 from torus.store.store import Store
 from torus.upkeep.budget import Budget
@@ -158,8 +160,10 @@ class RunningUpkeep:
         node: NodeUpkeep,
         cluster: ClusterSettled,
         menders: Mapping[str, Mender] | None = None,
+        spreads: Callable[[], list[Spread]] = list,
     ) -> None:
         self.node = node
+        self.spreads = spreads  # what the ring has for each volume in shards
         self.cluster = cluster
         self.menders = menders or {}  # by disk: for what the scrub finds
 
@@ -216,11 +220,17 @@ async def start_upkeep(
     stack.push_async_callback(node.close)
     cluster = ClusterSettled(view, node, peers)
     stack.push_async_callback(cluster.close)
+    changes = VolumeChanges(metadata, node.poke)
     if rate_bytes:
         for one in node.disks.values():
             one.start()
-        changes = VolumeChanges(metadata, node.poke)
         stack.push_async_callback(changes.stop)
         await changes.start()
     cluster.start()
-    return RunningUpkeep(node, cluster, menders)
+
+    def spreads() -> list[Spread]:
+        if not view.has_ring:
+            return []
+        return [spread_of(view.ring, parse(one)) for one in changes.redundancies()]
+
+    return RunningUpkeep(node, cluster, menders, spreads)

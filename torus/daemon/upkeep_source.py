@@ -32,6 +32,12 @@ class UpkeepSource:
         yield Sample("torus_upkeep_moving_bytes", sum(disk.moving_bytes for disk in disks))
         yield Sample("torus_upkeep_surplus_bytes", sum(disk.surplus_bytes for disk in disks))
         yield Sample("torus_upkeep_encoding_bytes", sum(disk.encoding_bytes for disk in disks))
+        short = [one for one in self._upkeep.spreads() if one.scheme.erasure]
+        for what, count in (
+            ("nodes", sum(one.nodes_missing > 0 for one in short)),
+            ("zones", sum(one.zone_is_fatal for one in short)),
+        ):
+            yield Sample("torus_upkeep_short_volumes", count, (what,))
         yield Sample("torus_upkeep_suspect_chunks", sum(disk.suspect_chunks for disk in disks))
         yield Sample("torus_upkeep_damaged_chunks", sum(disk.damaged_chunks for disk in disks))
         yield Sample("torus_upkeep_pulled_bytes_total", sum(disk.pulled_bytes for disk in disks))

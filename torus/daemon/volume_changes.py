@@ -42,6 +42,10 @@ class VolumeChanges:
             metadata, VOLUMES, self._on_events, self._on_listing, on_start=self._on_listing
         )
 
+    def redundancies(self) -> list[str]:
+        """Return what each volume that is or was in shards, or was converted, is kept as now."""
+        return [now for now, *_ in self._had.values()]
+
     async def start(self) -> None:
         """Begin.  Raises: Unavailable, Corruption."""
         await self._following.start()

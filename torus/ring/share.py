@@ -50,6 +50,12 @@ def fair_shares(members: Sequence[RingMember], copies: int, unit: int) -> list[i
     return shares
 
 
+def most_in_a_zone(members: Sequence[RingMember], copies: int) -> int:
+    """Return how many of a slot's first ``copies`` owners may stand in one zone."""
+    _, most = _turns([len(nodes) for nodes in _grouped(members)], copies)
+    return max(most, default=0)
+
+
 def _grouped(members: Sequence[RingMember]) -> list[Nodes]:
     """Return zones of nodes of members with weight, each in order of first appearance."""
     zones: dict[str, dict[str, list[int]]] = {}

@@ -3,12 +3,15 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from torus.cluster.membership import Place
 from torus.daemon.health import judge, upkeep_sum
 from torus.daemon.survey import DiskView, Survey
 from torus.metadata.schema import Cluster, Coordinator, Head, Member, Node, RingHead, VolumeSpec
 from torus.ring.builder import first_ring
 from torus.ring.member import RingMember
+from torus.ring.table import Ring
 from torus.volume.catalog_ask import Volume
 from torus.wire.messages import SpaceIs, StatusIs
 
@@ -56,6 +59,68 @@ def test_node_that_is_down_degrades_and_says_which_volumes_are_short() -> None:
     assert "writes wait" not in text
     stuck = judge(survey(view("a"), view("b", up=False), least=2))
     assert "their writes wait" in "\n".join(stuck.problems)
+
+
+def ring_of(*zones: str, out: int = 0) -> Ring:
+    """Return a ring of a node in each of these zones, the last ``out`` of them without weight."""
+    members = [
+        RingMember(f"d{number:02}", f"n{number:02}", zone, int(number < len(zones) - out))
+        for number, zone in enumerate(zones)
+    ]
+    return first_ring(members)
+
+
+def sharded(redundancy: str, ring: Ring) -> Survey:
+    """Return a cluster where all is well but, perhaps, the ring for such a volume."""
+    disks = [view(f"{number:02}") for number in range(20)]
+    spec = VolumeSpec(1, "vm", 1 << 30, redundancy, 1)
+    volume = Volume(spec, Head(0, None, (), None), 1, 1)
+    ids = {f"d{number:02}" for number in range(len(ring.members))}
+    disks = [replace(d, place=replace(d.place, disk_id="d" + d.place.disk_id)) for d in disks]
+    assert ids <= {disk.place.disk_id for disk in disks}
+    return survey(*disks, ring=ring, volumes=(volume,))
+
+
+def test_too_few_nodes_for_shards_says_how_many_and_what_to_do() -> None:
+    """Nodes without weight do not count."""
+    few = judge(sharded("erasure:4+2", ring_of(*[""] * 6, out=2)))
+    assert (few.state, few.exit_code) == ("degraded", 1)
+    assert few.problems == (
+        "volumes vm are erasure:4+2, whose 6 shards take as many nodes, and 4 in the ring have "
+        "weight: their chunks stay in whole copies; add 2 nodes or more, or "
+        "'torus volume convert'",
+    )
+    assert judge(sharded("erasure:4+2", ring_of(*[""] * 6))).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("redundancy", "zones", "parts", "wanted"),
+    [
+        ("erasure:4+2", "aaabbb", 3, 3),  # two zones, three shards in each
+        ("erasure:4+2", "aaaabc", 4, 3),  # three, of which one has to take what two cannot
+        ("erasure:8+3", "abcabcabcabc", 4, 4),
+    ],
+)
+def test_zone_whose_loss_is_fatal_is_noted(
+    redundancy: str, zones: str, parts: int, wanted: int
+) -> None:
+    """It changes no exit code: nothing is wrong yet."""
+    health = judge(sharded(redundancy, ring_of(*zones)))
+    assert (health.state, health.exit_code) == ("ok", 0)
+    (note,) = health.notes
+    assert note.startswith("volumes vm do not outlive the loss of a zone: ")
+    assert f"{parts} of the" in note
+    assert f"over {wanted} zones or more" in note
+
+
+@pytest.mark.parametrize(
+    ("redundancy", "zones"),
+    [("erasure:4+2", "aabbcc"), ("erasure:4+2", "aaaaaa"), ("erasure:2+1", "abc"),
+     ("replica:3", "aab"), ("erasure:8+3", "abcdabcdabc")],
+)  # fmt: skip
+def test_zones_that_do_are_not_spoken_of(redundancy: str, zones: str) -> None:
+    """Nor is it where there is but one zone, or where copies are whole."""
+    assert judge(sharded(redundancy, ring_of(*zones))).notes == ()
 
 
 def test_failed_disk_is_told_from_a_node_that_does_not_answer() -> None:

@@ -1,6 +1,7 @@
 """Versions of the ring: even, deterministic, and moving no more than they must."""
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from torus.ring.codec import pack
 from torus.ring.diff import changes, difference
 from torus.ring.imagined import evenness, imagined_members, total_movement
 from torus.ring.member import RingMember
-from torus.ring.share import fair_shares
+from torus.ring.share import fair_shares, most_in_a_zone
 from torus.ring.table import SLOTS, Ring
 
 
@@ -216,6 +217,19 @@ def test_fair_shares_add_up(disks, copies) -> None:
     for node in nodes:
         assert sum(s for s, one in zip(shares, members, strict=True) if one.node_id == node) <= 1000
     assert all(one.weight or not share for share, one in zip(shares, members, strict=True))
+
+
+@pytest.mark.parametrize("zones", ["aabbcc", "aaabbb", "aaaabc", "aaaaaa", "abcabcab", "abb", "a"])
+def test_most_in_a_zone_is_what_the_fullest_slot_has(zones: str) -> None:
+    """A node without weight does not count."""
+    members = [RingMember(f"{n}", f"n{n}", zone, 1 + n % 2) for n, zone in enumerate(zones)]
+    members.append(RingMember("x", "nx", "z", 0))
+    ring = first_ring(members)
+    for copies in (1, 3, 6):
+        slots = (Counter(one.zone for one in ring.order(slot, copies)) for slot in range(2000))
+        found = max(count for counted in slots for count in counted.values())
+
+        assert most_in_a_zone(members, copies) == found
 
 
 @pytest.mark.parametrize(
