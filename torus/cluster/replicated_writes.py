@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = get_logger("torus.replicas")
 
 _ATTEMPTS_MAX = 3  # of one append or sync on a disk that heals in between
+_CONFIRM_S = limits.REPLICA_SILENCE_S / 2  # no machine loses power, is back and fenced in less
 _PAUSE_FIRST_S = 0.02
 _PAUSE_MAX_S = 1.0
 # With so many chunks that are not durable everywhere, no other is begun.  Upkeep relies on it: a
@@ -70,6 +71,7 @@ class OpenChunks:
         self.min_copies = min_copies
         self._healing: dict[str, asyncio.Lock] = {}
         self._heals: dict[str, int] = {}
+        self._healed = 0  # of all disks
         self._newest: OpenChunk | None = None
         self.chunks: dict[ChunkId, OpenChunk] = {}
         self.lost: dict[str, TorusError] = {}  # disks that miss something, and why
@@ -125,8 +127,10 @@ class OpenChunks:
         self, opened: OpenChunk, index: int, offset: int, record: RecordBuilder
     ) -> None:
         """See `ReplicaWriter.append`."""
+        loop = asyncio.get_running_loop()
+        began_s, heals = loop.time(), self._healed
         kept = opened.keep(index, offset, record.tobytes())
-        near, sent, slow = [], [], []
+        near, sent, slow, again = [], [], [], False
         for copy in opened.copies.values():
             if copy.disk_id in self.lost:
                 continue
@@ -144,11 +148,14 @@ class OpenChunks:
         for copy, answer in sent:
             if not await self._arrived(copy, kept, answer):
                 slow.append(copy)
+                again = True
         if slow:
             far = {copy.disk_id: self._append_far(copy, kept) for copy in slow}
             for disk, outcome in (await ask_all(far, limits.REPLICA_SILENCE_S)).items():
                 if isinstance(outcome, TorusError):
                     self.lose(disk, outcome)
+        if again or self._healed != heals or loop.time() - began_s >= _CONFIRM_S:
+            await self._confirm(opened)
         opened.answered = max(opened.answered, index + 1)
 
     async def _arrived(self, copy: Copy, kept: Kept, answer: asyncio.Future[int]) -> bool:
@@ -183,6 +190,44 @@ class OpenChunks:
             self.lose(copy.disk_id, exc)
         else:
             copy.next_index = kept.number + 1
+
+    async def _confirm(self, opened: OpenChunk) -> None:
+        """Have every copy said to be there now, all at once: while one was waited for, a machine
+        may have lost what it had answered for, and been taken over from.
+
+        Raises: Fenced, since who takes over fences the disk that it reads.
+        """
+        for _ in range(_ATTEMPTS_MAX):
+            heals, before = self._healed, dict(self._heals)
+            jobs = {
+                disk: self._same_opening(opened, copy)
+                for disk, copy in opened.copies.items()
+                if disk not in self.lost
+            }
+            for disk, answer in (await ask_all(jobs, limits.REPLICA_SILENCE_S)).items():
+                if isinstance(answer, TorusError):
+                    self.lose(disk, answer)
+            if self._healed == heals:
+                return
+        for disk in opened.copies:
+            if self._heals.get(disk) != before.get(disk):
+                self.lose(disk, Unavailable(f"disk {disk} restarts again and again"))
+
+    async def _same_opening(self, opened: OpenChunk, copy: Copy) -> None:
+        """Return when a disk is the opening of it that has all records, which it may get here."""
+        heals = self._heals.get(copy.disk_id, 0)
+        disk = await self._pool.get(copy.disk_id)
+        try:
+            await disk.ping()
+            assert copy.writer is not None
+            if disk.boot_id == copy.writer.boot_id and copy.next_index == opened.next_index:
+                return
+            error: TorusError = Corruption(f"disk {copy.disk_id} was opened anew")
+        except (Fenced, *FINAL):
+            raise
+        except TorusError as exc:
+            error = exc
+        await self._heal(copy.disk_id, heals, error)
 
     async def _append_far(self, copy: Copy, kept: Kept) -> None:
         for _ in range(_ATTEMPTS_MAX):
@@ -326,6 +371,7 @@ class OpenChunks:
                 if copy is not None:
                     await self._bring_up(disk, opened, copy)
             self._heals[disk_id] = heals + 1
+            self._healed += 1
         log.info("replicas.disk.healed", disk=disk_id, reason=str(error))
 
     async def _bring_up(self, disk: DiskChunks, opened: OpenChunk, copy: Copy) -> None:

@@ -5,6 +5,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import iscoroutinefunction
 from typing import Any, TypeVar
 
 from torus import limits
@@ -39,6 +40,7 @@ CLUSTER = "c1" * 16
 SLOTS = 160
 
 Act = Callable[["SimNode"], None]
+Delay = Callable[[], Awaitable[None]]
 
 
 @dataclass
@@ -54,8 +56,9 @@ class SimNode:
     asked: list[str] = field(default_factory=list)
     # Per kind of request: what happens with the next ones.  "drop": it never arrives and its
     # connection breaks; "lose": it is carried out, its answer is lost with the connection; "hang":
-    # it is carried out and never answered; an error: the answer.
-    faults: dict[str, list[str | TorusError | Act]] = field(default_factory=dict)
+    # it is carried out and never answered; an error: the answer; a coroutine function: waited for
+    # before it is carried out.
+    faults: dict[str, list[str | TorusError | Act | Delay]] = field(default_factory=dict)
     # Called when a request of that kind was carried out, before it is answered.
     after: dict[str, Act] = field(default_factory=dict)
     soon_share: float = 0.7  # of requests that take the short way where there is one
@@ -185,7 +188,10 @@ class FarDisk(OneDisk):
             raise Unavailable(f"node {node.name} is gone")
         fault = node.faults[kind].pop(0) if node.faults.get(kind) else ""
         if callable(fault):
-            fault(node)
+            if iscoroutinefunction(fault):
+                await fault()
+            else:
+                fault(node)  # type: ignore[call-arg]
             fault = ""
         node.asked.append(kind)
         if isinstance(fault, TorusError):

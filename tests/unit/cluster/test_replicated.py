@@ -8,6 +8,8 @@ import pytest
 from tests.unit.cluster.replicas import BLOCK, Replicas, SimNode, block, let_pass, run
 from torus import limits
 from torus.cluster import replicated_writes
+from torus.cluster.replicated import VolumeChunks
+from torus.cluster.replicated_chunk import Copy
 from torus.errors import Corruption, DiskFailed, Fenced, PoolFull, TorusError, Unavailable
 from torus.ids import ChunkId
 from torus.metadata.base import Put
@@ -47,6 +49,13 @@ async def spans_of(replicas: Replicas) -> list[Span]:
 def owners_now(replicas: Replicas, attachment: Attachment, copies: int = 3) -> list[SimNode]:
     """Return the nodes of the chunk that is being written."""
     return replicas.owners(attachment.volume.core.journal.chunk, copies)
+
+
+def copy_of(attachment: Attachment, node: SimNode) -> Copy:
+    """Return what the writer knows of a node's copy of the chunk that is being written."""
+    chunks = attachment.volume.core.chunks
+    assert isinstance(chunks, VolumeChunks)
+    return chunks._open.chunks[attachment.volume.core.journal.chunk].copies[node.disk_id]
 
 
 async def until(happened, seconds: float = 30.0) -> None:  # type: ignore[no-untyped-def]
@@ -751,6 +760,86 @@ def test_the_old_writer_cannot_leave_out_the_node_that_fenced_it() -> None:
         assert await new.volume.read(BLOCK, BLOCK) == bytes(BLOCK)
 
     run(24, scenario, nodes="abc")
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_heal_does_not_answer_what_a_takeover_has_not_found(paused: bool) -> None:
+    """One copy has a record and loses it with its power, and is taken over from; the other, which
+    nobody could fence, gets the record again only afterwards: the old writer is refused.
+
+    ``paused``: no connection breaks, the record arrives late.
+    """
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(2, 1)
+        first = await replicas.attach(1)
+        await write(first.volume, 0, flush=True)
+        lost, late = owners_now(replicas, first, 2)
+        for node in replicas.nodes.values():
+            node.soon_share = 1.0
+        reached, go_on = asyncio.Event(), asyncio.Event()
+        kind = "append" if paused else "reopen"
+
+        def hold(node: SimNode) -> None:
+            node.faults[kind] = [delay]
+
+        async def delay() -> None:
+            reached.set()
+            await go_on.wait()
+
+        if not paused:
+            late.faults["append"] = ["drop", "drop"]
+        hold(late)
+        writing = asyncio.ensure_future(write(first.volume, 1))
+        await reached.wait()
+        await let_pass(0.02)  # the other has answered
+        lost.lose_power()
+        second = await replicas.attach(2, cut={late.name})
+        with pytest.raises(AssertionError):
+            await read_back(second.volume, 1)
+        await let_pass(0.3)
+        go_on.set()
+
+        with pytest.raises(Fenced):
+            await writing
+        await write(second.volume, 2, flush=True)
+        await read_back(second.volume, 0, 2)
+
+    run(61, scenario, nodes="ab")
+
+
+@pytest.mark.parametrize("drops", [1, 2])
+def test_other_copies_are_asked_once_more_when_one_was_sent_again(drops: int) -> None:
+    """A disk that was opened anew meanwhile, and that nobody fenced, gets its records again; and
+    a write that nothing disturbs costs no question.
+
+    ``drops``: after one the record is sent again, after two the copy is healed.
+    """
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(3, 2)
+        attachment = await replicas.attach(1)
+        await write(attachment.volume, 0, 1, flush=True)
+        assert not any("ping" in node.asked for node in replicas.nodes.values())
+        broken, blinks, _ = owners_now(replicas, attachment)
+        for node in replicas.nodes.values():
+            node.soon_share = 1.0
+        act = [lambda _: blinks.lose_power()]
+        broken.faults["append"] = ["drop"] * drops + (act if drops == 1 else [])
+        broken.faults["reopen"] = act if drops == 2 else []
+
+        await write(attachment.volume, 2)
+
+        assert copy_of(attachment, blinks).next_index == 4
+        assert "reopen" in blinks.asked
+        assert attachment.volume.resealer.seals == 0
+        for node in replicas.nodes.values():
+            if node is not blinks:
+                node.kill()
+        again = await replicas.attach(2)
+        await read_back(again.volume, 0, 1, 2)
+
+    run(62, scenario, nodes="abc")
 
 
 def test_what_the_old_writer_was_told_is_what_the_new_one_finds() -> None:
