@@ -97,13 +97,15 @@ class Placement:
         """Have the ring known that a chunk was written under, which may be newer than the picture
         of the cluster here.
 
-        Raises: Unavailable.
+        Raises: Unavailable, also for a chunk of the open span whose ring is forgotten.
         """
         written = self._spans.get(chunk[:3])
         if written is not None:
             try:
                 await self._view.fetch_ring(written.ring)
             except NotFound as exc:
+                if not written.open:
+                    return  # its chunks may have moved anyway: everybody is asked
                 raise Unavailable(
                     f"where chunk {chunk} lies cannot be told: {exc.message}"
                 ) from exc
@@ -140,11 +142,15 @@ class Placement:
         return [member.disk_id for member in self._view.ring.owners(chunk, shards)]
 
     def stays_on(self, chunk: ChunkId, disk_id: str) -> bool:
-        """Tell whether a chunk was written to a disk and belongs there still.
+        """Tell whether a chunk was written to a disk and belongs there still; no, where the ring
+        is forgotten that it was written under.
 
         Raises: Unavailable when that cannot be told.
         """
-        if disk_id not in self.written_to(chunk):
+        try:
+            if disk_id not in self.written_to(chunk):
+                return False
+        except NotFound:
             return False
         present = self._view.ring.owners(chunk, self.copies)
         return self.is_open(chunk) or any(one.disk_id == disk_id for one in present)

@@ -20,7 +20,7 @@ from torus.daemon.known import Known, read_known
 from torus.daemon.recover_snapshots import Bonds
 from torus.daemon.reports import CheckReport, Progress, SnapshotCheck, VolumeCheck
 from torus.daemon.slotwalk import ChunkSeen, walk
-from torus.daemon.stopped import StoppedChunks, StoppedDisk
+from torus.daemon.stopped import StoppedChunks, StoppedData, StoppedDisk
 from torus.errors import Corruption, TorusError
 from torus.ids import ChunkId, volume_of
 from torus.metadata.schema import Head, VolumeSpec
@@ -47,7 +47,7 @@ def check_store(data_dir: Path, meta_url: str, progress: Progress) -> CheckRepor
         return asyncio.run(_Check(disk, read_known(meta_url), progress).run())
 
 
-def scan_chunks(disk: StoppedDisk, progress: Progress, more: int = 0) -> ByVolume:
+def scan_chunks(disk: StoppedData, progress: Progress, more: int = 0) -> ByVolume:
     """Walk the records of every chunk; what cannot be read becomes a finding.
 
     ``more``: bytes that the caller will read afterwards, for the progress.

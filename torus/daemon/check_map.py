@@ -13,7 +13,7 @@ from torus._fast.blockmap import BlockMap
 from torus._fast.crc import block_checksums, checksum
 from torus._fast.mapdiff import diff_leaf, differing_leaves
 from torus.daemon.findings import Findings
-from torus.daemon.stopped import StoppedDisk
+from torus.daemon.stopped import StoppedData
 from torus.errors import Corruption, TorusError
 from torus.ids import ChunkId
 from torus.metadata.schema import RootRef
@@ -31,7 +31,7 @@ Run = tuple[int, int, int, bytes]  # offset in the chunk, blocks, first block, t
 
 
 def missing_chunks(
-    disk: StoppedDisk, blocks: BlockMap, spans: Spans, root: RootRef | None
+    disk: StoppedData, blocks: BlockMap, spans: Spans, root: RootRef | None
 ) -> list[str]:
     """Return the names of the chunks that the map needs and the disk does not have."""
     needed = set(blocks.pinned_sequences())
@@ -86,7 +86,7 @@ class MapCheck:
 
     def __init__(
         self,
-        disk: StoppedDisk,
+        disk: StoppedData,
         findings: Findings,
         subject: Subject,
         blocks: BlockMap,

@@ -18,7 +18,7 @@ def check_shards(disk: StoppedDisk, known: Known, progress: Progress, total: int
     shards = disk.shelves.shards
     for shard, place in sorted(shards.items(), key=lambda item: item[1].address):
         try:
-            _verify(disk, shard, place)
+            read_shard(disk, shard, place)
         except TorusError as exc:
             disk.findings.warning(
                 "bad-shard",
@@ -30,13 +30,16 @@ def check_shards(disk: StoppedDisk, known: Known, progress: Progress, total: int
         _report_unknown(disk, known)
 
 
-def _verify(disk: StoppedDisk, shard: ChunkId, place: Place) -> None:
-    """Read a whole shard.  Raises: Corruption, UnknownVersion, LocalProtocolError."""
+def read_shard(disk: StoppedDisk, shard: ChunkId, place: Place) -> tuple[Descriptor, bytes]:
+    """Return what describes a shard and its payload, every byte of which was verified.
+
+    Raises: Corruption, UnknownVersion, LocalProtocolError.
+    """
     head = disk.read(place.address + PLACE_BYTES, DESCRIPTOR_BYTES)
     size = Descriptor.unpack(head, f"shard {shard}").payload_bytes
     room = place.room - PAYLOAD_OFFSET
     payload = disk.read(place.address + PAYLOAD_OFFSET, min(size, room))
-    open_shard(head + payload, shard, disk.geometry.slot_bytes)
+    return open_shard(head + payload, shard, disk.geometry.slot_bytes), payload
 
 
 def _report_unknown(disk: StoppedDisk, known: Known) -> None:

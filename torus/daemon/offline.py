@@ -6,5 +6,6 @@ The one door for the command line; what each does is decided in the modules name
 from torus.daemon.check import check_store
 from torus.daemon.inspection import inspect_segment
 from torus.daemon.recover import recover
+from torus.daemon.recover_cluster import recover_cluster
 
-__all__ = ["check_store", "inspect_segment", "recover"]
+__all__ = ["check_store", "inspect_segment", "recover", "recover_cluster"]

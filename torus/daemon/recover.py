@@ -20,9 +20,9 @@ from torus.daemon.recover_meta import replace_store
 from torus.daemon.recover_snapshots import Bonds
 from torus.daemon.recover_volume import Rebuilt, VolumeRecovery
 from torus.daemon.reports import Progress, RecoveredVolume, RecoverReport
-from torus.daemon.stopped import StoppedDisk
+from torus.daemon.stopped import StoppedData, StoppedDisk
 from torus.errors import Corruption, ForeignData, UsageError
-from torus.ids import NAME_CHARACTERS_MAX, volume_of
+from torus.ids import NAME_CHARACTERS_MAX
 from torus.log import get_logger
 from torus.metadata.keys import (
     CLUSTER,
@@ -73,7 +73,7 @@ def recover(
             )
         seen = scan_chunks(disk, progress)
         rebuild = stale if known.usable and not force else {c.volume for c in disk.chunks}
-        made = _Store(disk, known)
+        made = Rebuilding(disk, known)
         made.keep(rebuild)
         asyncio.run(made.rebuild(rebuild, seen))
         kept_at = replace_store(path, made.values(), SystemClock())
@@ -112,11 +112,12 @@ def _stale(known: Known, disk: StoppedDisk) -> set[int]:
 
 
 @dataclass(slots=True)
-class _Store:
-    """The content of the new store."""
+class Rebuilding:
+    """The content of a new store; ``closed``: see `VolumeRecovery`."""
 
-    disk: StoppedDisk
+    disk: StoppedData
     known: Known
+    closed: bool = False
     volumes: list[RecoveredVolume] = field(default_factory=list)
     bonds: Bonds = field(default_factory=Bonds)
 
@@ -133,7 +134,9 @@ class _Store:
         """Make volumes anew: origins before their clones, which are younger."""
         found: dict[int, Rebuilt] = {}
         for volume in sorted(volumes):
-            one = await VolumeRecovery(self.disk, volume, seen.get(volume, {}), self.bonds).run()
+            one = await VolumeRecovery(
+                self.disk, volume, seen.get(volume, {}), self.bonds, closed=self.closed
+            ).run()
             found[volume] = one
             if one.spec is not None and one.head is not None:
                 self.bonds.add(one.spec, one.head, list(one.snapshots))
@@ -189,11 +192,9 @@ class _Store:
     def values(self) -> dict[str, bytes]:
         """Return all keys and values."""
         clock = SystemClock()
-        identity = self.disk.identity
-        used = {0, *self.disk.fences, *self.bonds.specs, *(c.volume for c in self.disk.chunks)}
-        used |= {volume_of(shard) for shard in self.disk.shelves.shards}
+        used = {0, *self.bonds.specs, *self.disk.volumes()}
         next_id = max(self.known.next_volume, max(used) + 1)
-        cluster = self.known.cluster or new_cluster(clock, identity.cluster_id)
+        cluster = self.known.cluster or new_cluster(clock, self.disk.cluster_id)
         values = {CLUSTER: cluster.to_bytes(), NEXT_VOLUME: NextVolume(next_id).to_bytes()}
         for volume, spec in self.bonds.specs.items():
             values[name_key(spec.name)] = NameRef(volume).to_bytes()

@@ -16,7 +16,7 @@ from torus.daemon.check_map import MapCheck, Subject, Verified, missing_chunks
 from torus.daemon.findings import Findings
 from torus.daemon.recover_snapshots import Bonds, read_snapshots
 from torus.daemon.slotwalk import ChunkSeen, HeadCopy, walk
-from torus.daemon.stopped import StoppedChunks, StoppedDisk
+from torus.daemon.stopped import StoppedChunks, StoppedData
 from torus.errors import Corruption, TorusError
 from torus.format.logend import was_durable
 from torus.format.root import RootPayload
@@ -45,9 +45,17 @@ class VolumeRecovery:
     """The recovery of one volume."""
 
     def __init__(
-        self, disk: StoppedDisk, volume: int, seen: dict[ChunkId, ChunkSeen], bonds: Bonds
+        self,
+        disk: StoppedData,
+        volume: int,
+        seen: dict[ChunkId, ChunkSeen],
+        bonds: Bonds,
+        *,
+        closed: bool = False,
     ) -> None:
-        """``bonds`` has the volumes that this one can be a clone of."""
+        """``bonds`` has the volumes that this one can be a clone of.  ``closed``: its last span
+        ends where its log was found to end, which no later attach finds out."""
+        self._closed = closed
         self._disk = disk
         self._bonds = bonds
         self._chunks = StoppedChunks(disk)
@@ -164,6 +172,8 @@ class VolumeRecovery:
         )
         check.run()
         head = replace(head, mapped_blocks=recovered.blocks.mapped_blocks)
+        if self._closed:
+            head = replace(head, spans=recovered.spans.to_tuple())
         return Rebuilt(spec, head, self._problem(head, findings)), check.verified
 
     async def _with_snapshots(

@@ -86,6 +86,17 @@ class RecoveredVolume:
 
 
 @dataclass(frozen=True, slots=True)
+class RecoveredDisk:
+    """A disk that metadata was made anew from."""
+
+    data_dir: Path
+    disk_id: str
+    node_id: str
+    chunks: int
+    shards: int
+
+
+@dataclass(frozen=True, slots=True)
 class RecoverReport:
     """The result of `torus recover`."""
 
@@ -95,6 +106,8 @@ class RecoverReport:
     volumes: tuple[RecoveredVolume, ...]
     old_meta_kept_at: Path | None = None  # where the damaged store was moved to
     notes: tuple[str, ...] = ()  # what cannot be told from the log, for people
+    disks: tuple[RecoveredDisk, ...] = ()  # of a cluster
+    written: bool = True  # False: nothing was changed
 
     @property
     def ok(self) -> bool:

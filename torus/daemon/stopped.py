@@ -10,7 +10,7 @@ read in `torus.daemon.stopped_shelves`.
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from torus import limits
 from torus.cluster.chunks import ChunkWriter
@@ -30,16 +30,43 @@ from torus.errors import (
 from torus.format.identity import IDENTITY_FILE, DiskIdentity
 from torus.format.segment import (
     UNUSED_SLOT,
+    Geometry,
     SegmentHeader,
     SlotHeader,
     parse_segment_name,
     segment_name,
 )
 from torus.format.shard import shelf_data
-from torus.ids import ChunkId
+from torus.ids import ChunkId, volume_of
 from torus.store.damage import chunk_behind
 from torus.store.disk import PosixDisk
 from torus.store.fences import FENCE_BYTES, FENCES_FILE, parse_fences
+
+
+class StoppedData(Protocol):
+    """Chunks of stopped nodes at addresses: of one disk, or of many as if they were one."""
+
+    path: Path  # for people
+    findings: Findings
+    chunks: dict[ChunkId, int]
+    fences: dict[int, int]
+    geometry: Geometry
+
+    @property
+    def cluster_id(self) -> str:
+        """Return whose data this is."""
+
+    def volumes(self) -> set[int]:
+        """Return the volumes that anything here names."""
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return bytes of a slot.  Raises: Corruption."""
+
+    def read_chunk(self, chunk: ChunkId) -> bytes:
+        """Return all bytes of a chunk's slot, its header included.  Raises: Corruption."""
+
+    def where(self, address: int, offset: int = 0) -> str:
+        """Return the file and the byte in it, for people."""
 
 
 class StoppedDisk:
@@ -80,6 +107,26 @@ class StoppedDisk:
     def close(self) -> None:
         """Let the directory go; idempotent."""
         self._disk.close()
+
+    @property
+    def cluster_id(self) -> str:
+        """Return the cluster that the disk belongs to."""
+        return self.identity.cluster_id
+
+    def volumes(self) -> set[int]:
+        """Return the volumes that a fence, a chunk or a shard names."""
+        chunks = {chunk.volume for chunk in self.chunks}
+        return {*self.fences, *chunks, *(volume_of(shard) for shard in self.shelves.shards)}
+
+    def make_durable(self) -> None:
+        """Make what is in the page cache durable, as it is: a node that was killed did not.
+
+        Raises: Corruption when the disk cannot.
+        """
+        try:
+            self._disk.make_durable()
+        except OSError as exc:
+            raise Corruption(f"{self.path} cannot be made durable: {exc}") from exc
 
     def where(self, address: int, offset: int = 0) -> str:
         """Return the file and the byte in it, for people."""
@@ -238,7 +285,7 @@ class StoppedDisk:
 class StoppedChunks(OneDisk):
     """The `Chunks` of a stopped disk: reads, and nothing else."""
 
-    def __init__(self, disk: StoppedDisk) -> None:
+    def __init__(self, disk: StoppedData) -> None:
         self._disk = disk
         self.slot_bytes = disk.geometry.slot_bytes
         self.io = None

@@ -8,7 +8,7 @@ Implements docs/metadata.md, "Moving to etcd".
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torus.clock import Clock
 from torus.errors import AlreadyExists, Busy, NotFound
@@ -22,6 +22,7 @@ Progress = Callable[[int, int], None]  # bytes that are there, of how many
 _OWN_KEYS = (MOVED, MOVING, ORIGINS)  # they say something of one store, not of its content
 
 
+@runtime_checkable
 class WholeStore(MetadataStore, Protocol):
     """A store that can be listed as a whole."""
 

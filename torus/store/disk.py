@@ -202,6 +202,11 @@ class PosixDisk:
     def sync(self, segment: int) -> None:
         os.fdatasync(self._files[segment])
 
+    def make_durable(self) -> None:
+        """Make everything that anybody wrote to the open segments durable.  Raises: OSError."""
+        for file in self._files.values():
+            os.fdatasync(file)
+
     def sync_soon(self, segment: int) -> asyncio.Future[None]:
         return self._syncs.request(self._files[segment])
 
