@@ -85,11 +85,13 @@ class Puller:
         if want.here:
             await self.read_own(chunk, exact, own)
             if exact is not None and own.reaches(exact, exact):
+                await self.keep(chunk)
                 return Pulled()
         pulled = Pulled()
         ends = await self.ask_ends(chunk, want.sources, pulled)
         known = max(ends.values(), default=0)
         if want.here and known and own.reaches(exact, known):
+            await self.keep(chunk)
             return pulled
         if want.here and not ends and pulled.everybody:
             pulled.everybody = False  # to be looked at again when somebody comes back
@@ -105,6 +107,16 @@ class Puller:
         await self._check(chunk, gathered)
         pulled.installed = True
         return pulled
+
+    async def keep(self, chunk: ChunkId) -> None:
+        """Make a copy durable that is whole: a disk that its span lost may never have been asked
+        to, and from now on it counts.
+
+        Raises: DiskFailed.
+        """
+        slot = self._store.slots.get(chunk)
+        if slot is not None:
+            await self._store.sync_segments({slot.segment})
 
     async def read_own(self, chunk: ChunkId, exact: int | None, own: Gathered) -> None:
         """Take the copy that is here, if it can be read."""

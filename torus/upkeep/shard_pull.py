@@ -294,6 +294,7 @@ class ShardPuller:
         if None in want.mine:
             await self._copies.read_own(want.chunk, want.exact, own)
         if own.end > FIRST and own.reaches(want.exact, own.end):
+            await self._copies.keep(want.chunk)
             return Pulled()
         pulled = Pulled()
         sources = await self._examine_some(want, pulled, lambda part: part is not None)
