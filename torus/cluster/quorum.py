@@ -124,7 +124,9 @@ class Takeover:
             more, _ = await self._ask_disks(chunk, epoch, others, is_open=False)
             answers.update(more)
         if self.shards is not None and not is_open and self._placement.sharded:
-            if not any(answer.data for answer in answers.values()):
+            # Who had it whole may have given it up for shards, and what is left may be short.
+            written = self._placement.written_to(chunk)
+            if not all(disk in answers and answers[disk].data for disk in written):
                 await self._from_shards(self.shards, chunk, answers, silent)
         self._doubtful.discard(chunk)
         if silent:

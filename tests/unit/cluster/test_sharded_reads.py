@@ -7,6 +7,7 @@ import pytest
 from tests.unit.cluster.replicas import BLOCK, Replicas, SimNode, let_pass, run
 from tests.unit.cluster.test_replicated import read_back, write
 from torus import limits
+from torus._fast.record import RecordReader
 from torus.cluster.replicated import VolumeChunks
 from torus.cluster.sharded_reads import ShardReads
 from torus.errors import Corruption, Unavailable
@@ -292,6 +293,30 @@ def test_a_takeover_replays_chunks_that_lie_in_shards() -> None:
             node.kill()
         third = await replicas.attach(3)
         await read_back(third.volume, *range(24), 30)
+
+    run(11, scenario, nodes=NODES)
+
+
+def test_a_takeover_believes_no_short_copy_beside_the_shards() -> None:
+    """A disk that missed the end of a chunk still has its copy, the others gave theirs up."""
+
+    async def scenario(replicas: Replicas) -> None:
+        _first, chunks = await written(replicas)
+        second = await replicas.attach(2)  # no checkpoint: the first one's span is closed
+        for chunk in chunks:
+            short, *others = replicas.owners(chunk)
+            await encode(replicas, chunk, erasure(4, 2), epoch=second.epoch, keep=True)
+            for node in others:
+                await node.chunks.drop([chunk])
+            slot = short.store.find(chunk)
+            assert slot is not None
+            reader = RecordReader(short.disk.read(slot.address + FIRST, 8192), chunk, FIRST, 0)
+            assert reader.advance()
+            short.disk.write(slot.address + reader.end, bytes(SMALL.slot_bytes - reader.end))
+
+        third = await replicas.attach(3)
+
+        await read_back(third.volume, *range(24))
 
     run(11, scenario, nodes=NODES)
 
