@@ -4,11 +4,13 @@ The simulation is worth something when it notices each of them.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 from unittest import mock
 
+from tests.sim.patches import Patch
+from tests.sim.patches import replace as _replace
 from torus.cluster.local import LocalChunks
 from torus.cluster.quorum import Takeover
 from torus.cluster.replicated import VolumeChunks
@@ -25,8 +27,6 @@ from torus.volume import epoch_steps
 from torus.volume.catalog_ask import Commit
 from torus.volume.log import Log
 from torus.volume.reseal import Resealer
-
-Patch = Callable[[ExitStack], None]
 
 
 class SmallCluster(ReplicatedCluster):
@@ -104,10 +104,6 @@ class Losses(SmallCluster):
     """Disks are lost one after the other, writers too."""
 
     kinds: ClassVar[dict[str, float]] = {"cut": 2, "power": 2, "pause": 2, "writer": 2}
-
-
-def _replace(stack: ExitStack, owner: Any, name: str, made: Any) -> None:
-    stack.enter_context(mock.patch.object(owner, name, made))
 
 
 def no_fence(stack: ExitStack) -> None:

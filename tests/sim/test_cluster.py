@@ -8,6 +8,7 @@ import os
 import pytest
 
 from tests.sim.mutants import Cuts
+from torus.testing.simreplicas import ReplicatedCluster
 from torus.testing.simrun import run
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -37,7 +38,7 @@ def test_no_promise_is_broken_whatever_happens(first: int) -> None:
 @pytest.mark.parametrize("seed", FOUND)
 def test_what_was_found_once_stays_mended(seed: int) -> None:
     """Seeds that showed a mistake, each by its own way."""
-    assert run(seed).violations == ()
+    assert run(seed, ReplicatedCluster).violations == ()
 
 
 def test_an_attach_that_was_overtaken_is_told_so() -> None:
@@ -47,6 +48,7 @@ def test_an_attach_that_was_overtaken_is_told_so() -> None:
 
 def test_a_seed_shows_the_same_again() -> None:
     """Every callback of a run depends on its seed alone."""
-    first, again, other = run(3), run(3), run(4)
-    assert (first.trace, first.turns) == (again.trace, again.turns)
-    assert first.trace != other.trace
+    for seed in (3, 4):
+        first, again, other = run(seed), run(seed), run(seed + 2)
+        assert (first.trace, first.turns) == (again.trace, again.turns)
+        assert first.trace != other.trace

@@ -28,6 +28,7 @@ from torus.volume.attachment import Attachment
 from torus.volume.catalog_async import AsyncCatalog
 
 KIB = 1024
+Patch = tuple[object, str, object]  # a module, a name in it, what it is in this life
 HEALED_S = 60.0
 _ROUNDS_ALIVE = 4
 
@@ -49,10 +50,15 @@ class Cluster:
         self.power_losses = 0
         self.faults = 0
         self.over = False
+        self.tending: list[asyncio.Task[None]] = []
         self.trouble_s = self.rng.choice((2.5, 3.0, 4.0, 5.0, 8.0))  # how long things go wrong
         self._gateways = 0
         # In small segments few chunks are made durable by the flush of another one.
         self.geometry = self.rng.choice((SMALL, Geometry(SMALL.slot_bytes, 2)))
+
+    def patches(self) -> list[Patch]:
+        """Return what is otherwise in this life than in the world; asked once."""
+        return []
 
     def trace(self, line: str) -> None:
         """Remember what happened."""
@@ -359,9 +365,9 @@ class Cluster:
     async def live(self) -> None:
         """Live one whole life."""
         await self.begin()
-        tending = [asyncio.ensure_future(self.tend(name)) for name in self.checks]
+        self.tending += [asyncio.ensure_future(self.tend(name)) for name in self.checks]
         await self.trouble()
         self.heal()
         await self.judge()
-        for task in tending:
+        for task in self.tending:
             await task

@@ -208,6 +208,11 @@ class PowerLoss:
         return self._durable.copy()
 
     @property
+    def durable(self) -> DiskImage:
+        """Return the same as `certain`, not a copy: who changes it changes the disk."""
+        return self._durable
+
+    @property
     def unsynced(self) -> int:
         """Operations that a power loss may undo."""
         return len(self._pending)

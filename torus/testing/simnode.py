@@ -7,8 +7,8 @@ process: a killed process leaves its page cache, a power loss what was synced an
 import asyncio
 import errno
 import random
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torus.cluster.local import LocalChunks
 from torus.format.identity import DiskIdentity
@@ -18,6 +18,9 @@ from torus.store.store import Store
 from torus.testing.pool import carry_out
 from torus.testing.simdisk import DiskImage, Event, PowerLoss, SimDisk
 from torus.testing.simloop import SimClock, SimLoop, SimProcess
+
+if TYPE_CHECKING:
+    from torus.node.service import PeerService
 
 Result = TypeVar("Result")
 CLUSTER_ID = "22" * 16
@@ -90,7 +93,7 @@ class SimDrive:
         self.disk: FaultyDisk | None = None
         self.store: Store | None = None
         self.slow = 1.0
-        self.damaged = False  # somebody turned bits of it
+        self._stepped = 0  # events of the disk's history that ``power`` knows
 
     @property
     def identity(self) -> DiskIdentity:
@@ -115,12 +118,20 @@ class SimDrive:
         self.store.open()
         return self.store
 
+    def durable(self) -> DiskImage:
+        """Return what a power loss cannot take, as it lies there: not a copy."""
+        if self.disk is not None:
+            for event in self.disk.history[self._stepped :]:
+                self.power.step(event)
+            self._stepped = len(self.disk.history)
+        return self.power.durable
+
     def left(self, *, power: bool) -> None:
         """The process is gone, perhaps with the machine's power."""
         if self.disk is None:
             return
-        for event in self.disk.history:
-            self.power.step(event)
+        self.durable()
+        self._stepped = 0
         if power:
             self.image = self.power.cut(self.rng)
             self.power = PowerLoss(self.geometry, self.image.copy())
@@ -128,6 +139,10 @@ class SimDrive:
             self.image = self.power.killed()
             self.power = self.power.continued()
         self.disk = self.store = None
+
+
+async def _nothing(_node: "SimNode", _stores: list[Store], _services: "list[PeerService]") -> None:
+    """A node without background work."""
 
 
 class SimNode:
@@ -146,6 +161,8 @@ class SimNode:
         self.clock = SimClock(loop)
         self.starts = 0
         self.on_up: Callable[[SimNode], None] = lambda _node: None
+        self.background: Callable[[SimNode, list[Store], list[PeerService]], Awaitable[None]]
+        self.background = _nothing
         self.local: dict[str, LocalChunks] = {}
 
     @property
@@ -174,7 +191,8 @@ class SimNode:
         await asyncio.sleep(self.rng.random() * 0.05)
         stores = [drive.open(self.clock, self.rng.choice((0.0, 2.0))) for drive in self.drives]
         self.local = {store.identity.disk_id: LocalChunks(store) for store in stores}
-        await serve(self.loop, self.address, stores, self.node_id)
+        services = await serve(self.loop, self.address, stores, self.node_id)
+        await self.background(self, stores, services)
         self.on_up(self)
 
     def stop(self, *, power: bool) -> None:

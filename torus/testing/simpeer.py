@@ -12,12 +12,15 @@ from torus.testing.simloop import SimLoop
 from torus.testing.simnode import CLUSTER_ID, SECRET
 
 
-async def serve(loop: SimLoop, address: str, stores: Sequence[Store], name: str) -> None:
+async def serve(
+    loop: SimLoop, address: str, stores: Sequence[Store], name: str
+) -> list[PeerService]:
     """Serve the disks of a node at ``address``."""
     services = [PeerService(store, name=name) for store in stores]
     server = PeerServer(CLUSTER_ID, services, secret=SECRET, name=name)
     host, _, port = address.partition(":")
     await loop.create_server(lambda: server.protocol(near=False), host, int(port))
+    return services
 
 
 async def connect(

@@ -100,13 +100,14 @@ class ReplicatedCluster(Cluster):
             place = self.authority.places[drive.disk_id]
             self.authority.set_place(replace(place, address=None, instance_id=""))
 
-    def change_ring(self) -> None:
-        """Let the ring be made of all members, one of them perhaps twice as heavy."""
-        heavy = self.rng.randrange(4) if self.authority.members else None
+    def change_ring(self, *, without: int | None = None) -> None:
+        """Let the ring be made of all members but perhaps one, another perhaps twice as heavy."""
+        heavy = self.rng.randrange(4) if self.authority.members and without is None else None
         members = [
             RingMember(drive.disk_id, node.node_id, node.zone, 2 if number == heavy else 1)
             for number, node in enumerate(self.nodes)
             for drive in node.drives
+            if number != without
         ]
         if self.authority.set_members(tuple(members)):
             self.trace(f"ring {self.authority.ring.version}")

@@ -9,6 +9,7 @@ import random
 import secrets
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from unittest import mock
 
@@ -16,6 +17,7 @@ from torus.errors import TorusError
 from torus.testing.simcluster import Cluster
 from torus.testing.simloop import Stuck
 from torus.testing.simreplicas import LargeCluster, ReplicatedCluster
+from torus.testing.simshards import ShardCluster
 
 Make = Callable[..., Cluster]
 
@@ -37,6 +39,8 @@ class Outcome:
 
 def kind_of(seed: int) -> type[Cluster]:
     """Return which kind of cluster a seed makes."""
+    if seed % 2 == 0:
+        return ShardCluster
     if seed % 20 == 7:
         return Cluster
     return LargeCluster if seed % 100 == 19 else ReplicatedCluster
@@ -65,7 +69,10 @@ def run(
 def _live(make: Make, seed: int, tell: Callable[[str], None] | None) -> Outcome:
     cluster = make(seed, tell=tell)
     try:
-        cluster.loop.run_until_complete(cluster.loop.outside.run(cluster.live()))
+        with ExitStack() as patched:
+            for owner, name, value in cluster.patches():
+                patched.enter_context(mock.patch.object(owner, name, value))
+            cluster.loop.run_until_complete(cluster.loop.outside.run(cluster.live()))
     except (Stuck, TorusError) as exc:
         cluster.loop.errors.append(f"the story ended: {exc!r}")
     finally:

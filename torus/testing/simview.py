@@ -31,6 +31,12 @@ def ring_of(members: tuple[RingMember, ...], version: int) -> Ring:
     return replace(_first(members), version=version)
 
 
+def _follow(view: StaticMembership, ring: Ring) -> None:
+    """Learn of a ring; news of an older one that comes late changes nothing."""
+    if view.head is None or view.head.version < ring.version:
+        view.set_ring(ring)
+
+
 class Authority:
     """Who knows the truth, and tells every process a little later."""
 
@@ -62,7 +68,7 @@ class Authority:
     def set_place(self, place: Place) -> None:
         """Change where a disk is reached, or that it is not."""
         self.places[place.disk_id] = place
-        self._tell(lambda view: view.set_place(place))
+        self._tell(lambda view: view.set_place(self.places[place.disk_id]))
 
     def set_members(self, members: tuple[RingMember, ...]) -> bool:
         """Begin another version of the ring; False: it is the same."""
@@ -72,7 +78,7 @@ class Authority:
         ring = ring_of(members, len(self.rings) + 1)
         self.rings[ring.version] = ring
         self.head = RingHead(ring.version)
-        self._tell(lambda view: view.set_ring(ring))
+        self._tell(lambda view: _follow(view, ring))
         return True
 
     def _tell(self, change) -> None:  # type: ignore[no-untyped-def]

@@ -10,7 +10,7 @@ import asyncio
 import random
 import traceback
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from torus import limits
@@ -22,6 +22,7 @@ from torus.volume.volume import Volume
 
 SECTOR = limits.SECTOR_BYTES
 BLOCK = limits.BLOCK_BYTES
+_REST_S = 0.6  # what is dead may go then
 _LENGTHS = (BLOCK, BLOCK, BLOCK, 2 * BLOCK, 5 * BLOCK, 12 * BLOCK)
 
 
@@ -39,7 +40,21 @@ class Branch:
     flushed: int = 0
     losses: int = 0  # of power in the whole cluster, before the newest flush began
     cut: int | None = None  # operations that its successor has
-    snapshots: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(eq=False, slots=True)
+class Moment:
+    """A snapshot: the state after ``least`` to ``most`` operations of a writer."""
+
+    history: VolumeHistory
+    least: int
+    most: int | None = None  # None: nobody was told that it is there
+    deleting: bool = False  # somebody tried to
+
+    def allows(self, content: bytes) -> bool:
+        """Say whether the snapshot may hold that."""
+        most = len(self.history) if self.most is None else self.most
+        return self.history.find(content, self.least, most, 0) is not None
 
 
 class VolumeCheck:
@@ -59,6 +74,8 @@ class VolumeCheck:
         self.takeovers = 0
         self.answers = 0
         self.flushes = 0
+        self.snapshots: dict[str, Moment] = {}
+        self.origin: Moment | None = None  # of a clone: what it began as
 
     def wrong(self, what: str) -> None:
         """Note a violation."""
@@ -71,6 +88,10 @@ class VolumeCheck:
         if epoch < old.epoch:  # it was taken from it before it could look
             return Branch(writer, epoch, VolumeHistory(self.size_bytes, content), cut=0)
         self.takeovers += 1
+        if self.origin is not None and old.epoch == 0:
+            if not self.origin.allows(content):
+                self.wrong(f"{writer} found a clone that is not what its snapshot was")
+            old = Branch("its origin", 0, VolumeHistory(self.size_bytes, content))
         safe = old.losses == self._losses()  # else what was not flushed may be gone
         least = old.history.answers if safe else old.flushed
         found = old.history.find(content, least, len(old.history), lsn)
@@ -152,7 +173,8 @@ class Writer:
         self.failure: str = ""
         self.rounds = 0
         self.idle_s = 0.05
-        self.quiet = False
+        self.resting = False  # it is to write no more
+        self.rested = False  # everything is checkpointed
         self._attach = attach
         self._flushing: set[asyncio.Task[None]] = set()
         self._snapshots = 0
@@ -171,8 +193,9 @@ class Writer:
         """Attach, compare, write until the volume fails."""
         try:
             await self._begin()
-            while True:
+            while not self.resting:
                 await self._round()
+            await self._rest()
         except TorusError as exc:
             self.failure = f"{type(exc).__name__}: {exc}"
             self.check.trace(f"{self.check.name}: {self.name} ended: {self.failure}")
@@ -194,6 +217,18 @@ class Writer:
         lsn = volume.core.journal.lsn
         self.branch = self.check.took_over(self.name, attachment.epoch, content, lsn)
         volume.core.blocks.verify()
+
+    async def _rest(self) -> None:
+        """Make everything durable, let what is dead go, and stay."""
+        assert self.attachment is not None
+        await self._settle()
+        await self._do_flush()
+        for _ in range(3):
+            await self._do_checkpoint()
+            await asyncio.sleep(_REST_S)
+            await self.attachment.reclaim()
+        self.rested = True
+        await asyncio.Event().wait()
 
     # --- operations ---------------------------------------------------------------------
 
@@ -300,8 +335,9 @@ class Writer:
         self._snapshots += 1
         name = f"{self.name.replace('.', '-')}-{self._snapshots}"
         asked = self.check.flush_asked(self.branch)
+        moment = self.check.snapshots[name] = Moment(self.branch.history, asked[0])
         await self.attachment.snapshot(name, 0)
-        self.branch.snapshots[name] = (asked[0], len(self.branch.history))
+        moment.most = len(self.branch.history)
         self.check.flush_answered(self.branch, asked)
 
     async def _do_read(self) -> None:
