@@ -20,7 +20,6 @@ from torus.errors import TorusError
 from torus.ids import ChunkId, split_part, whole_id
 from torus.log import get_logger
 from torus.metadata.schema import Head
-from torus.volume.owner import is_alive
 
 log = get_logger("torus.convert")
 
@@ -83,7 +82,7 @@ async def _wait_for_writer(watching: Watching, before: Head, volume: int) -> Non
     give_up_s = asyncio.get_running_loop().time() + _WRITER_S
     while asyncio.get_running_loop().time() < give_up_s:
         head = await watching.head(volume)
-        if head is None or head.owner is None or is_alive(head.owner) is False:
+        if head is None or head.owner is None or watching.is_gone(head.owner):
             return
         last = head.spans[-1] if head.spans else None
         if last is None or (last.epoch, last.tag) != (was.epoch, was.tag):

@@ -15,6 +15,7 @@ from torus.clock import SystemClock
 from torus.cluster.membership import Membership, Place
 from torus.config import CommonConfig
 from torus.daemon.dialing import Dialing, tls_files
+from torus.daemon.owners_elsewhere import alive_in
 from torus.daemon.upkeep import ASK_UPKEEP, documents_of
 from torus.errors import Busy, NotFound, TorusError, Unavailable
 from torus.ids import ChunkId
@@ -23,7 +24,7 @@ from torus.metadata.base import Expect, MetadataStore, Put
 from torus.metadata.keys import RING_HEAD
 from torus.metadata.loop import AsyncMetadata
 from torus.metadata.open import open_metadata
-from torus.metadata.schema import Head, RingHead
+from torus.metadata.schema import Head, Owner, RingHead
 from torus.volume.catalog_async import AsyncCatalog
 
 _ASK_S = 3.0
@@ -142,6 +143,10 @@ class Watching:
             return (await AsyncCatalog(self._metadata, SystemClock()).get_by_id(volume)).head
         except NotFound:
             return None
+
+    def is_gone(self, owner: Owner) -> bool:
+        """Tell whether the process that has a volume is certainly not there any more."""
+        return alive_in(self._membership)(owner) is False
 
     async def ask(self, place: Place, question: bytes) -> bytes:
         """Ask the upkeep of a disk's node.  Raises: Unavailable, and what it answers."""
