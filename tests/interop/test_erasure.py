@@ -1,14 +1,18 @@
 """A volume in shards on a real cluster: cut, read without M nodes, written on, converted."""
 
+import contextlib
+import os
 import random
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.clusters import Cluster
 from tests.disk_client import DiskClient
-from tests.processes import wait_until
+from tests.processes import Machine, wait_until
+from torus.format.shard import cell_bytes
 from torus.nbd import constants as nbd
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
@@ -16,6 +20,8 @@ pytestmark = [pytest.mark.interop, pytest.mark.slow]
 MIB = 1 << 20
 NODES = ("a", "b", "c", "d", "e", "f")
 WRITTEN = 64  # MiB
+IMPORTED = 512  # MiB
+CELL_BYTES = cell_bytes(4)
 _LONG_S = 240.0
 
 
@@ -122,6 +128,43 @@ def test_cut_read_without_two_nodes_written_on(cluster: Cluster) -> None:
     with cluster.machine("d").open("vm") as client:
         check(client, range(end + 1))
     wait_cut(cluster, 0)
+
+
+def test_space_of_a_volume_that_has_settled(cluster: Cluster, tmp_path: Path) -> None:
+    """At most 1.55 of what was written: by the shards, by what the disks count as used, and by
+    what the host's file system keeps for it."""
+    cluster.start(*NODES, options=("--size", "2GiB", "--trash-grace", "none"))
+    cluster.wait_ring(set(cluster.disks()))
+    cluster.any.run("volume", "create", "vm", f"{IMPORTED}MiB", "--redundancy", "erasure:4+2")
+    source = tmp_path / "source"
+    with source.open("wb") as file:
+        for index in range(IMPORTED):
+            file.write(content(index))
+    cluster.any.run("volume", "import", source, "vm", "--overwrite")  # and lets go of it
+    found = wait_cut(cluster, 0)
+    most = 1.55 * IMPORTED * MIB
+    assert found["chunks"] == found["chunks_in_shards"]
+    assert found["shards"] == 6 * found["chunks"]
+    assert found["shards"] * CELL_BYTES <= most
+    used = sum(disk["used_bytes"] for disk in cluster.disks().values())
+    assert found["shards"] * CELL_BYTES <= used <= most
+    for machine in cluster.machines.values():
+        machine.services[-1].stop()  # what was freed is given back
+    on_disks = sum(written_bytes(machine) for machine in cluster.machines.values())
+    assert 1.5 * IMPORTED * MIB <= on_disks <= most
+
+
+def written_bytes(machine: Machine) -> int:
+    """Return what the file system keeps of a node's segments, without what is only reserved."""
+    total = 0
+    for path in (machine.home / "data").glob("segment-*.seg"):
+        with path.open("rb") as file, contextlib.suppress(OSError):  # there is no more data
+            stop = 0
+            while True:
+                start = os.lseek(file.fileno(), stop, os.SEEK_DATA)
+                stop = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+                total += stop - start
+    return total
 
 
 def test_nodes_with_different_engines_share_a_volume(cluster: Cluster) -> None:
