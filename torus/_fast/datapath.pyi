@@ -12,7 +12,9 @@ class Datapath:
     reads_served: int
     reads_deferred: int
     mismatches: int
-    def __init__(self, blocks: BlockMap, io: BlockIo, places: dict[int, int]) -> None: ...
+    def __init__(
+        self, blocks: BlockMap, io: BlockIo, places: dict[int, int | tuple[int | None, ...]]
+    ) -> None: ...
     def read_now(
         self, requests: RequestBatch, first: int, stop: int, replies: ReplyBuilder
     ) -> Sequence[int]: ...

@@ -20,6 +20,7 @@ from torus._fast.record cimport RecordBuilder
 cdef enum:
     BLOCK = 4096
     UNIT = 512
+    FIRST = 512                     # limits.SLOT_HEADER_BYTES: where a chunk's content begins
     INLINE_BLOCKS = 512             # larger reads would hold up the other connections
 
 
@@ -28,7 +29,9 @@ cdef class Datapath:
 
     ``places`` maps a chunk to its disk address; the volume fills it as chunks are first used
     and empties it when they are deleted.  The key is the chunk's sequence number in the log of
-    family member ``base``, plus base << 32.
+    family member ``base``, plus base << 32.  Of a chunk that is cut into shards the place is a
+    tuple: bytes of content in a shard, then for each data shard the address of its payload, or
+    None where that is not to be had.
     """
 
     cdef BlockMap blocks
@@ -148,13 +151,36 @@ cdef class Datapath:
             place = self.places.get(<uint64_t>entry.base << 32 | entry.sequence)
         if place is None:
             return 0
-        address = <uint64_t>place + <uint64_t>entry.offset * UNIT
-        if not self.io.read_now(address, dest, count * BLOCK):
-            return 0
+        if type(place) is tuple:
+            if not self.fetch_cut(<tuple>place, <uint64_t>entry.offset * UNIT - FIRST,
+                                  <size_t>count * BLOCK, dest):
+                return 0
+        else:
+            address = <uint64_t>place + <uint64_t>entry.offset * UNIT
+            if not self.io.read_now(address, dest, count * BLOCK):
+                return 0
         for k in range(count):
             if crc32c(0, dest + k * BLOCK, BLOCK) != entry[k].crc:
                 self.mismatches += 1
                 return 2
+        return 1
+
+    cdef int fetch_cut(self, tuple place, uint64_t at, size_t left, uint8_t* dest) except -1:
+        """Read content from shards: 1 done, 0 would wait, or a shard is elsewhere."""
+        cdef uint64_t shard_bytes = <uint64_t>place[0], within
+        cdef Py_ssize_t number
+        cdef size_t n
+        while left:
+            number = 1 + <Py_ssize_t>(at // shard_bytes)
+            if number >= len(place) or place[number] is None:
+                return 0
+            within = at % shard_bytes
+            n = min(left, <size_t>(shard_bytes - within))
+            if not self.io.read_now(<uint64_t>place[number] + within, dest, n):
+                return 0
+            at += n
+            dest += n
+            left -= n
         return 1
 
     def take_writes(self, RequestBatch requests, Py_ssize_t first, Py_ssize_t stop,

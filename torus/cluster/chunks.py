@@ -24,10 +24,15 @@ __all__ = [
     "DiskChunks",
     "DiskWriter",
     "Examined",
+    "Place",
     "Presence",
     "Reopened",
     "chunks_of",
 ]
+
+Place = int | tuple[int | None, ...]
+"""Where the compiled read path finds a chunk: the address of its slot; of one in shards a tuple,
+as `torus._fast.datapath.Datapath` takes it."""
 
 Check = Callable[[int, bytes], bool]
 """Tells whether the bytes that came for the n-th piece of a read are right."""
@@ -102,8 +107,11 @@ class Chunks(Protocol):
         Raises: Fenced, PoolFull, DiskFailed, Unavailable.
         """
 
-    def place(self, chunk: ChunkId) -> int | None:
-        """Return the disk address of a chunk in this process; None when it is elsewhere."""
+    def place(self, chunk: ChunkId, known: Place | None = None) -> Place | None:
+        """Return where `io` finds a chunk; None when it does not.
+
+        ``known``: what was returned before, some shards of which are missing.
+        """
 
     async def sync(self, chunks: Iterable[ChunkId]) -> None:
         """Make all that was appended to ``chunks`` durable.
@@ -252,6 +260,10 @@ class DiskChunks(Chunks, Protocol):
     @property
     def boot_id(self) -> int:
         """Return the newest boot id of the disk that is known."""
+
+    def place(self, chunk: ChunkId, known: Place | None = None) -> int | None:
+        """Return the address of a whole copy, or of a shard's cell; None when it is not here, or
+        not known yet."""
 
     async def open(self, chunk: ChunkId, *, from_reserve: bool) -> DiskWriter:
         """Open a new chunk for appending; again is no error while it has no record.

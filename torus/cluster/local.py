@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 from torus._fast.record import RecordBuilder
+from torus.cluster.chunks import Place
 from torus.cluster.one_disk import OneDisk
 from torus.errors import Corruption, LocalProtocolError, PoolFull
 from torus.ids import VOLUME_ID_BITS, ChunkId, is_shard
@@ -73,7 +74,7 @@ class LocalChunks(OneDisk):
     def writer(self, chunk: ChunkId, boot_id: int) -> LocalWriter:
         return LocalWriter(self._store.appender(chunk), boot_id)
 
-    def place(self, chunk: ChunkId) -> int | None:
+    def place(self, chunk: ChunkId, known: Place | None = None) -> int | None:
         slot = self._store.find(chunk)
         return None if slot is None else slot.address
 

@@ -12,6 +12,7 @@ from torus import limits
 from torus._fast.blockio import BlockIo
 from torus._fast.record import RecordBuilder
 from torus.cluster.asked import Deadlines, split_reads
+from torus.cluster.chunks import Place
 from torus.cluster.dialing import Dialing, connect
 from torus.cluster.link import PeerLink
 from torus.cluster.nearby import NearbyFiles
@@ -149,7 +150,7 @@ class PeerChunks(Reconnecting, OneDisk):
         out; ``nearby`` is closed by its maker."""
         self._nearby, self.io = nearby, nearby.io
 
-    def place(self, chunk: ChunkId) -> int | None:
+    def place(self, chunk: ChunkId, known: Place | None = None) -> int | None:
         """Return the address of a chunk in the node's files, once that is known."""
         return None if self._nearby is None else self._nearby.place(chunk, self)
 

@@ -17,6 +17,7 @@ from torus._fast.blockio import BlockIo
 from torus.cluster.answers import ask_all
 from torus.cluster.chunks import Check, ChunkWriter, DiskChunks
 from torus.cluster.everybody import fence, survey
+from torus.cluster.file_places import FilePlaces
 from torus.cluster.membership import FIRST_RING
 from torus.cluster.next_span import NextSpan
 from torus.cluster.placement import Placement
@@ -73,9 +74,9 @@ class VolumeChunks:
         self._changed = asyncio.Event()
         pool.view.on_change.append(self._changed.set)
         self._near = near
-        self.io: BlockIo | None = None if near is None else near.io
-        if near is None and pool.nearby is not None:
-            self.io = pool.nearby.io
+        files = FilePlaces(pool, self._reads, self._open, near)
+        self.io: BlockIo | None = files.io
+        self.place = files.place
 
     @property
     def chunk_bytes(self) -> int:
@@ -270,27 +271,6 @@ class VolumeChunks:
         return not isinstance(found[disk_id], TorusError)
 
     # --- reading ------------------------------------------------------------------------
-
-    def place(self, chunk: ChunkId) -> int | None:
-        """Return the address of this process's own copy, or where it has none of one on this
-        host; what is read there is checked."""
-        if self._near is None:
-            return self._nearby_place(chunk)
-        if self._near.disk_id in self._open.lost:
-            return None
-        try:
-            return self._near.place(chunk)
-        except TorusError:
-            return None
-
-    def _nearby_place(self, chunk: ChunkId) -> int | None:
-        if self._pool.nearby is None:
-            return None
-        disk_id = self._reads.best(chunk)
-        if disk_id is None or self._pool.distance(disk_id) != 1:
-            return None
-        disk = self._pool.connected(disk_id)
-        return None if disk is None else self._pool.nearby.place(chunk, disk)
 
     async def read(self, reads: Sequence[tuple[ChunkId, int, int]]) -> list[bytes]:
         """Return the bytes of each (chunk, offset, size) as one copy has them, unverified.

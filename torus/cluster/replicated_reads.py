@@ -32,7 +32,7 @@ log = get_logger("torus.replicas")
 
 Read = tuple[ChunkId, int, int]
 
-_HEDGE_MIN_S, _HEDGE_MAX_S = 0.005, 0.05
+_HEDGE_FIRST_S, _HEDGE_MIN_S, _HEDGE_MAX_S = 0.05, 0.005, 0.25
 _HEDGE_TIMES = 4  # the median
 _HEDGE_BYTES_S = 100e6  # more time for larger reads
 _SAMPLES = 64
@@ -86,7 +86,7 @@ class CopyReads:
         self._avoid: dict[str, float] = {}
         self._samples: deque[float] = deque(maxlen=_SAMPLES)
         self._sampled = 0
-        self._hedge_s = _HEDGE_MAX_S
+        self._hedge_s = _HEDGE_FIRST_S
         self.hedges = 0
         self.on_bad_copy: Callable[[ChunkId, str, str], None] = lambda _chunk, _bad, _good: None
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torus import limits
 from torus.cluster.answers import seen
 from torus.cluster.replicated_chunk import OpenChunk
-from torus.cluster.sharded_reads import Placed, parts_of
+from torus.cluster.shard_places import Placed, parts_of
 from torus.errors import DiskFailed, Fenced, PoolFull, TimedOut, TorusError
 from torus.ids import ChunkId
 from torus.log import get_logger
@@ -40,10 +40,12 @@ _HEDGE_BYTES_S = 100e6  # more time for larger reads
 class _Gathered:
     """Reads of one disk, and who waits for each."""
 
-    __slots__ = ("disk_id", "due_s", "reads", "sent_s", "size", "waits")
+    __slots__ = ("cut", "disk_id", "due_s", "late", "reads", "sent_s", "size", "waits")
 
     def __init__(self, disk_id: str) -> None:
         self.disk_id = disk_id
+        self.cut = False  # some are of shards
+        self.late = False  # they are made again
         self.reads: list[Read] = []
         self.waits: list[tuple[asyncio.Future[bytes | None], Check]] = []
         self.size = 0
@@ -135,13 +137,15 @@ class GatheredReads:
             return None
         if len(parts) == 1:
             [(disk_id, part)] = parts
-            return self._add(disk_id, part, check)
+            return self._add(disk_id, part, check, cut=True)
         joined = _Joined(len(parts), check)
         for number, (disk_id, part) in enumerate(parts):
-            joined.wait_for(number, self._add(disk_id, part, _any))
+            joined.wait_for(number, self._add(disk_id, part, _any, cut=True))
         return joined.future
 
-    def _add(self, disk_id: str, read: Read, check: Check) -> asyncio.Future[bytes | None]:
+    def _add(
+        self, disk_id: str, read: Read, check: Check, *, cut: bool = False
+    ) -> asyncio.Future[bytes | None]:
         loop = asyncio.get_running_loop()
         gathered = self._next.get(disk_id)
         if gathered is not None and (
@@ -158,6 +162,7 @@ class GatheredReads:
         gathered.reads.append(read)
         gathered.waits.append((future, check))
         gathered.size += read[2]
+        gathered.cut |= cut
         return future
 
     def _best_of(self, chunk: ChunkId) -> str | None:
@@ -180,7 +185,11 @@ class GatheredReads:
             return
         loop = asyncio.get_running_loop()
         gathered.sent_s = loop.time()
-        gathered.due_s = gathered.sent_s + self._reads.hedge_s + gathered.size / _HEDGE_BYTES_S
+        if gathered.cut:
+            wait_s = self._reads.shards.wait_s(gathered.size)
+        else:
+            wait_s = self._reads.hedge_s + gathered.size / _HEDGE_BYTES_S
+        gathered.due_s = gathered.sent_s + wait_s
         self._sent[sent] = gathered
         sent.add_done_callback(self._on_answer)
         if self._timer is None:
@@ -189,7 +198,11 @@ class GatheredReads:
     def _on_answer(self, sent: asyncio.Future[list[bytes]]) -> None:
         gathered = self._sent.pop(sent, None)
         error = None if sent.cancelled() else sent.exception()
-        if gathered is None:  # it came too late
+        if gathered is None:  # it was stopped
+            return
+        if gathered.late:
+            if not sent.cancelled() and error is None:  # it counts for what is usual
+                self._reads.sample(asyncio.get_running_loop().time() - gathered.sent_s)
             return
         if sent.cancelled() or error is not None:
             if not isinstance(error, TorusError | None):
@@ -206,15 +219,17 @@ class GatheredReads:
         self._timer = None
         loop = asyncio.get_running_loop()
         now_s = loop.time()
-        for sent, gathered in list(self._sent.items()):
+        waiting = [gathered for gathered in self._sent.values() if not gathered.late]
+        for gathered in waiting:
             if gathered.due_s <= now_s:
-                del self._sent[sent]
-                self._reads.late(gathered.disk_id)
+                gathered.late = True
+                if not gathered.cut:  # of shards the long way decides who is late
+                    self._reads.late(gathered.disk_id)
                 self._best.clear()
                 self._cut.clear()
                 gathered.give_up()
-        if self._sent:
-            due_s = min(gathered.due_s for gathered in self._sent.values())
+        due_s = min((one.due_s for one in waiting if not one.late), default=None)
+        if due_s is not None:
             self._timer = loop.call_at(due_s, self._on_timer)
 
     def stop(self) -> None:

@@ -15,9 +15,11 @@ from torus import limits
 from torus.cluster.answers import ask_all
 from torus.cluster.placement import Placement
 from torus.errors import TorusError
+from torus.format.shard import PAYLOAD_OFFSET
 from torus.ids import PARTS_MAX, ChunkId, shard_id, split_part
 from torus.redundancy.scheme import Scheme, erasure
-from torus.store.content import Examined, Presence
+from torus.redundancy.stripe import Stripe
+from torus.store.content import FIRST, Examined, Presence
 
 if TYPE_CHECKING:
     from torus.cluster.pool import DiskPool
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
 _KNOWN_MAX = 65536  # chunks of which it is remembered who has what
 _WHOLE_S = 5.0  # a chunk that was found in whole copies is looked for there so long
 _SEARCH_S = 10.0  # disks read what they are asked about
+
+
+Read = tuple[ChunkId, int, int]
+Placed = tuple[Stripe, Mapping[int, str]]
+"""How a chunk is cut, and which disk has which shard of it."""
 
 
 class Content(NamedTuple):
@@ -152,6 +159,25 @@ class ShardPlaces:
     async def _ask(self, disk_id: str, chunk: ChunkId) -> Sequence[Examined]:
         disk = await self._pool.get(disk_id)
         return await disk.examine([shard_id(chunk, number) for number in range(PARTS_MAX)])
+
+
+def parts_of(read: Read, placed: Placed | None) -> list[tuple[str, Read]] | None:
+    """Return which disk has which piece of a read; None when one of them cannot be asked, or
+    nobody knows."""
+    if placed is None:
+        return None
+    (chunk, offset, size), (stripe, disks) = read, placed
+    first = offset - FIRST
+    if first < 0 or first + size > stripe.content_bytes_max:
+        return None
+    found = []
+    for piece in stripe.locate(first, size):
+        disk = disks.get(piece.shard)
+        if disk is None:
+            return None
+        part = shard_id(chunk, piece.shard), PAYLOAD_OFFSET + piece.offset, piece.size_bytes
+        found.append((disk, part))
+    return found
 
 
 assert PARTS_MAX <= limits.PEER_CHUNKS_MAX

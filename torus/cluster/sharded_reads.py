@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from torus.cluster.answers import cancel
-from torus.cluster.shard_places import Content, ShardPlaces, Shards
+from torus.cluster.shard_places import Content, Placed, Read, ShardPlaces, Shards, parts_of
 from torus.errors import Corruption, TorusError, Unavailable
 from torus.format.shard import (
     COLUMN_BYTES,
@@ -36,13 +36,11 @@ if TYPE_CHECKING:
 log = get_logger("torus.shards")
 T = TypeVar("T")
 
-Read = tuple[ChunkId, int, int]
 Check = Callable[[bytes], bool]
 _HEDGE_BYTES_S = 100e6  # more time for larger reads
+_SLOW_MAX = 16.0
+_SLOW_LESS = 0.95  # with each read that comes in time
 _NONE: frozenset[int] = frozenset()
-
-
-Placed = tuple[Stripe, Mapping[int, str]]
 
 
 class Direct(NamedTuple):
@@ -78,6 +76,9 @@ class ShardReads:
         self.slot_bytes = slot_bytes
         self.places = places
         self.degraded = 0  # pieces that were put together from other shards
+        # How much longer than copies shards are waited for.  Not waiting costs K reads instead
+        # of one: where all disks are busy that makes them busier still.
+        self._slow = 1.0
         self.on_bad_shard: Callable[[ChunkId, int, str], None] = lambda _chunk, _number, _disk: None
 
     def stripe(self, shards: Shards) -> Stripe:
@@ -108,12 +109,10 @@ class ShardReads:
             return await self._try(read, shards, check)
         direct: asyncio.Future[Direct] = asyncio.ensure_future(self._direct(parts, check))
         try:
-            hedge_s = self._patience.hedge_s + read[2] / _HEDGE_BYTES_S
-            done, _ = await asyncio.wait([direct], timeout=hedge_s)
+            done, _ = await asyncio.wait([direct], timeout=self.wait_s(read[2]))
             if not done:
-                for disk in {disk for disk, _ in parts}:
-                    self._patience.late(disk)
-                return await self._race(direct, read, shards, check)
+                return await self._race(direct, parts, read, shards, check)
+            self._slow = max(1.0, self._slow * _SLOW_LESS)
             found = direct.result()
             if found.data is None and not (found.absent and shards.content is None):
                 return await self._try(read, shards, check, skip=found.failed)
@@ -121,17 +120,35 @@ class ShardReads:
         finally:
             await cancel(direct)
 
+    def wait_s(self, size_bytes: int) -> float:
+        """Return how long the shard that has the bytes is waited for."""
+        return self._patience.hedge_s * self._slow + size_bytes / _HEDGE_BYTES_S
+
     async def _race(
-        self, direct: "asyncio.Future[Direct]", read: Read, shards: Shards, check: Check
+        self,
+        direct: "asyncio.Future[Direct]",
+        parts: Sequence[tuple[str, Read]],
+        read: Read,
+        shards: Shards,
+        check: Check,
     ) -> bytes | None:
-        """Return what comes first of a read that takes long, and of putting it together."""
-        together = asyncio.ensure_future(self._try(read, shards, check))
+        """Return what comes first of a read that takes long, and of putting it together.
+
+        Where that is the former the disks were not waited for long enough, else they are late.
+        """
+        numbers = {split_part(part[0])[1] for _, part in parts}
+        late = frozenset(number for number in numbers if number is not None)
+        together = asyncio.ensure_future(self._try(read, shards, check, skip=late))
         try:
             both: set[asyncio.Future[Any]] = {direct, together}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if direct.done() and direct.result().data is not None:
+                self._slow = min(2 * self._slow, _SLOW_MAX)
                 return direct.result().data
             data = await together
+            if data is not None and not direct.done():
+                for disk, _ in parts:
+                    self._patience.late(disk)
             return (await direct).data if data is None else data
         finally:
             await cancel(together)
@@ -301,7 +318,7 @@ class ShardReads:
         found: dict[int, T] = {}
         errors: list[TorusError] = []
         left, pending, more = list(jobs), dict[asyncio.Future[T], int](), count
-        hedge_s = self._patience.hedge_s + size_bytes / _HEDGE_BYTES_S
+        overtaken: set[int] = set()  # others were asked instead of them
         try:
             while len(found) < count:
                 for number in left[:more]:
@@ -311,7 +328,7 @@ class ShardReads:
                     raise _too_few(len(found), count, errors)
                 done, _ = await asyncio.wait(
                     pending,
-                    timeout=hedge_s if left else None,
+                    timeout=self.wait_s(size_bytes) if left else None,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 more = 0 if done else 1
@@ -326,8 +343,9 @@ class ShardReads:
                     else:
                         raise error
                 if not done:
-                    for number in pending.values():
-                        self._patience.late(shards.disks[number])
+                    overtaken.update(pending.values())
+            for number in overtaken.intersection(pending.values()):
+                self._patience.late(shards.disks[number])
         finally:
             await cancel(*pending)
         return found
@@ -362,25 +380,6 @@ class ShardReads:
             self.on_bad_shard(chunk, number, disk_id)
             raise Corruption(f"{where} is damaged")
         return stored + bytes(wanted.size_bytes - len(stored))
-
-
-def parts_of(read: Read, placed: Placed | None) -> list[tuple[str, Read]] | None:
-    """Return which disk has which piece of a read; None when one of them cannot be asked, or
-    nobody knows."""
-    if placed is None:
-        return None
-    (chunk, offset, size), (stripe, disks) = read, placed
-    first = offset - FIRST
-    if first < 0 or first + size > stripe.content_bytes_max:
-        return None
-    found = []
-    for piece in stripe.locate(first, size):
-        disk = disks.get(piece.shard)
-        if disk is None:
-            return None
-        part = shard_id(chunk, piece.shard), PAYLOAD_OFFSET + piece.offset, piece.size_bytes
-        found.append((disk, part))
-    return found
 
 
 def _too_few(found: int, count: int, errors: Sequence[TorusError]) -> TorusError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from torus import limits
-from torus.cluster.chunks import ChunkWriter
+from torus.cluster.chunks import ChunkWriter, Place
 from torus.cluster.one_disk import OneDisk
 from torus.daemon.findings import Findings
 from torus.daemon.stopped_shelves import StoppedShelves
@@ -290,7 +290,7 @@ class StoppedChunks(OneDisk):
         self.slot_bytes = disk.geometry.slot_bytes
         self.io = None
 
-    def place(self, chunk: ChunkId) -> int | None:
+    def place(self, chunk: ChunkId, known: Place | None = None) -> int | None:
         """Return None: nobody takes the compiled path here."""
         return None
 

@@ -6,7 +6,7 @@ An attached volume (`torus.volume.core`) and a snapshot are views.
 
 from torus._fast.blockmap import BlockMap
 from torus._fast.datapath import Datapath
-from torus.cluster.chunks import Chunks
+from torus.cluster.chunks import Chunks, Place
 from torus.ids import ChunkId
 from torus.volume.family import Family
 from torus.volume.leaves import learn_family, load_leaves
@@ -26,7 +26,7 @@ class View:
         self.chunks = chunks
         learn_family(chunks, family)
         self.cache_bytes = cache_bytes
-        self.places: dict[int, int] = {}
+        self.places: dict[int, Place] = {}
         self.path = None if chunks.io is None else Datapath(blocks, chunks.io, self.places)
         self._mismatches = 0  # of the compiled path, so far
 
@@ -51,8 +51,9 @@ class View:
             self._mismatches = self.path.mismatches
             self.places.clear()
         key = base << _BASE_SHIFT | sequence
-        if key not in self.places:
-            place = self.chunks.place(self.chunk(sequence, base))
+        place = self.places.get(key)
+        if place is None or (isinstance(place, tuple) and None in place):
+            place = self.chunks.place(self.chunk(sequence, base), place)
             if place is not None:
                 self.places[key] = place
 

@@ -52,6 +52,7 @@ class SimNode:
     boot_id: int = 1
     up: bool = True
     silent: bool = False  # it takes requests and never answers
+    answers_after_s: float = 0.0
     refusing: TorusError | None = None  # every request ends so
     asked: list[str] = field(default_factory=list)
     # Per kind of request: what happens with the next ones.  "drop": it never arrives and its
@@ -200,6 +201,8 @@ class FarDisk(OneDisk):
             raise Unavailable(f"connection to node {node.name} ended")
         if node.silent:
             await asyncio.get_running_loop().create_future()
+        if node.answers_after_s:
+            await let_pass(node.answers_after_s)
         if node.refusing is not None:
             raise node.refusing
         boot_id = node.boot_id
@@ -231,7 +234,7 @@ class FarDisk(OneDisk):
     def writer(self, chunk: ChunkId, boot_id: int) -> FarWriter:
         return FarWriter(self, chunk, boot_id)
 
-    def place(self, chunk: ChunkId) -> None:
+    def place(self, chunk: ChunkId, known: object = None) -> None:
         return None
 
     async def ping(self) -> None:

@@ -209,6 +209,43 @@ def test_a_silent_disk_delays_a_read_and_no_more() -> None:
     run(6, scenario, nodes=NODES)
 
 
+def test_busy_disks_are_not_made_busier() -> None:
+    """Where all disks take long, reads wait for the one that has the bytes: putting them together
+    would ask K disks instead of one, and take as long."""
+
+    async def scenario(replicas: Replicas) -> None:
+        attachment, chunks, _nodes = await settled(replicas)
+        for node in replicas.nodes.values():
+            node.answers_after_s = 0.2
+            node.asked.clear()
+        numbers = blocks_of(attachment, chunks[0])
+        for _ in range(20):
+            await read_back(attachment.volume, *numbers)
+        asked = sum(len(node.asked) for node in replicas.nodes.values())
+        assert asked < 2 * 20 * len(numbers)
+
+    run(21, scenario, nodes=NODES)
+
+
+def test_one_slow_disk_is_not_waited_for() -> None:
+    """It takes long again and again: for a while its shards are put together at once."""
+
+    async def scenario(replicas: Replicas) -> None:
+        attachment, chunks, nodes = await settled(replicas)
+        numbers = blocks_of(attachment, chunks[0])
+        slow = nodes[chunks[0]][0]
+        slow.answers_after_s = 2.0
+        for _ in range(2):
+            slow.asked.clear()
+            for _ in range(10):
+                await read_back(attachment.volume, *numbers)
+            assert 0 < len(slow.asked) <= 3
+            await let_pass(1.5)  # it is given another chance
+        assert shard_reads(attachment).degraded > 0
+
+    run(22, scenario, nodes=NODES)
+
+
 def test_rotten_shards_are_found_and_written_again() -> None:
     """The bytes that the map names are wrong: others give them, and the shard is made anew."""
 

@@ -34,7 +34,8 @@ class Machine:
         self.error: OSError | None = None
         self.reads = 0
         self.blocks = BlockMap(BLOCKS, limits.MIB)
-        self.places = {}
+        self.places: dict[int, int | tuple[int | None, ...]] = {}
+        self.slots = {sequence: number * SLOT for number, sequence in enumerate(SEQUENCES)}
         for number, sequence in enumerate(SEQUENCES):
             self.blocks.open_sequence(sequence)
             self.places[sequence] = number * SLOT
@@ -53,7 +54,7 @@ class Machine:
 
     def put(self, block: int, count: int, sequence: int, unit: int) -> None:
         """Map blocks to what already lies in a chunk."""
-        at = self.places[sequence] + unit * 512
+        at = self.slots[sequence] + unit * 512
         data = self.disk[at : at + count * BLOCK]
         self.blocks.set(block, block_checksums(data), sequence, unit)
         self.content[block * BLOCK : (block + count) * BLOCK] = data
@@ -121,6 +122,44 @@ def test_random_maps_and_reads_agree_with_the_model(machine: Machine) -> None:
         assert list(left) == []
         assert answer == machine.expected(left, *ranges)
     assert machine.path.reads_deferred == machine.path.mismatches == 0
+
+
+@pytest.mark.parametrize("shard_bytes", [BLOCK, 5 * BLOCK, 20 * BLOCK])
+def test_shards_are_read_where_they_lie(machine: Machine, shard_bytes: int) -> None:
+    """Blocks within one and over the edge of two; without one of them what lies there is left."""
+    content = bytes(machine.disk[machine.slots[9] + limits.SLOT_HEADER_BYTES :])
+    cut = [content[at : at + shard_bytes] for at in range(0, len(content), shard_bytes)]
+    addresses: list[int | None] = []
+    for piece in reversed(cut):
+        addresses.insert(0, len(machine.disk))
+        machine.disk += piece + machine.rng.randbytes(512)
+    machine.put(0, 40, 9, 1)  # aligned with the shards
+    machine.put(50, 10, 9, 4)  # each fifth block, at least, lies in two
+    ranges = [(block * BLOCK, BLOCK) for block in [*range(40), *range(50, 60)]]
+    ranges += [(0, 40 * BLOCK), (50 * BLOCK + 512, 9 * BLOCK)]
+    machine.places[9] = (shard_bytes, *addresses)
+    left, answer = machine.ask(*ranges)
+    assert (list(left), answer) == ([], machine.expected((), *ranges))
+
+    missing = 1
+    addresses[missing] = None
+    machine.places[9] = (shard_bytes, *addresses)
+    left, answer = machine.ask(*ranges)
+    assert answer == machine.expected(left, *ranges)
+    units = [*range(0, 320, 8), *(3 + 8 * number for number in range(10))]
+    there = [
+        number
+        for number, unit in enumerate(units)
+        if missing in (unit * 512 // shard_bytes, (unit * 512 + BLOCK - 1) // shard_bytes)
+    ]
+    assert there
+    assert list(left)[: len(there)] == there
+
+    machine.places[9] = (shard_bytes, *addresses[:missing])  # nor is anything behind them
+    left, answer = machine.ask(*ranges)
+    assert answer == machine.expected(left, *ranges)
+    assert set(there) <= set(left)
+    machine.places[9] = machine.slots[9]
 
 
 def test_adjacent_blocks_are_one_read(machine: Machine) -> None:
