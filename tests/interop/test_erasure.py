@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from tests.clusters import Cluster
 from tests.disk_client import DiskClient
-from tests.processes import Machine, wait_until
+from tests.processes import Machine, Service, http_get, wait_until
 from torus.format.shard import cell_bytes
 from torus.nbd import constants as nbd
 
@@ -94,6 +95,39 @@ def test_refused_with_numbers_where_nodes_are_missing(cluster: Cluster) -> None:
             cluster.any.run("volume", "create", "old", "64MiB")
         refused = cluster.any.run(*words, code=64)
         assert "its 6 shards take 6 nodes, the ring has 5" in refused.err
+
+
+def short_volumes(node: Service) -> dict[str, int]:
+    """Return the metric of volumes that lack nodes or zones."""
+    (ready,) = node.events("node.ready")
+    text = http_get(str(ready["http"]), "/metrics")[1]
+    found = re.findall(r'^torus_upkeep_short_volumes\{of="(\w+)"\} (\d+)', text, re.MULTILINE)
+    return {what: int(count) for what, count in found}
+
+
+def test_too_few_zones_and_too_few_nodes_are_told(cluster: Cluster) -> None:
+    """Two of three nodes in a zone: losing it takes two shards of 2+1 along. A node is drained:
+    two do not do for three shards."""
+    first, *_ = (
+        cluster.start(name, options=("--http", "127.0.0.1:0", "--zone", zone))[0]
+        for name, zone in zip("abc", "xxy", strict=True)
+    )
+    cluster.wait_ring(set(cluster.disks()))
+    machine = cluster.any
+    machine.run("volume", "create", "vm", "64MiB", "--redundancy", "erasure:2+1")
+    status = machine.run("status", "-o", "json").document
+    assert status["problems"] == []
+    assert [note for note in status["notes"] if "volumes vm do not outlive the loss of" in note]
+    wait_until(lambda: short_volumes(first) == {"nodes": 0, "zones": 1}, "the metric of zones")
+
+    machine.run("node", "drain", cluster.node_id("c"), "--force")
+    wait_until(lambda: short_volumes(first) == {"nodes": 1, "zones": 0}, "the metric of nodes")
+    status = machine.run("status", "-o", "json", code=1).document
+    (problem,) = status["problems"]
+    assert problem.startswith(
+        "volumes vm are erasure:2+1, whose 3 shards take as many nodes, and 2"
+    )
+    assert "add 1 node or more" in problem
 
 
 def test_cut_read_without_two_nodes_written_on(cluster: Cluster) -> None:

@@ -126,12 +126,16 @@ def _is_up(survey: Survey, disk_id: str) -> bool:
 def _volume_problems(survey: Survey) -> Iterator[str]:
     """Volumes that cannot have their copies or shards: with the nodes that are up, or at all."""
     up = {disk.place.node_id for disk in survey.disks if disk.place.up and disk.place.state == "in"}
+    never = {spread.scheme for spread, _ in _spreads(survey) if spread.nodes_missing}
     short: dict[tuple[int, str, int], list[str]] = {}
     for volume in survey.volumes:
         scheme = parse(volume.spec.redundancy)
+        least = max(volume.spec.min_copies, scheme.data)
+        if scheme.erasure and len(up) >= least and scheme in never:
+            continue  # it is told below, and goes on
         if len(up) < scheme.disks_needed:
             what = "shards" if scheme.erasure else "copies"
-            key = (scheme.disks_needed, what, max(volume.spec.min_copies, scheme.data))
+            key = (scheme.disks_needed, what, least)
             short.setdefault(key, []).append(volume.spec.name)
     for (wanted, what, least), names in sorted(short.items()):
         waits = ": their writes wait" if len(up) < least else ""
@@ -155,10 +159,11 @@ def _spreads(survey: Survey) -> Iterator[tuple[Spread, list[str]]]:
 def _too_few_nodes(survey: Survey) -> Iterator[str]:
     for spread, names in _spreads(survey):
         if spread.nodes_missing and spread.scheme.erasure:
+            nodes = "node" if spread.nodes_missing == 1 else "nodes"
             yield (
                 f"{_names(names)} are {spread.scheme}, whose {spread.scheme.shards} shards take as "
                 f"many nodes, and {spread.nodes} in the ring have weight: their chunks stay in "
-                f"whole copies; add {spread.nodes_missing} nodes or more, or "
+                f"whole copies; add {spread.nodes_missing} {nodes} or more, or "
                 f"'torus volume convert'"
             )
 

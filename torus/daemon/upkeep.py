@@ -231,6 +231,8 @@ async def start_upkeep(
     def spreads() -> list[Spread]:
         if not view.has_ring:
             return []
-        return [spread_of(view.ring, parse(one)) for one in changes.redundancies()]
+        redundancies = changes.redundancies()
+        known = {one: spread_of(view.ring, parse(one)) for one in set(redundancies)}
+        return [known[one] for one in redundancies]
 
     return RunningUpkeep(node, cluster, menders, spreads)
