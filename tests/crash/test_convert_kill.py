@@ -7,6 +7,7 @@ wants it.  Some conversions are interrupted by the next one.
 TORUS_CONVERT_ROUNDS sets how many conversions; TORUS_SEED repeats their order, and the kills'.
 """
 
+import contextlib
 import os
 import random
 import subprocess
@@ -65,9 +66,10 @@ def convert(chaos: Chaos, volume: str, redundancy: str) -> "subprocess.Popen[str
 
 
 def interrupted(running: "subprocess.Popen[str]") -> None:
-    """Let a conversion go on without anybody who waits for it."""
-    running.kill()
-    running.communicate()
+    """Let a conversion go on without anybody who waits for it; nothing where it is over."""
+    if running.poll() is None:
+        running.kill()
+        running.communicate()
 
 
 def done(running: "subprocess.Popen[str]") -> None:
@@ -117,12 +119,15 @@ def test_nodes_killed_while_volumes_are_converted(seed: int) -> None:
         for number in range(ROUNDS):
             rng.seed(f"{seed}:convert:{number}")
             kind = KINDS[number % len(KINDS)]
-            running = [convert(chaos, volume, kind) for volume in ("hot", "still")]
-            kills = [kill_some(chaos) for _ in range(rng.randrange(2, 4))]
-            chaos.progress()
-            waits = number in (0, ROUNDS - 1) or rng.random() < 0.5
-            for one in running:
-                done(one) if waits else interrupted(one)
+            with contextlib.ExitStack() as stack:
+                running = [convert(chaos, volume, kind) for volume in ("hot", "still")]
+                for one in running:
+                    stack.callback(interrupted, one)
+                kills = [kill_some(chaos) for _ in range(rng.randrange(2, 4))]
+                chaos.progress()
+                waits = number in (0, ROUNDS - 1) or rng.random() < 0.5
+                for one in running if waits else ():
+                    done(one)
             check_still(chaos, rng.choice(chaos.nodes))
             if waits:
                 wait_parts(chaos, kind)

@@ -241,8 +241,7 @@ class DiskUpkeep:
             found = await survey.volume(picture, one)
             found.wants = [want for want in found.wants if id_of(want) not in self._work.damaged]
             if one.sharded:
-                parts = len(found.wants) + len(found.parts_surplus)
-                self.progress.note_unfinished(one.volume, parts)
+                self.progress.note_unfinished(one.volume, found.unfinished(one))
             total.add(found)
             for copies, count in (await survey.degraded(picture, one)).items():
                 degraded[copies] = degraded.get(copies, 0) + count * self._slot_bytes

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from torus.ids import ChunkId
 from torus.upkeep.placement import Placement
-from torus.upkeep.plan import Surplus, Want
+from torus.upkeep.plan import Log, Surplus, Want
 from torus.upkeep.shard_plan import PartSurplus, PartWant
 
 
@@ -40,6 +40,20 @@ class Found:
         """Say whether nothing can be done before somebody comes back or the volume is attached."""
         ready = any(one.todo.ready for one in self.parts_surplus)
         return not (self.wants or self.surplus or self.waiting or ready)
+
+    def unfinished(self, log: Log) -> int:
+        """Return how many parts of closed spans' chunks are to be made or given up.
+
+        What a writer fills meanwhile, in its open span, is not counted: there is always some.
+        Nor are suspects, which stay until the volume is attached again.
+        """
+        open_spans = {(one.epoch, one.tag) for one in log.spans if one.last is None}
+        left_out = set(self.suspects)
+        parts = (*self.wants, *self.parts_surplus)
+        return sum(
+            one.chunk not in left_out and (one.chunk.epoch, one.chunk.tag) not in open_spans
+            for one in parts
+        )
 
     def add(self, other: "Found") -> None:
         """Take over what was found elsewhere."""
