@@ -43,6 +43,12 @@ cdef extern from *:
     int posix_fadvise(int fd, off_t offset, off_t size, int advice) nogil
     int POSIX_FADV_WILLNEED
 
+cdef enum:
+    PART_SHIFT = 56
+    PARTS_MAX = 256
+
+cdef uint64_t ADDRESS_MASK = (<uint64_t>1 << PART_SHIFT) - 1
+
 cdef struct Wanted:
     int fd
     off_t offset
@@ -183,6 +189,30 @@ cdef class FileIo(BlockIo):
             done += wrote
             offset += wrote
         return 0
+
+
+cdef class ManyIo(BlockIo):
+    """Several disks to read from: the top byte of an address says which."""
+
+    cdef list parts
+
+    def __cinit__(self):
+        self.parts = []
+
+    def set_part(self, Py_ssize_t number, BlockIo part not None):
+        """Make ``part`` the disk of that number: the next one, or in the place of another."""
+        if number < 0 or number > len(self.parts) or number >= PARTS_MAX:
+            raise ValueError(f"disk {number} of {len(self.parts)}")
+        if number == len(self.parts):
+            self.parts.append(part)
+        else:
+            self.parts[number] = part
+
+    cdef int read_now(self, uint64_t address, void* dest, size_t n) except -1:
+        cdef Py_ssize_t number = <Py_ssize_t>(address >> PART_SHIFT)
+        if number >= len(self.parts):
+            raise OSError(EIO, f"disk address {address:#x} lies on no disk")
+        return (<BlockIo>self.parts[number]).read_now(address & ADDRESS_MASK, dest, n)
 
 
 cdef class PythonIo(BlockIo):

@@ -1,6 +1,6 @@
 """Where the compiled read path finds a volume's chunks: in files that this process has open.
 
-These are the files of this process's own disk, or of other processes of this host
+These are the files of this process's own disks, or of other processes of this host
 (`torus.cluster.nearby`).  Decides whether a whole copy or shards are looked for there.  Whether
 bytes are right is decided by the map's checksums, as for every other read.
 
@@ -10,8 +10,7 @@ Implements docs/replication.md, "Reading".
 from typing import TYPE_CHECKING
 
 from torus._fast.blockio import BlockIo
-from torus.cluster.chunks import DiskChunks, Place
-from torus.errors import TorusError
+from torus.cluster.chunks import Place
 from torus.format.shard import PAYLOAD_OFFSET
 from torus.ids import ChunkId, shard_id
 
@@ -27,21 +26,21 @@ class FilePlaces:
     """The places of one volume's chunks, and of its ancestors'."""
 
     def __init__(
-        self, pool: "DiskPool", reads: "CopyReads", opened: "OpenChunks", near: DiskChunks | None
+        self, pool: "DiskPool", reads: "CopyReads", opened: "OpenChunks", *, near: bool
     ) -> None:
-        """``near`` is the disk of this process; None: it has none."""
+        """``near``: this process has disks."""
         self._pool = pool
         self._reads = reads
         self._open = opened
         self._near = near
-        self.io: BlockIo | None = None if near is None else near.io
-        if near is None and pool.nearby is not None:
+        self.io: BlockIo | None = pool.here.io if near else None
+        if not near and pool.nearby is not None:
             self.io = pool.nearby.io
 
     def place(self, chunk: ChunkId, known: Place | None = None) -> Place | None:
         """Return where `io` finds a chunk, see `Chunks.place`."""
-        if self._near is not None:
-            whole = self._address(chunk, self._near.disk_id)
+        if self._near:
+            whole = self._pool.here.place(chunk, self._open.lost)
             if whole is not None:
                 return whole
         if self._reads.shards.places.expected(chunk):
@@ -68,13 +67,8 @@ class FilePlaces:
 
     def _address(self, part: ChunkId, disk_id: str) -> int | None:
         """Return where a part of a chunk lies; None: it is not there, or not known yet."""
-        if self._near is not None:
-            if disk_id != self._near.disk_id or disk_id in self._open.lost:
-                return None
-            try:
-                return self._near.place(part)
-            except TorusError:
-                return None
+        if self._near:
+            return self._pool.here.address(part, disk_id, self._open.lost)
         nearby = self._pool.nearby
         if nearby is None or self._pool.distance(disk_id) != _SAME_HOST:
             return None

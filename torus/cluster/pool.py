@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 from torus import limits
 from torus.clock import Clock
 from torus.cluster.chunks import Chunks, DiskChunks
+from torus.cluster.here import DisksHere
 from torus.cluster.membership import ClusterView, Place
 from torus.cluster.nearby import NearbyFiles
 from torus.cluster.replicated import VolumeChunks
@@ -65,6 +66,7 @@ class DiskPool:
         self.nearby = nearby
         self.view = view
         self.local = local
+        self.here = DisksHere(local)
         self.clock = clock
         self.host = host
         self.slot_bytes = slot_bytes

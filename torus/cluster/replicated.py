@@ -74,7 +74,7 @@ class VolumeChunks:
         self._changed = asyncio.Event()
         pool.view.on_change.append(self._changed.set)
         self._near = near
-        files = FilePlaces(pool, self._reads, self._open, near)
+        files = FilePlaces(pool, self._reads, self._open, near=near is not None)
         self.io: BlockIo | None = files.io
         self.place = files.place
 

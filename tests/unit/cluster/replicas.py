@@ -315,7 +315,7 @@ class Replicas:
     """Nodes, a metadata store, a ring; and processes that write and take over."""
 
     def __init__(self, seed: int, nodes: str = "abcd", *, near: str = "") -> None:
-        """``near``: the node in whose process the first writer runs."""
+        """``near``: the nodes whose disks are in the first writer's process."""
         self.rng = random.Random(seed)
         self.nodes = {name: SimNode(name, random.Random(seed + ord(name))) for name in nodes}
         self.members = [
@@ -345,7 +345,7 @@ class Replicas:
                 raise Unavailable(f"node {node.name} refuses connections")
             return FarDisk(node, unreached)
 
-        local = {self.nodes[near].disk_id: self.nodes[near].chunks} if near else {}
+        local = {self.nodes[name].disk_id: self.nodes[name].chunks for name in near}
         pool = DiskPool(
             self.view, local, connect, LoopClock(), host=near, slot_bytes=SMALL.slot_bytes
         )

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from torus._fast.blockio import PythonIo
 from torus.cluster.chunks import Place
 from torus.cluster.file_places import FilePlaces
+from torus.cluster.here import DisksHere
 from torus.errors import DiskFailed
 from torus.format.shard import PAYLOAD_OFFSET
 from torus.ids import ChunkId, shard_id, split_part
@@ -31,14 +33,15 @@ class Disks:
         reads: Any = SimpleNamespace(
             shards=SimpleNamespace(places=places, placed=placed), best=lambda _chunk: BESIDE
         )
+        own: Any = SimpleNamespace(place=self._here, io=PythonIo(SimpleNamespace()))
         pool: Any = SimpleNamespace(
+            here=DisksHere({HERE: own} if near else {}),
             nearby=None if near else SimpleNamespace(place=self._beside, io=object()),
             distance={HERE: 0 if near else 1, BESIDE: 1, FAR: 2}.__getitem__,
             connected=lambda disk: SimpleNamespace(disk_id=disk),
         )
-        own: Any = SimpleNamespace(disk_id=HERE, place=self._here, io=object())
         opened: Any = SimpleNamespace(lost=self.lost)
-        self.files = FilePlaces(pool, reads, opened, own if near else None)
+        self.files = FilePlaces(pool, reads, opened, near=near)
 
     def _beside(self, part: ChunkId, disk: Any) -> int | None:
         self.asked.append((disk.disk_id, part))

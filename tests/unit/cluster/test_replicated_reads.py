@@ -1,16 +1,22 @@
 """Reads of chunks with several copies: the nearest, another when that is wrong, slow or away."""
 
 import asyncio
+from collections.abc import Iterable
 
 import pytest
 
 from tests.unit.cluster.replicas import BLOCK, Replicas, SimNode, block, let_pass, run
 from tests.unit.cluster.test_replicated import read_back, until, write
+from tests.unit.nbd.test_frame import make_batch, put
 from torus import limits
+from torus._fast.reply import ReplyBuilder
 from torus.cluster.replicated import VolumeChunks
 from torus.errors import Corruption, Unavailable
 from torus.ids import ChunkId
+from torus.nbd import constants as nbd
+from torus.nbd.transmission import SessionTerms
 from torus.store.content import Presence
+from torus.testing.nbd_client import request_bytes
 from torus.volume.attachment import Attachment
 
 
@@ -294,6 +300,58 @@ def test_the_near_copy_is_read_and_written_without_the_network() -> None:
         await attachment.detach()
 
     run(8, scenario, nodes="abc")
+
+
+def test_every_disk_of_this_process_is_read_by_the_compiled_path() -> None:
+    """Not the first one alone: what any of them has needs no network and no Python per read; what
+    a disk that is lost has is asked of others."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(2, 1)
+        attachment = await replicas.attach(near="ab")
+        volume, blocks = attachment.volume, range(120)
+        await write(volume, *blocks, flush=True)
+        await read_back(volume, *blocks)  # the compiled path learns where chunks lie
+        here = {number for number in blocks if lies_on(attachment, number, replicas, "ab")}
+        only_b = {number for number in here if not lies_on(attachment, number, replicas, "a")}
+        assert len(only_b) > 10
+        assert len(here) < len(blocks)
+
+        assert left_over(attachment, blocks) == set(blocks) - here
+
+        chunks = volume.core.chunks
+        assert isinstance(chunks, VolumeChunks)
+        chunks._open.lost[replicas.nodes["b"].disk_id] = Unavailable("planned")
+        volume.core.places.clear()
+        await read_back(volume, *blocks)
+        assert left_over(attachment, blocks) == (set(blocks) - here) | only_b
+        chunks._open.lost.clear()
+
+    run(9, scenario, nodes="abcd")
+
+
+def lies_on(attachment: Attachment, number: int, replicas: Replicas, names: str) -> bool:
+    """Say whether a block's chunk has a copy on one of some nodes."""
+    core = attachment.volume.core
+    entry = core.blocks.get(number)
+    assert entry is not None
+    chunk = core.chunk(entry[0])
+    return any(replicas.nodes[name].store.slots.get(chunk) is not None for name in names)
+
+
+def left_over(attachment: Attachment, numbers: Iterable[int]) -> set[int]:
+    """Read blocks by the compiled path; return which were left over, after a look at the others."""
+    terms = SessionTerms(256 * BLOCK)
+    left = set()
+    for number in numbers:
+        batch, replies = make_batch(terms), ReplyBuilder()
+        count = put(batch, request_bytes(nbd.NBD_CMD_READ, number * BLOCK, BLOCK, cookie=number))
+        assert count == 1
+        if list(attachment.volume.read_now(batch, 0, 1, replies)):
+            left.add(number)
+        else:
+            assert bytes(replies.take()).endswith(block(number))
+    return left
 
 
 def test_a_closed_chunk_that_one_owner_never_had_is_unknown_without_the_others() -> None:
