@@ -199,6 +199,7 @@ REPLICA_READ_S = 30.0  # how long a read or an attach waits for disks that are a
 REPLICA_SCAN_S = 2.0  # of one question for the end of a log
 REPLICA_GRACE_S = 0.3  # for the other copies, once one has said where the log ends
 REPLICA_RETURN_FIRST_S = 2.0  # before a disk that was left out is tried again
+REPLICA_RETURN_SLOTS = 64  # a disk that was full must have room for so many chunks, or a 16th of it
 REPLICA_RETURN_MAX_S = 60.0  # the same, after it failed again and again
 REPLICA_UNDELETED_MAX = 65536  # deletions that wait for a disk that is away; more are orphans
 REPLICA_REPAIRS_MAX = 64  # bad copies that wait for their repair by a reader; more are left

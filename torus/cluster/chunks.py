@@ -281,6 +281,12 @@ class DiskChunks(Chunks, Protocol):
         Raises: Unavailable.
         """
 
+    async def room(self) -> tuple[int, int]:
+        """Return (slots that ordinary writes may still take, slots in all), as they are now.
+
+        Raises: Unavailable.
+        """
+
     def read_many_soon(
         self, reads: Sequence[tuple[ChunkId, int, int]], size: int
     ) -> asyncio.Future[list[bytes]] | None:

@@ -152,6 +152,9 @@ class LocalChunks(OneDisk):
         usage = self._store.usage
         return usage.available, usage.limit
 
+    async def room(self) -> tuple[int, int]:
+        return self._store.usage.available, self._store.usage.limit
+
     async def wait_for_space(self) -> None:
         self._store.space_freed.clear()
         try:

@@ -369,6 +369,15 @@ class PeerChunks(Reconnecting, OneDisk):
         except Unavailable:
             return  # the next request says so itself
 
+    async def room(self) -> tuple[int, int]:
+        """Return (slots that ordinary writes may still take, slots in all).
+
+        Raises: Unavailable.
+        """
+        space = (await self.status()).space
+        used = space.used + space.reserve + space.quarantined
+        return max(0, space.limit - used), space.limit
+
     async def ping(self) -> None:
         """Return when the node answers.
 

@@ -186,9 +186,10 @@ class VolumeChunks:
         return self._few or bool(self._open.lost)
 
     async def _call_back(self) -> None:
-        """Let disks that rest and answer be used, where a new span had too few copies without."""
-        resting = self._next.missed()
-        answers = await asyncio.gather(*[self._answers(disk) for disk in resting])
+        """Let disks that rest and answer be used, where a new span had too few copies without; one
+        without room only where no span can be without it."""
+        resting, room = self._next.missed(), self._next.excluded() is not None
+        answers = await asyncio.gather(*[self._answers(disk, room=room) for disk in resting])
         for disk, back in zip(resting, answers, strict=True):
             if back:
                 self._next.call_back(disk)
@@ -236,7 +237,7 @@ class VolumeChunks:
             wait_s: float | None = _LOOK_S if self._is_outdated else None
             for disk in self._span[1]:
                 rest_s = self._next.rest_s(disk)
-                if rest_s <= 0 and enough and await self._answers(disk):
+                if rest_s <= 0 and enough and await self._answers(disk, room=True):
                     self._next.answers(disk)
                     return
                 wait_s = min(rest_s if rest_s > 0 else _LOOK_S, wait_s or _LOOK_S)
@@ -257,8 +258,9 @@ class VolumeChunks:
         ring = max(self._span[0], FIRST_RING)
         return view.ring.version != ring or self._placement.scheme != self._scheme
 
-    async def _answers(self, disk_id: str) -> bool:
-        """Tell whether a disk can take new chunks, as far as that can be told."""
+    async def _answers(self, disk_id: str, *, room: bool = False) -> bool:
+        """Tell whether a disk can take new chunks, as far as that can be told; with ``room``, not
+        just the next one."""
         if not self._pool.is_up(disk_id):
             return False
 
@@ -266,6 +268,10 @@ class VolumeChunks:
             disk = await self._pool.get(disk_id)
             await disk.ping()
             await disk.examine([ChunkId(self._volume, max(self._epoch, 1), 0, 0)])
+            if room:
+                free, slots = await disk.room()
+                if free < min(limits.REPLICA_RETURN_SLOTS, max(slots // 16, 1)):
+                    raise PoolFull(f"disk {disk_id} has room for {free} chunks")
 
         found = await ask_all({disk_id: ping()}, limits.REPLICA_SILENCE_S)
         return not isinstance(found[disk_id], TorusError)

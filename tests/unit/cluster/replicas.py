@@ -237,6 +237,9 @@ class FarDisk(OneDisk):
     def place(self, chunk: ChunkId, known: object = None) -> None:
         return None
 
+    async def room(self) -> tuple[int, int]:
+        return await self.ask("room", lambda node: node.chunks.room())  # type: ignore[return-value]
+
     async def ping(self) -> None:
         await self.ask("ping", lambda node: node.chunks.ping())
 

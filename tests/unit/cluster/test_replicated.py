@@ -1,6 +1,7 @@
 """Volumes whose log has copies: what is answered when disks fail, and who may go on."""
 
 import asyncio
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -635,6 +636,99 @@ def test_a_full_disk_is_left_out() -> None:
             await write(attachment.volume, *range(64, 128))
 
     run(19, scenario)
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+def test_a_full_disk_is_not_taken_in_before_it_has_room(copies: int) -> None:
+    """It answers all the time: spans would end for it every few seconds, and begin again.  With
+    three copies on three nodes it is missed, too.  Room for one chunk more is none."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(copies, copies - 1)
+        full = replicas.nodes["a"]
+        others = await fill_up(full)
+        attachment = await replicas.attach()
+        number = 0
+        for _ in range(300):
+            await write(attachment.volume, number % 256, flush=True)
+            number += 1
+            if number == 150:  # somebody deletes a chunk
+                await full.chunks.delete(others[0].volume, 1, [others.pop()])
+            await let_pass(2)
+        spans = await spans_of(replicas)
+        assert len(spans) <= 3, [span.excluded for span in spans]
+        assert spans[-1].excluded == (full.disk_id,)
+
+        await full.chunks.delete(others[0].volume, 1, others[:40])
+        await until(lambda: attachment.volume.resealer.rolls > 0, 130)
+        assert (await spans_of(replicas))[-1].excluded == ()
+        for _ in range(60):
+            await write(attachment.volume, number % 256, flush=True)
+            number += 1
+        assert any(one.volume != others[0].volume for one in full.store.chunks())
+        assert len(await spans_of(replicas)) == len(spans) + 1
+
+    run(66, scenario, nodes="abc")
+
+
+def test_a_full_disk_does_not_stand_in_for_one_that_is_lost() -> None:
+    """Disks that rest are called back where copies are missing; not one that is full."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(3, 1)
+        full, dead = replicas.nodes["a"], replicas.nodes["c"]
+        await fill_up(full)
+        attachment = await replicas.attach()
+        await write(attachment.volume, *range(40), flush=True)
+        dead.kill()
+        for number in range(40, 100):
+            await write(attachment.volume, number, flush=True)
+            await let_pass(0.01)
+        spans = await spans_of(replicas)
+        assert [set(span.excluded) for span in spans] == [
+            {full.disk_id}, {full.disk_id, dead.disk_id}
+        ]  # fmt: skip
+        assert attachment.volume.resealer.seals == 2
+
+    run(68, scenario, nodes="abc")
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_full_disk_is_taken_in_where_no_span_can_be_without_it(*, dies: bool) -> None:
+    """Then the pool is full, and says so; also when it was left out, and another disk dies."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(3 if dies else 2, 2)
+        if dies:
+            await fill_up(replicas.nodes["a"])
+        attachment = await replicas.attach()
+        number = 0
+        while attachment.volume.core.journal.room:  # the next record begins a chunk
+            await write(attachment.volume, number, flush=True)
+            number += 1
+        if dies:
+            replicas.nodes["c"].kill()
+        else:
+            await fill_up(replicas.nodes["a"])
+        attachment.volume.queue.stop_waiting()
+
+        async with asyncio.timeout(60):
+            with pytest.raises(PoolFull):
+                await write(attachment.volume, *range(128))
+
+    run(67, scenario, nodes="abc" if dies else "ab")
+
+
+async def fill_up(node: SimNode) -> list[ChunkId]:
+    """Fill a disk with chunks of another volume; return them."""
+    chunks: list[ChunkId] = []
+    with contextlib.suppress(PoolFull):
+        while True:
+            chunk = ChunkId(99, 1, 0, len(chunks) + 1)
+            await node.chunks.open(chunk, from_reserve=False)
+            chunks.append(chunk)
+    assert len(chunks) > 100
+    return chunks
 
 
 # --- better spans ---------------------------------------------------------------------------
