@@ -1,10 +1,13 @@
 """Where chunks lie: what the rings between a span's and the present one add."""
 
+import asyncio
+
 import pytest
 
 from tests.unit.upkeep.town import ring_of
 from torus.cluster.membership import Place
 from torus.cluster.placement import Placement
+from torus.errors import Unavailable
 from torus.ids import ChunkId
 from torus.metadata.schema import Span
 from torus.redundancy.scheme import replica
@@ -50,6 +53,24 @@ def test_a_deletion_goes_to_everybody_where_a_ring_is_forgotten(forgotten: int) 
     placement.learn(1, [Span(1, 0, 1, 500, None, 1), Span(1, 1, 501, None, None, 4)])
     assert set(placement.ever(ChunkId(1, 1, 0, 7))) == set(DISKS)
     assert len(placement.ever(ChunkId(1, 1, 1, 501))) == 2
+
+
+def test_nothing_follows_from_a_ring_that_is_forgotten() -> None:
+    """A closed span's chunks are looked for in the present ring, and nobody is given a copy because
+    of the old one; where an open span lies has to be known."""
+    view = _view()
+    del view._rings[2]
+    placement = Placement(view, replica(2))
+    placement.learn(1, [Span(1, 0, 1, 500, None, 2), Span(1, 1, 501, None, None, 2)])
+    closed, opened = ChunkId(1, 1, 0, 7), ChunkId(1, 1, 1, 501)
+
+    asyncio.run(placement.fetch(closed))
+    with pytest.raises(Unavailable, match="cannot be told"):
+        asyncio.run(placement.fetch(opened))
+
+    assert placement.owners(closed) == [one.disk_id for one in view.ring.owners(closed, 2)]
+    assert not any(placement.stays_on(closed, disk) for disk in DISKS)
+    assert set(placement.ever(closed)) == set(DISKS)
 
 
 def test_chunk_of_an_open_span_lies_where_it_was_written() -> None:

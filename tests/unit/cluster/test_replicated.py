@@ -16,6 +16,7 @@ from torus.ids import ChunkId
 from torus.metadata.base import Put
 from torus.metadata.keys import head_key
 from torus.metadata.schema import Head, RingHead, Span
+from torus.ring.builder import first_ring
 from torus.ring.table import Ring
 from torus.store.content import Presence, walk
 from torus.volume.attachment import Attachment
@@ -489,6 +490,56 @@ def test_a_takeover_that_hears_of_nobody_leaves_nobody_out() -> None:
         await read_back(again.volume, 0)
 
     run(35, scenario, nodes="ab")
+
+
+def test_a_takeover_notes_the_disks_that_it_missed_and_goes_on_with() -> None:
+    """Nobody is left out, so nothing else would tell that they may have less than the others."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(3, 2)
+        first = await replicas.attach(1)
+        await write(first.volume, 0, flush=True)
+        heard, *missed = owners_now(replicas, first)
+        for node in missed:
+            node.kill()
+        await replicas.attach(2)
+        closed, opened = (await head_of(replicas)).spans
+        assert closed.short == tuple(sorted(node.disk_id for node in missed))
+        assert (opened.excluded, opened.short) == ((), ())
+        for node in missed:
+            node.up = True
+        third = await replicas.attach(3)
+        await write(third.volume, 1, flush=True)
+        assert not any(span.short for span in (await head_of(replicas)).spans[1:])
+        assert heard.disk_id not in (await head_of(replicas)).spans[0].short
+        await read_back(third.volume, 0, 1)
+
+    run(70, scenario, nodes="abc")
+
+
+def test_nodes_are_counted_by_weight_and_without_those_left_out() -> None:
+    """What decides whether a span may be opened at all."""
+
+    async def scenario(replicas: Replicas) -> None:
+        nodes = {"a": "one", "b": "one", "c": "two", "d": "three", "e": "four"}
+        replicas.members = [
+            replace(member, node_id=nodes[member.node_id], weight=int(member.node_id != "e"))
+            for member in replicas.members
+        ]
+        replicas.ring = first_ring(replicas.members)
+        replicas.view.set_ring(replicas.ring)
+        await replicas.create(3, 2)
+        attachment = await replicas.attach()
+        chunks = attachment.volume.core.chunks
+        assert isinstance(chunks, VolumeChunks)
+        disks = {name: node.disk_id for name, node in replicas.nodes.items()}
+        counts = {
+            names: chunks._next._left(frozenset(disks[name] for name in names))
+            for names in ("", "a", "ab", "c", "cd", "e", "abcd")
+        }
+        assert counts == {"": 3, "a": 3, "ab": 2, "c": 2, "cd": 1, "e": 3, "abcd": 0}
+
+    run(72, scenario, nodes="abcde")
 
 
 def test_a_span_waits_while_the_ring_has_too_few_nodes_of_weight() -> None:
