@@ -281,7 +281,9 @@ def test_full_pool_keeps_its_reserve(place: Place) -> None:
             await chunks.open(ChunkId(5, 2, 0, 99), from_reserve=True)
         await chunks.delete(5, 2, opened[:5])
         await chunks.wait_for_space()
+        assert await chunks.room() == (1, SLOTS)
         await chunks.open(ChunkId(5, 2, 0, 100), from_reserve=False)
+        assert await chunks.room() == (0, SLOTS)
 
     place.run(scenario)
 

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from tests.unit.cluster.replicas import BLOCK, Replicas, SimNode, let_pass, run
-from tests.unit.cluster.test_replicated import read_back, write
+from tests.unit.cluster.replicas import BLOCK, Replicas, SimNode, block, let_pass, run
+from tests.unit.cluster.test_replicated import not_done, read_back, write
 from torus import limits
 from torus._fast.record import RecordReader
 from torus.cluster.replicated import VolumeChunks
@@ -162,6 +162,55 @@ def test_everything_is_read_without_any_two_nodes() -> None:
         assert shard_reads(attachment).degraded > 0
 
     run(3, scenario, nodes=NODES)
+
+
+@pytest.mark.parametrize(
+    ("redundancy", "nodes"), [("erasure:2+1", "abc"), ("erasure:3+3", "abcdefgh")]
+)
+def test_nodes_die_one_by_one_and_all_start_anew(redundancy: str, nodes: str) -> None:
+    """As many as there is parity, then more than that, then all at once: each time the same."""
+
+    async def scenario(replicas: Replicas) -> None:
+        attachment, chunks, placed = await settled(replicas, redundancy)
+        parity = int(redundancy[-1])
+        dying = placed[chunks[0]][: parity + 1]
+        for node in dying[:parity]:
+            node.kill()
+            await read_back(attachment.volume, *blocks_of(attachment, chunks[0]))
+        dying[-1].kill()
+        reading = asyncio.ensure_future(
+            read_back(attachment.volume, *blocks_of(attachment, chunks[0]))
+        )
+        await not_done(reading, 2)
+        for node in dying:
+            node.lose_power()
+            node.up = True
+        await reading
+        await attachment.detach()
+        for node in replicas.nodes.values():
+            node.lose_power()
+        again = await replicas.attach(3)
+        await read_back(again.volume, *range(24))
+
+    run(20, scenario, nodes=nodes)
+
+
+@pytest.mark.parametrize("killed", [0, 2])
+def test_unaligned_reads_cross_shards(killed: int) -> None:
+    """Any offset and length in sectors, whole and without two nodes."""
+
+    async def scenario(replicas: Replicas) -> None:
+        attachment, chunks, placed = await settled(replicas)
+        whole = b"".join(map(block, range(24)))
+        for node in placed[chunks[0]][:killed]:
+            node.kill()
+        for size in (512, 1536, 4096, 4608, 13 * 512, 40 * 512, 23 * BLOCK + 512):
+            for offset in range(0, len(whole) - size, 37 * 512):
+                assert await attachment.volume.read(offset, size) == whole[offset : offset + size]
+        if killed:
+            assert shard_reads(attachment).degraded > 0
+
+    run(21, scenario, nodes=NODES)
 
 
 def test_a_degraded_read_touches_only_the_column() -> None:
