@@ -4,7 +4,7 @@ Decides from rings and spans alone; who of them can be reached is `torus.cluster
 right when they disagree is the reader's.  Implements docs/replication.md, "Where a chunk lies".
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from torus.cluster.membership import FIRST_RING, ClusterView
@@ -121,6 +121,17 @@ class Placement:
         ring = self._view.ring_at(written.ring)
         owners = ring.owners(chunk, written.copies, written.excluded)
         return [member.disk_id for member in owners]
+
+    def covers(self, chunk: ChunkId, disks: Collection[str]) -> bool:
+        """Tell whether ``disks`` are all that a chunk was written to; no, where that ring is
+        forgotten.
+
+        Raises: Unavailable when the chunk's span is not known.
+        """
+        try:
+            return all(disk in disks for disk in self.written_to(chunk))
+        except NotFound:
+            return False
 
     def owners(self, chunk: ChunkId) -> list[str]:
         """Return the disks that must have a chunk, or had to: those of the present ring, then

@@ -125,8 +125,8 @@ class Takeover:
             answers.update(more)
         if self.shards is not None and not is_open and self._placement.sharded:
             # Who had it whole may have given it up for shards, and what is left may be short.
-            written = self._placement.written_to(chunk)
-            if not all(disk in answers and answers[disk].data for disk in written):
+            there = {disk for disk, answer in answers.items() if answer.data}
+            if not self._placement.covers(chunk, there):
                 await self._from_shards(self.shards, chunk, answers, silent)
         self._doubtful.discard(chunk)
         if silent:

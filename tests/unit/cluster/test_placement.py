@@ -70,6 +70,7 @@ def test_nothing_follows_from_a_ring_that_is_forgotten() -> None:
 
     assert placement.owners(closed) == [one.disk_id for one in view.ring.owners(closed, 2)]
     assert not any(placement.stays_on(closed, disk) for disk in DISKS)
+    assert not placement.covers(closed, DISKS)
     assert set(placement.ever(closed)) == set(DISKS)
 
 
