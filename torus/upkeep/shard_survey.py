@@ -28,6 +28,7 @@ from torus.upkeep.plan import (
     may_witness,
     settled_spans,
 )
+from torus.upkeep.shard_content import fits
 from torus.upkeep.shard_plan import (
     NOTHING,
     Goal,
@@ -171,6 +172,7 @@ class ShardSurvey:
             return found
         await self._ask(asked, closed, open_questions)
         known_of = {chunk: self._known(asked, closed, chunk) for chunk in open_questions}
+        await self._note_long_copies(asked, closed, known_of)
         witnesses = await self._witnesses(asked, closed, known_of)
         for chunk in open_questions:
             self._decide(asked, closed, chunk, known_of[chunk], witnesses.get(chunk, ()), found)
@@ -257,6 +259,23 @@ class ShardSurvey:
             parts[self._disk] = asked.here[chunk]
         may = self._survey.reasons(asked.picture, closed, chunk, asked.log.reach)
         return _Known(parts, sorted(may & asked.silent))
+
+    async def _note_long_copies(
+        self, asked: _Asked, closed: Closed, known_of: Mapping[ChunkId, _Known]
+    ) -> None:
+        """Note which whole copies here are too long for shards: a disk that is to have no shard
+        never tries to make one, and would wait for those of the others."""
+        scheme, placement = asked.log.scheme, asked.picture.placement
+        for chunk, known in known_of.items() if scheme.erasure else ():
+            mine = known.parts.get(self._disk, NOTHING)
+            if None not in mine or any(parts - {None} for parts in known.parts.values()):
+                continue
+            if chunk in self.long or self._disk in placement.owners(chunk, scheme.shards):
+                continue
+            [found] = await self._chunks.examine([chunk])
+            end = min(found.end, closed.exact(chunk.sequence) or found.end)
+            if not fits(end, scheme, self._chunks.slot_bytes):
+                self.note_long(chunk)
 
     async def _witnesses(
         self, asked: _Asked, closed: Closed, known_of: Mapping[ChunkId, _Known]

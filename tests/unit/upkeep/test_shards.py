@@ -283,3 +283,21 @@ def test_chunk_that_is_too_long_for_shards_stays_in_copies() -> None:
         assert all(town.good(chunk) >= 3 for chunk in long), "they are copied on"
 
     run(scenario)
+
+
+def test_long_chunks_of_a_converted_volume_leave_who_is_to_have_no_part() -> None:
+    """A disk that is to have no shard never tries to make one: it finds out by its own copy."""
+
+    async def scenario() -> None:
+        town = Town(5, DISKS[:6])
+        volume = await town.volume(3)
+        await town.write(volume, 12, records=7)  # more than two shards of a small slot hold
+        await town.rounds()
+
+        town.set_ring(DISKS[2:6])
+        await town.convert(volume, erasure(2, 1))
+        await town.rounds(30)
+
+        assert town.misplaced() == []
+
+    run(scenario)
