@@ -11,6 +11,7 @@ from unittest import mock
 
 from tests.sim.patches import Patch
 from tests.sim.patches import replace as _replace
+from tests.sim.shard_mutants import SHARD_MUTANTS
 from torus.cluster.local import LocalChunks
 from torus.cluster.quorum import Takeover
 from torus.cluster.replicated import VolumeChunks
@@ -280,6 +281,7 @@ MUTANTS: dict[str, tuple[Patch, int, type[ReplicatedCluster]]] = {
     "survivors_not_synced": (survivors_not_synced, 6, Losses),
     "publish_first": (publish_first, 0, Losses),
     "healed_without_records": (healed_without_records, 0, Blackouts),
+    **SHARD_MUTANTS,
 }
 """Each rule with the first seed that is known to find its absence, in which kind of cluster."""
 

@@ -49,6 +49,7 @@ class Cluster:
         self.writers: dict[str, list[Writer]] = {}
         self.power_losses = 0
         self.faults = 0
+        self.faults_per_s = 2.5
         self.over = False
         self.tending: list[asyncio.Task[None]] = []
         self.trouble_s = self.rng.choice((2.5, 3.0, 4.0, 5.0, 8.0))  # how long things go wrong
@@ -194,7 +195,7 @@ class Cluster:
         weather.reset = rng.choice((0.0, 0.0, 0.0005))
         self.metadata.silent = rng.choice((0.0, 0.0, 0.05))
         while self.loop.time() < self.trouble_s and not self.found():
-            await asyncio.sleep(rng.expovariate(2.5))
+            await asyncio.sleep(rng.expovariate(self.faults_per_s))
             self.faults += 1
             kinds = self.trouble_kinds()
             [kind] = rng.choices(tuple(kinds), tuple(kinds.values()))

@@ -14,6 +14,7 @@ from torus import limits
 from torus.cluster import replicated_writes
 from torus.errors import TorusError
 from torus.format.shard import content_max
+from torus.ids import whole_id
 from torus.metadata.schema import VolumeSpec
 from torus.node.service import PeerService
 from torus.redundancy.scheme import Scheme, erasure, replica
@@ -50,6 +51,7 @@ class ShardCluster(FamilyCluster):
         self.truth = Truth(self.metadata, self.authority, self._wrong)
         self.backgrounds: dict[str, NodeBackground] = {}
         self.tail_chunks = rng.choice((4, 128))
+        self.quiet_s = QUIET_S  # how long all may take to come right
         self.converts = rng.random() < 0.7
 
     def patches(self) -> list[Patch]:
@@ -178,10 +180,12 @@ class ShardCluster(FamilyCluster):
 
     async def _until(self, done: Callable[[], list[str]], what: str) -> None:
         """Wait until ``done()`` returns nothing any more."""
-        deadline_s = self.loop.time() + QUIET_S
+        deadline_s = self.loop.time() + self.quiet_s
         while (left := done()) and not self.found():
             if self.loop.time() > deadline_s:
-                self._wrong(f"{what} {QUIET_S:g} s after everything healed: {'; '.join(left[:4])}")
+                self._wrong(
+                    f"{what} {self.quiet_s:g} s after everything healed: {'; '.join(left[:4])}"
+                )
                 return
             await asyncio.sleep(_LOOK_S)
 
@@ -217,7 +221,8 @@ class ShardCluster(FamilyCluster):
             return left + [
                 f"disk {one.scrub.store.identity.disk_id[-2:]}: {found.part} is {found.kind}, "
                 f"{found.state}: {found.what}"
-                for one in scrubs for found in one.state.open.values() if found.volume
+                for one in scrubs for found in one.state.open.values()
+                if found.volume and whole_id(found.part) not in self.truth.deleted
             ]  # fmt: skip
 
         await self._until(dirty, "a scrub finds something")

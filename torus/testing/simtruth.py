@@ -212,16 +212,30 @@ class Truth:
 
     def is_rotten(self, rot: Rot) -> bool:
         """Say whether a part that rotted is there and not right."""
-        parts = self.drives[rot.disk]
-        return parts.place(rot.part) is not None and not parts.holds(rot.part, rot.right)
+        parts, chunk = self.drives[rot.disk], whole_id(rot.part)
+        if parts.place(rot.part) is None or parts.holds(rot.part, rot.right):
+            return False
+        # A shard of another K+M has the same number, and may have taken its place.
+        return rot.part not in self.good_parts(self.known[chunk]).get(rot.disk, ())
 
-    def rot(self, rng: random.Random) -> Rot | None:
-        """Turn bits of some part of a chunk that bears it; None: there is no such part."""
+    def rot(self, rng: random.Random, *, whole: bool = False) -> Rot | None:
+        """Turn bits of some part of a chunk that bears it; None: there is no such part.
+
+        ``whole``: of a whole copy, of the newest chunk that has one.
+        """
         chunks = sorted(self.needed(), key=lambda one: one.chunk)
-        rng.shuffle(chunks)
+        if whole:
+            chunks.reverse()
+        else:
+            rng.shuffle(chunks)
         for known in chunks[:8]:
             good = self.good_parts(known)
-            parts = sorted((disk, part) for disk, some in good.items() for part in some)
+            parts = sorted(
+                (disk, part)
+                for disk, some in good.items()
+                for part in some
+                if not whole or part == known.chunk
+            )
             if not parts:
                 continue
             disk, part = rng.choice(parts)

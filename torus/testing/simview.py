@@ -47,6 +47,7 @@ class Authority:
         self.members: tuple[RingMember, ...] = ()
         self.rings: dict[int, Ring] = {}
         self.head: RingHead | None = None
+        self.late_s: tuple[float, ...] = (0.0, 0.01, 0.2)  # at most, of news
         self._views: list[tuple[SimProcess, StaticMembership]] = []
 
     @property
@@ -84,5 +85,5 @@ class Authority:
     def _tell(self, change) -> None:  # type: ignore[no-untyped-def]
         for process, view in self._views:
             if process.alive:
-                late_s = self.rng.choice((0.0, 0.01, 0.2)) * self.rng.random()
+                late_s = self.rng.choice(self.late_s) * self.rng.random()
                 process.call_at(self.loop.time() + late_s, change, view)
