@@ -1,7 +1,7 @@
 """A simulated cluster whose volumes lie in shards, or come to, or did: with upkeep, scrub and rot.
 
-Volumes are converted there and back while they are written, bits turn on the disks, and nothing that
-is needed may get lost.  In the end all has to lie as the ring and the redundancies say, every
+Volumes are converted there and back while they are written, bits turn on the disks, and nothing
+that is needed may get lost.  In the end all has to lie as the ring and the redundancies say, every
 turned bit is back, and a scrub of everything finds nothing.  `torus.testing.simtruth` judges the
 disks, `torus.testing.simvolume` what clients see.
 """

@@ -273,7 +273,7 @@ class Truth:
         found = [
             f"part {rot.part} of disk {rot.disk[-2:]} rotted at {rot.offset} and was not repaired"
             for rot in self.rots
-            if self.is_rotten(rot)
+            if whole_id(rot.part) not in self.deleted and self.is_rotten(rot)
         ]
         for known in self.needed():
             problem = self._misplaced(known)
