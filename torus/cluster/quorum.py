@@ -117,8 +117,9 @@ class Takeover:
         await self._placement.fetch(chunk)
         disks = self._placement.written_to(chunk) if is_open else self._placement.owners(chunk)
         answers, silent = await self._ask_disks(chunk, epoch, disks, is_open=is_open)
-        if not is_open and not any(answer.data for answer in answers.values()):
-            # It may lie where a ring had it that nobody remembers.
+        if not is_open and not _leave_no_doubt(chunk, disks, answers):
+            # Another disk may have it whole: where a ring had it that nobody remembers, or where
+            # it has not been given up yet.
             places = {*self._pool.view.disks(), *self._pool.local}.difference(disks)
             others = [disk for disk in sorted(places) if self._pool.is_up(disk)]
             more, _ = await self._ask_disks(chunk, epoch, others, is_open=False)
@@ -302,6 +303,13 @@ class Takeover:
     ) -> None:
         disk = await self._pool.get(disk_id)
         await disk.install(chunk, epoch, end, content)
+
+
+def _leave_no_doubt(chunk: ChunkId, disks: Sequence[str], answers: Mapping[str, _Answer]) -> bool:
+    """Tell whether all disks have the same of a chunk, and nothing damaged behind it."""
+    there = [answers[disk] for disk in disks if disk in answers and answers[disk].data]
+    alike = len(there) == len(disks) and len({answer.end for answer in there}) == 1
+    return alike and not any(_goes_on(chunk, answer) for answer in there)
 
 
 def _goes_on(chunk: ChunkId, answer: _Answer) -> bool:

@@ -229,8 +229,7 @@ class CopyReads:
         """Ask one disk after the other until every piece is right; ask the next beside one that
         takes long."""
         await self._ask_in_turn(batch, numbers, order)
-        judged = batch.found.keys() | batch.wrong.keys()
-        left = [number for number in numbers if number not in judged]
+        left = [number for number in numbers if number not in batch.found]
         if left:
             await self._ask_in_turn(batch, left, self._others(order))
 

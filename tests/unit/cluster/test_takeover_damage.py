@@ -127,3 +127,29 @@ def test_the_salt_of_a_chunk_comes_from_a_copy_that_is_whole() -> None:
         assert await recovery._salt_of(chunk) == salt
 
     run(4, scenario, nodes="ab")
+
+
+def test_a_copy_beside_the_owners_is_asked_for_when_theirs_are_damaged() -> None:
+    """Upkeep has not given it up yet: all that the owners have of a closed span has rotted."""
+
+    async def scenario(replicas: Replicas) -> None:
+        await replicas.create(2, 1)
+        attachment = await replicas.attach()
+        await write(attachment.volume, 0, 1, 2, 3)
+        chunk = attachment.volume.core.journal.chunk
+        place = attachment.volume.core.blocks.get(1)
+        assert place is not None
+        again = await replicas.attach(2)  # which closes the span
+        owners = replicas.owners(chunk, 2)
+        [other] = [node for node in replicas.nodes.values() if node not in owners]
+        [found] = await owners[0].chunks.examine([chunk])
+        [content] = await owners[0].chunks.read([(chunk, FIRST, found.end - FIRST)])
+        await other.chunks.install(chunk, again.volume.core.epoch, found.end, content)
+        for node in owners:
+            rot(node, chunk, place)
+
+        third = await replicas.attach(3)
+
+        await read_back(third.volume, 0, 1, 2, 3)
+
+    run(5, scenario, nodes="abc")
