@@ -58,7 +58,7 @@ class Turning(SmallShards):
 
 
 class Flipping(SmallShards):
-    """Single copies go to and fro with the ring, of which everybody has another picture."""
+    """Single copies go there and back with the ring, of which everybody has another picture."""
 
     first = (replica(1),)
     kinds: ClassVar[dict[str, float]] = {"ring": 8, "writer": 1}

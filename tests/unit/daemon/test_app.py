@@ -13,6 +13,7 @@ def _config(level: str) -> CommonConfig:
     made = object.__new__(CommonConfig)
     object.__setattr__(made, "log_level", level)
     object.__setattr__(made, "log_format", "text")
+    object.__setattr__(made, "erasure", "auto")
     return made
 
 
