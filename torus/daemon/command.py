@@ -3,6 +3,7 @@
 Decides which of its log lines a person sees, and what Ctrl-C means.
 """
 
+import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -30,6 +31,21 @@ def run_command(config: CommonConfig, work: Coroutine[Any, Any, Result]) -> Resu
             work.close()
             raise
     try:
-        return uvloop.run(work)
-    except KeyboardInterrupt as exc:
+        return uvloop.run(_guarded(work))
+    except (KeyboardInterrupt, asyncio.CancelledError) as exc:
         raise Interrupted("interrupted") from exc
+
+
+async def _guarded(work: Coroutine[Any, Any, Result]) -> Result:
+    """Do the work; an interruption in the middle of some callback ends it, and is no error."""
+    task = asyncio.current_task()
+    assert task is not None
+
+    def take(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if isinstance(context.get("exception"), KeyboardInterrupt):
+            task.cancel()
+        else:
+            loop.default_exception_handler(context)
+
+    asyncio.get_running_loop().set_exception_handler(take)
+    return await work

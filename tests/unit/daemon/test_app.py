@@ -67,3 +67,20 @@ def test_an_error_passes_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotFound, match="no such thing") as caught:
         app.run_command(_config("info"), work())
     assert caught.value.hint == "look elsewhere"
+
+
+def test_an_interruption_in_the_middle_of_a_callback_is_told_without_a_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whatever the process was doing: it is Ctrl-C."""
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    async def work() -> None:
+        asyncio.get_running_loop().call_soon(interrupted)
+        await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(Interrupted):
+        app.run_command(_config("info"), work())
+    assert not caplog.records
