@@ -135,7 +135,7 @@ def test_disk_that_is_lost_is_forgotten_when_others_have_its_copies(cluster: Clu
     assert cluster.disks()[lost["disk"]]["state"] == "removed"
 
     with cluster.machine("a").open("one") as client:
-        for number in range(24):
+        for number in range(64):
             client.write(number * MIB, PATTERN)
         client.flush()
     (lost,) = cluster.node_list()[cluster.node_id("c")]["disks"]
