@@ -1,6 +1,7 @@
 """Commands that run on an event loop: how they end."""
 
 import asyncio
+import socket
 
 import pytest
 
@@ -69,18 +70,24 @@ def test_an_error_passes_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.hint == "look elsewhere"
 
 
+class _Interrupted(asyncio.Protocol):
+    """A protocol in the middle of which somebody presses Ctrl-C."""
+
+    def data_received(self, _data: bytes) -> None:
+        raise KeyboardInterrupt
+
+
 def test_an_interruption_in_the_middle_of_a_callback_is_told_without_a_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Whatever the process was doing: it is Ctrl-C."""
-
-    def interrupted() -> None:
-        raise KeyboardInterrupt
+    """Whatever the process was doing: it is Ctrl-C, not a broken connection."""
+    ours, theirs = socket.socketpair()
 
     async def work() -> None:
-        asyncio.get_running_loop().call_soon(interrupted)
+        await asyncio.get_running_loop().create_connection(_Interrupted, sock=ours)
+        theirs.send(b"x")
         await asyncio.get_running_loop().create_future()
 
-    with pytest.raises(Interrupted):
+    with theirs, pytest.raises(Interrupted):
         app.run_command(_config("info"), work())
     assert not caplog.records
