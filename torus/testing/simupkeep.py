@@ -5,7 +5,7 @@ process; tells the judge before a part is taken away, and of an error that ends 
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 from torus import limits
@@ -76,19 +76,24 @@ class SimDialing(Dialing):
         )
 
 
+async def _loudly(work: Awaitable[None], who: str, wrong: Callable[[str], None]) -> None:
+    """Do what runs in the background; what ends it, and is no error of torus, is told."""
+    try:
+        await work
+    except (TorusError, asyncio.CancelledError):
+        raise
+    except Exception as exc:
+        wrong(f"{who} crashed: {exc!r}")
+        raise
+
+
 class LoudUpkeep(DiskUpkeep):
     """An upkeep whose mistakes do not stay unheard."""
 
     wrong: Callable[[str], None]
 
     async def _run(self) -> None:
-        try:
-            await super()._run()
-        except (TorusError, asyncio.CancelledError):
-            raise
-        except Exception as exc:
-            self.wrong(f"the upkeep of disk {self.disk_id[-2:]} crashed: {exc!r}")
-            raise
+        await _loudly(super()._run(), f"the upkeep of disk {self.disk_id[-2:]}", self.wrong)
 
 
 class LoudScrub(ScrubTimes):
@@ -97,13 +102,7 @@ class LoudScrub(ScrubTimes):
     wrong: Callable[[str], None]
 
     async def _run(self) -> None:
-        try:
-            await super()._run()
-        except (TorusError, asyncio.CancelledError):
-            raise
-        except Exception as exc:
-            self.wrong(f"a scrub crashed: {exc!r}")
-            raise
+        await _loudly(super()._run(), "a scrub", self.wrong)
 
 
 class NodeBackground:
