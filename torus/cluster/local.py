@@ -148,12 +148,12 @@ class LocalChunks(OneDisk):
 
     # --- space --------------------------------------------------------------------------
 
-    def space(self) -> tuple[int, int] | None:
+    def space(self) -> tuple[int, int]:
         usage = self._store.usage
         return usage.available, usage.limit
 
     async def room(self) -> tuple[int, int]:
-        return self._store.usage.available, self._store.usage.limit
+        return self.space()
 
     async def wait_for_space(self) -> None:
         self._store.space_freed.clear()
