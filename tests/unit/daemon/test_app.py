@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -11,11 +12,8 @@ from torus.errors import Interrupted, NotFound
 
 
 def _config(level: str) -> CommonConfig:
-    made = object.__new__(CommonConfig)
-    object.__setattr__(made, "log_level", level)
-    object.__setattr__(made, "log_format", "text")
-    object.__setattr__(made, "erasure", "auto")
-    return made
+    home = Path("/h")
+    return CommonConfig(home, "sqlite:/h/meta", home / "data", log_level=level, log_format="human")
 
 
 @pytest.mark.parametrize(
