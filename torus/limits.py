@@ -48,6 +48,8 @@ EARLY_FLUSH_BYTES = 64 * MIB  # the writer flushes by itself when so much is not
 EARLY_FLUSH_S = 1.0  # and what was written so long ago
 CHECKPOINT_LOG_BYTES = 1 * GIB
 CHECKPOINT_INTERVAL_S = 60.0
+CHECKPOINT_QUIET_S = 5.0  # without writes, before one is written for chunks that become shards
+CHECKPOINT_QUIET_BYTES = 16 * MIB  # of log since the last one, so that there are such chunks
 
 # --- attached volumes -------------------------------------------------------------------
 SNAPSHOTS_OPEN_MAX = 256  # in one process, for clients and for comparing
@@ -142,7 +144,9 @@ MASS_FAILURE_S = 30.0  # more than a third of the disks gone within it: nothing 
 UPKEEP_ROUND_S = 600.0  # a disk looks at everything again so often
 UPKEEP_SETTLE_S = 1.0  # after a change, before a disk looks: more changes may follow
 UPKEEP_RETRY_S = 5.0  # after a round that left something undone
-UPKEEP_ENCODE_S = 15.0  # between two looks for chunks that are full and become shards
+UPKEEP_ENCODE_S = 15.0  # between two looks for chunks that are full and become shards, at most
+UPKEEP_NEWS_S = 2.0  # after a checkpoint, before a look for what it settled: first the dead go
+UPKEEP_LOOK_SHARE = 1 / 16  # of a disk's time that goes into looking, at most, after such news
 UPKEEP_TAIL_CHUNKS = 128  # the last of a span, which a replica that fails may have less of
 UPKEEP_RINGS = 16  # versions before the newest that a disk knows, beside those that spans name
 UPKEEP_LOOK_CHUNKS = 1024  # compared between two turns of the event loop

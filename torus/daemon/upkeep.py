@@ -220,7 +220,7 @@ async def start_upkeep(
     stack.push_async_callback(node.close)
     cluster = ClusterSettled(view, node, peers)
     stack.push_async_callback(cluster.close)
-    changes = VolumeChanges(metadata, node.poke)
+    changes = VolumeChanges(metadata, node.poke, node.rest_s)
     if rate_bytes:
         for one in node.disks.values():
             one.start()

@@ -1,7 +1,8 @@
 """What of the volumes' metadata is news to upkeep: another redundancy, chunks that became full.
 
-Decides how soon the disks of a node look after such a change: at once for another redundancy, a
-while later for a head, as chunks fill one after the other.  What is to be done is upkeep's.
+Decides how soon the disks of a node look after such a change: at once for another redundancy;
+for a head a moment later, when the writer has deleted what it found dead, and not again before
+the disks have rested from looking.  What is to be done is upkeep's.
 
 Implements docs/upkeep.md, "Shards".
 """
@@ -31,11 +32,14 @@ class VolumeChanges:
         self,
         metadata: AsyncMetadata,
         poke: Callable[[], None],
-        quiet_s: float = limits.UPKEEP_ENCODE_S,
+        rest_s: Callable[[], float],
+        news_s: float = limits.UPKEEP_NEWS_S,
     ) -> None:
-        """``quiet_s``: how long after a change of a head, and between two of them."""
+        """``news_s``: how long after a change of a head; ``rest_s``: between two such looks."""
         self._poke = poke
-        self._quiet_s = quiet_s
+        self._rest_s = rest_s
+        self._news_s = news_s
+        self._poked_s: float | None = None  # when, for a head
         self._had: dict[str, Redundancies] = {}  # by the volume's prefix, where it matters
         self._soon: asyncio.TimerHandle | None = None
         self._following = Following(
@@ -96,8 +100,13 @@ class VolumeChanges:
 
     def _poke_soon(self) -> None:
         if self._soon is None:
-            self._soon = asyncio.get_running_loop().call_later(self._quiet_s, self._fire)
+            loop = asyncio.get_running_loop()
+            due_s = loop.time() + self._news_s
+            if self._poked_s is not None:
+                due_s = max(due_s, self._poked_s + self._rest_s())
+            self._soon = loop.call_at(due_s, self._fire)
 
     def _fire(self) -> None:
         self._soon = None
+        self._poked_s = asyncio.get_running_loop().time()
         self._poke()

@@ -1,15 +1,18 @@
 """How fast a disk's upkeep may go beside clients.  Pure: a budget of bytes and of operations.
 
-Decides that the rate is halved with every step that finds clients slow, comes back slowly, and
-never gets to nothing: a copy that is missing may be the last but one.  Implements
-docs/upkeep.md, "Budget".
+Decides that the rate is halved while clients are slow, doubles again while they are not, and
+never gets to nothing: a copy that is missing may be the last but one.  That is decided a few
+times a second, not at every step: steps run side by side, and on a busy machine a turn of the
+event loop is late now and then whatever is done here.  Implements docs/upkeep.md, "Budget".
 """
 
 from torus import limits
 
 _SHARE_MIN = 1 / 16
 _OPERATIONS_SHARE_MIN = 1 / 4  # questions cost clients little, and copies wait for them
-_RECOVER = 1.05
+_LOOK_NS = 250_000_000  # between two looks at how steps waited, at least
+_DOUBLE_NS = 1_000_000_000  # in which the share doubles, and what one look may count at most
+_LATE_SHARE = 1 / 8  # of the steps since the last look: more that were late say "slow"
 
 
 class Budget:
@@ -26,6 +29,10 @@ class Budget:
         self._operations = operations
         self._slow_ns = slow_ns
         self._next_ns = 0
+        self._look_ns: int | None = None  # when the last look was
+        self._turns = self._late = 0  # steps since then, and those of them that were late
+        self._late_ns = -1  # until when the last late turn of the event loop went
+        self._slow = False  # somebody said so since then
         self.share = 1.0  # of the rate that is used now
 
     def delay_ns(self, now_ns: int) -> int:
@@ -39,9 +46,22 @@ class Budget:
         operations_ns = operations * 1e9 / (self._operations * share)
         self._next_ns = max(self._next_ns, now_ns) + int(max(bytes_ns, operations_ns))
 
-    def waited(self, waited_ns: int, *, slow: bool = False) -> None:
+    def waited(self, waited_ns: int, now_ns: int, *, slow: bool = False) -> None:
         """Note how long a step waited for its turn; ``slow``: somebody says that clients are."""
-        if slow or waited_ns > self._slow_ns:
+        self._slow |= slow
+        if now_ns - waited_ns >= self._late_ns:  # else it waited for a turn that was counted
+            self._turns += 1
+            if waited_ns > self._slow_ns:
+                self._late += 1
+                self._late_ns = now_ns
+        passed_ns = _DOUBLE_NS if self._look_ns is None else now_ns - self._look_ns
+        if passed_ns < _LOOK_NS:
+            return
+        if self._slow or self._late > self._turns * _LATE_SHARE:
             self.share = max(_SHARE_MIN, self.share / 2)
         else:
-            self.share = min(1.0, self.share * _RECOVER)
+            passed_ns = min(passed_ns, _DOUBLE_NS)
+            self.share = min(1.0, self.share * 2.0 ** (passed_ns / _DOUBLE_NS))
+        self._look_ns = now_ns
+        self._turns = self._late = 0
+        self._slow = False

@@ -77,6 +77,7 @@ class DiskUpkeep:
         self._full_round_ns: int | None = None
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._look_s = 0.0  # what the last look took
         self.progress = Progress(self.disk_id)
         self._work = Work(
             store, chunks, peers, pace, clock, self._survey, self._shard_survey, self.progress
@@ -166,6 +167,13 @@ class DiskUpkeep:
             and not self._changed.is_set()
         )
 
+    @property
+    def rest_s(self) -> float:
+        """Return how long to rest between two looks for chunks that became full: looking is to
+        take a small part of the time, whatever there is to look at."""
+        rest_s = self._look_s / limits.UPKEEP_LOOK_SHARE
+        return min(max(rest_s, self._times.settle_s), self._times.encode_s)
+
     def needs(self) -> int:
         """Return how many bytes of known volumes lie here: what removing the disk would take."""
         return self._store.usage.used * self._slot_bytes
@@ -202,10 +210,12 @@ class DiskUpkeep:
             self.progress.state = "no ring"
             return True
         self.progress.state = "looking"
+        began_ns = self._clock.monotonic_ns()
         logs = await self._heads.read()
         picture = await self._picture(logs)
         self._forget_old(picture, logs)
         found, more = await self._look(picture, logs)
+        self._look_s = (self._clock.monotonic_ns() - began_ns) / 1e9
         wants = found.wants
         progress = self.progress
         progress.suspect_chunks, progress.unknown_chunks = len(found.suspects), found.unknown

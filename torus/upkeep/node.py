@@ -50,6 +50,10 @@ class NodeUpkeep:
         for disk in self.disks.values():
             disk.poke()
 
+    def rest_s(self) -> float:
+        """Return how long after a look for full chunks the next one may come."""
+        return max((disk.rest_s for disk in self.disks.values()), default=0.0)
+
     def documents(self) -> list[dict[str, Any]]:
         """Return the progress of every disk as JSON."""
         return [disk.document() for disk in self.disks.values()]

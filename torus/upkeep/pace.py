@@ -32,7 +32,8 @@ class Pace:
             await asyncio.sleep(delay_ns / 1e9)
         came_ns = self._clock.monotonic_ns()
         await asyncio.sleep(0)  # clients first; how long that takes tells how they are
-        self.budget.waited(self._clock.monotonic_ns() - came_ns, slow=self._clients_slow())
+        now_ns = self._clock.monotonic_ns()
+        self.budget.waited(now_ns - came_ns, now_ns, slow=self._clients_slow())
 
 
 async def side_by_side(parts: Iterable[Coroutine[Any, Any, None]]) -> None:

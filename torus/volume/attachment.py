@@ -43,6 +43,7 @@ class Attachment:
         async with self._resizing:
             spec = await self.holder.size()
             self.volume.core.chunks.follow(spec)
+            self.volume.checkpointer.quiet.follow(spec)
             while spec.cut_bytes:
                 cut_bytes = spec.cut_bytes
                 if cut_bytes < self.volume.size_bytes:

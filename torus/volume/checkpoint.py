@@ -23,6 +23,7 @@ from torus.volume.holder import Holder, Publish
 from torus.volume.items import Item
 from torus.volume.leaves import UNIT
 from torus.volume.log import Position
+from torus.volume.quiet import Quiet
 from torus.volume.reclaim import Reclaimer
 from torus.volume.writes import WriteQueue
 
@@ -60,6 +61,7 @@ class Checkpointer:
         self.reclaimer = Reclaimer(core, clock, holder.head.root, delete_delay_s)
         self.count = 0
         self._urgent = False
+        self.quiet = Quiet(core, self._wake.set)
         self._task = asyncio.ensure_future(self._run())
         self._task.add_done_callback(self._ended)
 
@@ -71,13 +73,16 @@ class Checkpointer:
     # --- when ---------------------------------------------------------------------------
 
     def consider(self) -> None:
-        """Wake the task when enough of the log or of the map's memory is dirty."""
+        """Wake the task when enough of the log or of the map's memory is dirty, or when chunks
+        wait for a checkpoint and nothing is written any more."""
         core = self._core
         if (
             core.log_bytes >= limits.CHECKPOINT_LOG_BYTES
             or core.blocks.dirty_bytes > core.cache_bytes // 2
         ):
             self._wake.set()
+        else:
+            self.quiet.consider()
 
     def request(self) -> None:
         """Wake the task: space is short."""
@@ -137,6 +142,7 @@ class Checkpointer:
         """End the task, after a checkpoint under way; idempotent."""
         # Python 3.11's wait_for loses a cancellation that comes together with a wake-up.
         self._stopping = True
+        self.quiet.stop()
         async with self._lock:
             self._task.cancel()
         await asyncio.wait([self._task])

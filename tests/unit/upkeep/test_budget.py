@@ -1,5 +1,9 @@
 """The budget: so many bytes and operations a second, less while clients are slow, never none."""
 
+from collections.abc import Callable
+
+import pytest
+
 from torus.upkeep.budget import Budget
 
 S = 1_000_000_000
@@ -20,21 +24,67 @@ def test_rate_of_bytes_and_of_operations_is_kept() -> None:
     assert 9.0 <= _run(Budget(10**12, 10), 1, 1, 100) <= 10.0
 
 
+def _steps(budget: Budget, begin_s: float, seconds: float, late: Callable[[int], bool]) -> float:
+    """Make sixty steps a second of which those are late, and return the mean of the share."""
+    count = int(seconds * 60)
+    shares = []
+    for number in range(count):
+        budget.waited(101 if late(number) else 0, int((begin_s + number / 60) * S))
+        shares.append(budget.share)
+    return sum(shares) / count
+
+
 def test_rate_is_halved_while_clients_are_slow_and_comes_back() -> None:
-    """Late turns, or somebody who says so, halve it step by step; it never gets to nothing."""
+    """Late turns, or somebody who says so, halve it again and again; it never gets to nothing."""
     budget = Budget(1000, 10**9, slow_ns=100)
-    budget.waited(101)
+    budget.waited(101, S)
     assert budget.share == 0.5
-    budget.waited(0, slow=True)
+    budget.waited(0, S + S // 2, slow=True)
     assert budget.share == 0.25
-    for _ in range(100):
-        budget.waited(101)
+    _steps(budget, 2, 3, lambda _: True)
     assert 0 < budget.share <= 0.1
     slow_s = _run(budget, 100, 1, 10)
     assert slow_s > 9.0
-    for _ in range(200):
-        budget.waited(0)
+    _steps(budget, 5, 4.5, lambda _: False)
     assert budget.share == 1.0
+
+
+def test_somebody_who_says_slow_between_two_looks_is_heard() -> None:
+    """Each step asks; the look comes a quarter of a second after the last one."""
+    budget = Budget(1000, 10**9, slow_ns=100)
+    budget.waited(0, S)
+    budget.waited(0, S + S // 10, slow=True)
+    assert budget.share == 1.0
+    budget.waited(0, S + S // 4)
+    assert budget.share == 0.5
+
+
+def test_one_late_turn_of_many_steps_counts_once() -> None:
+    """Steps that run side by side all wait for the same late turn: it is one of the turns."""
+    budget = Budget(1000, 10**9, slow_ns=100)
+    assert _steps(budget, 1, 1, lambda _: False) == 1.0
+    for _ in range(8):
+        budget.waited(150, 2 * S)
+    assert _steps(budget, 2.001, 1, lambda _: False) == 1.0
+
+
+@pytest.mark.parametrize(("of", "least", "most"), [(20, 0.9, 1.0), (4, 0.0, 0.1)])
+def test_late_turns_count_by_their_share(of: int, least: float, most: float) -> None:
+    """One late turn of twenty is what a busy machine does to everybody; one of four is too much.
+    Without that the rate was at its least whenever the machine had more to do."""
+    budget = Budget(1000, 10**9, slow_ns=100)
+    _steps(budget, 0, 10, lambda number: number % of == 0)
+    assert least <= _steps(budget, 10, 10, lambda number: number % of == 0) <= most
+
+
+def test_nobody_looked_for_long_is_no_reason_for_the_whole_rate() -> None:
+    """The share comes back by the steps that find clients well, not by those that are not made."""
+    budget = Budget(1000, 10**9, slow_ns=100)
+    _steps(budget, 0, 3, lambda _: True)
+    low = budget.share
+    budget.waited(0, 4 * S)  # what was late before still counts here
+    budget.waited(0, 1000 * S)
+    assert budget.share == 2 * low < 0.2
 
 
 def test_idle_time_is_not_saved_up() -> None:

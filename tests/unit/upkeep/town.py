@@ -12,6 +12,7 @@ from typing import Any
 
 from torus import limits
 from torus._fast.record import KIND_DATA, RecordBuilder
+from torus.clock import Clock
 from torus.cluster.local import LocalChunks
 from torus.cluster.membership import Place
 from torus.errors import Unavailable
@@ -140,7 +141,7 @@ class House:
         self.store.open()
         self.chunks = LocalChunks(self.store)
         self._watch_drops()
-        pace = Pace(Budget(UNLIMITED, UNLIMITED), town.clock)
+        pace = Pace(Budget(town.rate_bytes, UNLIMITED), town.clock)
         self.upkeep = DiskUpkeep(
             self.store, self.chunks, self.view, Street(town, self.disk_id), town.heads,
             town.clock, pace, slot_of,
@@ -321,11 +322,21 @@ class Volume:
 class Town:
     """The cluster."""
 
-    def __init__(self, seed: int, disks: Iterable[str], *, slots: int = 400) -> None:
+    def __init__(
+        self,
+        seed: int,
+        disks: Iterable[str],
+        *,
+        slots: int = 400,
+        clock: Clock | None = None,
+        rate_bytes: int = UNLIMITED,
+    ) -> None:
+        """``clock``: None: it stands still; ``rate_bytes``: of each disk's upkeep, a second."""
         self.rng = random.Random(seed)
+        self.rate_bytes = rate_bytes
         self.slots = slots
         self.starts = 0
-        self.clock = ManualClock()
+        self.clock: Any = clock or ManualClock()
         self.metadata = SimMetadata()
         self.heads = Heads(self.metadata, self.clock, -1.0)  # type: ignore[arg-type]
         self.view = StaticMembership()
