@@ -8,7 +8,7 @@ from setuptools import Extension, setup
 KERNELS = (
     "crc", "record", "mappages", "usage", "leaftree", "checkpoint", "familytree", "blockmap",
     "blockio", "frame", "reply", "stats", "datapath", "syncer", "socketio", "mapdiff", "collect",
-    "ring", "ringbuild", "peerframe", "erasure",
+    "ring", "ringbuild", "peerframe", "erasure", "laterread",
 )  # fmt: skip
 CHECKSUM = ("crc32c.h",)
 HEADERS = {

@@ -68,6 +68,9 @@ cdef class BlockIo:
     cdef int write_from(self, uint64_t address, const char* data, size_t n) except -1:
         raise NotImplementedError
 
+    cdef int file_of(self, uint64_t address, off_t* offset) except -2:
+        return -1
+
     def write_bytes(self, uint64_t address, data):
         """Write all of a bytes-like object at ``address``. Raises: OSError."""
         cdef Py_buffer view
@@ -118,12 +121,16 @@ cdef class FileIo(BlockIo):
                 self.file_count += 1
         self.files[segment] = fd
 
-    cdef int locate(self, uint64_t address, off_t* offset) except -1:
+    cdef int file_of(self, uint64_t address, off_t* offset) except -2:
         cdef Py_ssize_t segment = <Py_ssize_t>(address // self.segment_bytes)
-        if segment >= self.file_count or self.files[segment] < 0:
-            raise OSError(EIO, f"disk address {address:#x} lies in no open segment")
         offset[0] = <off_t>(address % self.segment_bytes + self.header_bytes)
-        return self.files[segment]
+        return self.files[segment] if segment < self.file_count else -1
+
+    cdef int locate(self, uint64_t address, off_t* offset) except -1:
+        cdef int fd = self.file_of(address, offset)
+        if fd < 0:
+            raise OSError(EIO, f"disk address {address:#x} lies in no open segment")
+        return fd
 
     cdef int read_now(self, uint64_t address, void* dest, size_t n) except -1:
         cdef off_t offset = 0
@@ -213,6 +220,12 @@ cdef class ManyIo(BlockIo):
         if number >= len(self.parts):
             raise OSError(EIO, f"disk address {address:#x} lies on no disk")
         return (<BlockIo>self.parts[number]).read_now(address & ADDRESS_MASK, dest, n)
+
+    cdef int file_of(self, uint64_t address, off_t* offset) except -2:
+        cdef Py_ssize_t number = <Py_ssize_t>(address >> PART_SHIFT)
+        if number >= len(self.parts):
+            return -1
+        return (<BlockIo>self.parts[number]).file_of(address & ADDRESS_MASK, offset)
 
 
 cdef class PythonIo(BlockIo):

@@ -5,6 +5,7 @@ from typing_extensions import Buffer
 from torus._fast.blockio import BlockIo
 from torus._fast.blockmap import BlockMap
 from torus._fast.frame import RequestBatch
+from torus._fast.laterread import LaterRead
 from torus._fast.record import RecordBuilder
 from torus._fast.reply import ReplyBuilder
 
@@ -18,6 +19,7 @@ class Datapath:
     def read_now(
         self, requests: RequestBatch, first: int, stop: int, replies: ReplyBuilder
     ) -> Sequence[int]: ...
+    def later(self, block: int, count: int) -> LaterRead | None: ...
     def take_writes(
         self,
         requests: RequestBatch,

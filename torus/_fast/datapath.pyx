@@ -9,11 +9,13 @@ where it leaves.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
+from posix.types cimport off_t
 
 from torus._fast.blockio cimport BlockIo
 from torus._fast.blockmap cimport BlockMap, Entry
 from torus._fast.crc cimport crc32c
 from torus._fast.frame cimport Request, RequestBatch
+from torus._fast.laterread cimport LaterRead
 from torus._fast.reply cimport ReplyBuilder
 from torus._fast.record cimport RecordBuilder
 
@@ -116,7 +118,7 @@ cdef class Datapath:
                 head = 0
                 i += 1
             else:
-                run = self.run_length(i, <Py_ssize_t>((length - done) // BLOCK))
+                run = self.run_length(&self.entries[i], <Py_ssize_t>((length - done) // BLOCK))
                 n = <size_t>run * BLOCK
                 outcome = self.fetch(i, run, dest + done)
                 if outcome != 1:
@@ -125,9 +127,10 @@ cdef class Datapath:
             done += n
         return 1
 
-    cdef Py_ssize_t run_length(self, Py_ssize_t i, Py_ssize_t most) noexcept:
+    cdef Py_ssize_t run_length(
+        self, const Entry* entry, Py_ssize_t most
+    ) noexcept:
         cdef Py_ssize_t n = 1
-        cdef const Entry* entry = &self.entries[i]
         if entry.sequence == 0:
             while n < most and entry[n].sequence == 0:
                 n += 1
@@ -145,10 +148,7 @@ cdef class Datapath:
         if entry.sequence == 0:
             memset(dest, 0, count * BLOCK)
             return 1
-        if entry.base == 0:
-            place = self.places.get(entry.sequence)
-        else:
-            place = self.places.get(<uint64_t>entry.base << 32 | entry.sequence)
+        place = self.place_of(entry)
         if place is None:
             return 0
         if type(place) is tuple:
@@ -164,6 +164,11 @@ cdef class Datapath:
                 self.mismatches += 1
                 return 2
         return 1
+
+    cdef object place_of(self, const Entry* entry):
+        if entry.base == 0:
+            return self.places.get(entry.sequence)
+        return self.places.get(<uint64_t>entry.base << 32 | entry.sequence)
 
     cdef int fetch_cut(self, tuple place, uint64_t at, size_t left, uint8_t* dest) except -1:
         """Read content from shards: 1 done, 0 would wait, or a shard is elsewhere."""
@@ -181,6 +186,48 @@ cdef class Datapath:
             at += n
             dest += n
             left -= n
+        return 1
+
+    def later(self, uint64_t block, Py_ssize_t count):
+        """Return a `LaterRead` of ``count`` blocks; None when a leaf is not in memory, or a chunk's
+        place not known, in shards or in no file."""
+        cdef Entry* entries
+        cdef LaterRead read
+        if count < 1:
+            raise ValueError(f"a read of {count} blocks")
+        entries = <Entry*>malloc(count * sizeof(Entry))
+        if entries == NULL:
+            raise MemoryError
+        try:
+            if self.blocks.lookup(block, count, entries) < count:
+                return None
+            read = LaterRead(count)
+            return read if self.plan(entries, count, read) else None
+        finally:
+            free(entries)
+
+    cdef int plan(self, const Entry* entries, Py_ssize_t count, LaterRead read) except -1:
+        cdef Py_ssize_t i = 0, k, run
+        cdef const Entry* entry
+        cdef off_t offset = 0
+        cdef int fd
+        while i < count:
+            entry = &entries[i]
+            run = self.run_length(entry, count - i)
+            if entry.sequence == 0:
+                read.add(-1, 0, i * BLOCK, run * BLOCK)
+                i += run
+                continue
+            for k in range(run):
+                read.expect(i + k, entry[k].crc)
+            place = self.place_of(entry)
+            if place is None or type(place) is tuple:
+                return 0
+            fd = self.io.file_of(<uint64_t>place + <uint64_t>entry.offset * UNIT, &offset)
+            if fd < 0:
+                return 0
+            read.add(fd, offset, i * BLOCK, run * BLOCK)
+            i += run
         return 1
 
     def take_writes(self, RequestBatch requests, Py_ssize_t first, Py_ssize_t stop,

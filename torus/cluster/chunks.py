@@ -34,6 +34,9 @@ Place = int | tuple[int | None, ...]
 """Where the compiled read path finds a chunk: the address of its slot; of one in shards a tuple,
 as `torus._fast.datapath.Datapath` takes it."""
 
+InThread = Callable[[Callable[[], bytes | None]], asyncio.Future[bytes | None]]
+"""Runs a read that may block; the future has its result."""
+
 Check = Callable[[int, bytes], bool]
 """Tells whether the bytes that came for the n-th piece of a read are right."""
 
@@ -94,6 +97,11 @@ class Chunks(Protocol):
     @property
     def io(self) -> BlockIo | None:
         """Direct access, when the chunks are in this process."""
+
+    @property
+    def in_thread(self) -> InThread | None:
+        """What makes a read of the files behind `io` that may wait for the disk; None where other
+        disks may have the bytes sooner, so that `read_soon` decides."""
 
     def open_now(self, chunk: ChunkId, *, from_reserve: bool) -> ChunkWriter | None:
         """Open a new chunk without waiting; None when that takes waiting.

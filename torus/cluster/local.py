@@ -49,6 +49,7 @@ class LocalChunks(OneDisk):
         self.boot_id = store.boot_id
         self.slot_bytes = store.geometry.slot_bytes
         self.io = store.disk.io
+        self.in_thread = store.in_pool
 
     def open_now(self, chunk: ChunkId, *, from_reserve: bool) -> LocalWriter | None:
         try:

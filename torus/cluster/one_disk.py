@@ -6,7 +6,7 @@ Decides nothing: it is what `LocalChunks` and `PeerChunks` have in common of `Ch
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from torus.cluster.chunks import Check
+from torus.cluster.chunks import Check, InThread
 from torus.ids import ChunkId
 from torus.metadata.schema import Span, VolumeSpec
 
@@ -25,6 +25,7 @@ class OneDisk:
         return False
 
     slot_bytes: int
+    in_thread: InThread | None = None
 
     @property
     def chunk_bytes(self) -> int:

@@ -48,6 +48,7 @@ class VolumeChunks:
     """A `Chunks` for one writer or reader of a volume; `stop` it."""
 
     replicated = True
+    in_thread = None
 
     def __init__(self, pool: "DiskPool", spec: VolumeSpec) -> None:
         self._pool = pool

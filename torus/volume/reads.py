@@ -11,6 +11,7 @@ from torus import limits
 from torus._fast.datapath import first_wrong
 from torus.errors import Corruption
 from torus.volume.leaves import LEAF_BLOCKS, UNIT
+from torus.volume.read_ahead import ReadAhead
 from torus.volume.view import View
 
 BLOCK = limits.BLOCK_BYTES
@@ -24,6 +25,7 @@ class Reads:
 
     def __init__(self, view: View) -> None:
         self._view = view
+        self._ahead = ReadAhead(view)
 
     async def read(self, offset: int, length: int) -> bytes:
         """Return ``length`` bytes at ``offset``; multiples of 512, within the volume.
@@ -31,16 +33,22 @@ class Reads:
         Raises: Corruption, Unavailable, the volume's failure.
         """
         first, last = offset // BLOCK, (offset + length - 1) // BLOCK
-        data = await self.blocks(first, last - first + 1)
+        count = last - first + 1
+        self._view.check_reads()
+        await self._ahead.load(first, count)
+        later = self._from_files(first, count)
+        data = None if later is None else await later
+        whole = await self.blocks(first, count) if data is None else data
+        self._view.shrink_cache()
         start = offset - first * BLOCK
-        return bytes(memoryview(data)[start : start + length])
+        return bytes(whole if length == len(whole) else memoryview(whole)[start : start + length])
 
     async def blocks(self, block: int, count: int) -> bytearray:
         """Return whole blocks."""
         view = self._view
         for _ in range(_ATTEMPTS):
             view.check_reads()
-            await view.load(block, count)
+            await self._ahead.load(block, count)
             # Where each block lies now and its checksum there: a block that is overwritten
             # while we read may come out old, which is right, but never wrong.
             runs = view.blocks.runs(block, count)
@@ -63,9 +71,12 @@ class Reads:
         raise self._damaged(block)
 
     def soon(self, block: int, count: int) -> asyncio.Future[bytes | None] | None:
-        """Return the future of a read of adjacent blocks of one chunk of another process; None
-        when it is no such read, and as its result when it has to be made again: `blocks`."""
+        """Return the future of a read that takes no task: of this process's files in a thread,
+        or of adjacent blocks of one chunk of another process; None when it is no such read, and
+        as its result when it has to be made again: `blocks`."""
         view = self._view
+        if view.chunks.in_thread is not None:
+            return self._from_files(block, count)
         try:
             runs = view.blocks.runs(block, count)
         except LookupError:
@@ -82,6 +93,19 @@ class Reads:
         return view.chunks.read_soon(
             (view.chunk(sequence, base), offset * UNIT, count * BLOCK), check
         )
+
+    def _from_files(self, block: int, count: int) -> asyncio.Future[bytes | None] | None:
+        """Return the future of a read of this process's files; None, and as `soon`."""
+        view = self._view
+        in_thread = view.chunks.in_thread
+        if in_thread is None or view.path is None or count == 0:
+            return None
+        if view.blocks.missing(block, count, 1):
+            return None
+        for _, _, sequence, _, base in view.blocks.runs(block, count):
+            view.note_place(sequence, base)
+        later = view.path.later(block, count)
+        return None if later is None else in_thread(later.run)
 
     @staticmethod
     def _wrong(data: bytearray, block: int, runs: Sequence[tuple[int, ...]], crcs: bytes) -> int:
@@ -155,7 +179,7 @@ class Reads:
                 if loads == 0 and found:
                     break
                 loads = max(loads - 1, 0)
-                await view.load(block, min(stop - block, LEAF_BLOCKS))
+                await self._ahead.load(block, min(stop - block, LEAF_BLOCKS))
         view.shrink_cache()
         return _clip(found, offset, length)[:limit]
 
