@@ -3,9 +3,8 @@
 Real nodes on one etcd, a volume in copies behind a gateway that has no disk, and three moves:
 
 - alone: a node joins and nobody uses the volume: what moves is counted against what has to;
-- under a load: another one joins while fio reads and writes 4 KiB at random places: its p99
-  before, during and after; a node's start is not part of it, because elsewhere that is another
-  machine's time;
+- loaded: another one joins while fio reads and writes 4 KiB at random places: its p99 before,
+  while bytes move, and after.  The node was started before, elsewhere that is another machine;
 - verified: the first node is drained while fio writes and reads back what it wrote.
 
 It needs etcd and fio.  Results go to ``results/latest-rebalance.{json,md}``.
@@ -53,6 +52,7 @@ from torus.errors import TorusError
 from torus.ids import ChunkId
 from torus.metadata.base import MetadataStore
 from torus.metadata.open import open_metadata
+from torus.ring.builder import next_ring
 from torus.ring.diff import difference
 from torus.volume.catalog import Catalog
 
@@ -61,16 +61,26 @@ MIB = 1 << 20
 VOLUME = "rebalance"
 MOVES = ("alone", "loaded", "verified")
 LOOK_S = 0.5
-CALM_S = 5.0  # a ring that stays for so long behind the data is the last one
-PATIENCE_S = 1800.0
+PATIENCE_S = 900.0
 PROMPT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
-    """What became of a change of the ring."""
+class Begun:
+    """What was so when a node was told to join or to leave."""
 
-    seconds: float  # from the command to the last byte
+    version: int
+    pulled: Counter[str]
+    at_s: float
+    first_s: float  # byte that moved
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What became of it."""
+
+    seconds: float  # from the command until everything was where it should be
+    moving_s: float  # in which bytes moved
     versions: int
     slots: int  # copies of slots with another owner than before
     optimum: float
@@ -118,36 +128,53 @@ class Site:
             time.sleep(LOOK_S)
         return self.cluster.node_id(name), came.pop()
 
-    def move(self, verb: str, node: str, wanted: set[str]) -> Moved:
-        """Let a node join or drain, and wait until everything lies where the ring wants it.
+    def begin(self, verb: str, node: str, wanted: set[str]) -> Begun:
+        """Let a node join or drain; return when the first bytes have moved.
 
         Raises: BenchError, TorusError.
         """
-        return asyncio.run(self._move(verb, node, wanted))
+        return asyncio.run(self._begin(verb, node, wanted))
 
-    async def _move(self, verb: str, node: str, wanted: set[str]) -> Moved:
+    async def _begin(self, verb: str, node: str, wanted: set[str]) -> Begun:
         async with Watching(self._common) as watching:
             state = await watching.look()
-            old, before = state.head.version, pulled(state)
-            began = time.monotonic()
+            before, began = pulled(state), time.monotonic()
             await asyncio.to_thread(self.client.run, "node", verb, node)
-            version = await asyncio.to_thread(self.cluster.wait_ring, wanted, PROMPT_S)
-            settled = time.monotonic()
-            share = 1.0
-            while time.monotonic() - settled < CALM_S:
+            await asyncio.to_thread(self.cluster.wait_ring, wanted, PATIENCE_S)
+            while pulled(await watching.look()) == before:
+                if time.monotonic() - began > PATIENCE_S:
+                    raise BenchError(f"no byte moved in {PATIENCE_S:g} s")
                 await asyncio.sleep(LOOK_S)
-                state = await watching.look()
-                share = min([share, *(one.report["share"] for one in state.disks if one.report)])
-                if not state.settled or state.head.version != version:
-                    settled, version = time.monotonic(), state.head.version
-                if settled - began > PATIENCE_S:
-                    raise BenchError(f"data still moves after {PATIENCE_S:g} s: {state}")
-            counts = pulled(state) - before
+        return Begun(state.head.version, before, began, time.monotonic() - LOOK_S)
+
+    def finish(self, begun: Begun) -> Moved:
+        """Wait until everything lies where the ring wants it, and the ring is the last one.
+
+        Raises: BenchError, TorusError.
+        """
+        return asyncio.run(self._finish(begun))
+
+    async def _finish(self, begun: Begun) -> Moved:
+        share, counts, last_s = 1.0, begun.pulled, begun.first_s
         with closing(open_store(self._common)) as store:
-            found = difference(ring_at(store, old), ring_at(store, version), self.options.copies)
+            async with Watching(self._common) as watching:
+                while True:
+                    state = await watching.look()
+                    reports = [one.report for one in state.disks if one.report]
+                    share = min([share, *(one["share"] for one in reports)])
+                    if (now := pulled(state)) != counts:
+                        counts, last_s = now, time.monotonic()
+                    ring = ring_at(store, state.head.version)
+                    if state.settled and next_ring(ring, ring.members) == ring:
+                        break
+                    if time.monotonic() - begun.at_s > PATIENCE_S:
+                        raise BenchError(f"data still moves after {PATIENCE_S:g} s: {state}")
+                    await asyncio.sleep(LOOK_S)
+            found = difference(ring_at(store, begun.version), ring, self.options.copies)
+        counts = counts - begun.pulled
         return Moved(
-            settled - began, version - old, found.moved, found.optimum, counts["pulled_bytes"],
-            counts["pulled_chunks"], share,
+            time.monotonic() - begun.at_s, last_s - begun.first_s, ring.version - begun.version,
+            found.moved, found.optimum, counts["pulled_bytes"], counts["pulled_chunks"], share,
         )  # fmt: skip
 
     def places(self) -> set[tuple[str, ChunkId]]:
@@ -186,7 +213,7 @@ def alone(site: Site) -> Iterator[Value]:
     """Count what moves to a node that joins."""
     node, disk = site.spare("alone")
     before = site.places()
-    moved = site.move("join", node, {*site.members(), disk})
+    moved = site.finish(site.begin("join", node, {*site.members(), disk}))
     known = {chunk for _, chunk in before}
     had_to = [place for place in site.places() - before if place[1] in known]
     slot_bytes = 4 * MIB
@@ -203,32 +230,39 @@ def alone(site: Site) -> Iterator[Value]:
 
 def speed(name: str, moved: Moved) -> Iterator[Value]:
     """Say how long it took."""
+    yield Value(
+        f"{name}-seconds", "s", (moved.seconds,),
+        f"from the command until everything was in place, {moved.versions} version(s)",
+    )  # fmt: skip
     note = f"{moved.pulled_bytes / MIB:.0f} MiB, least share of the rate {moved.share_min:.3f}"
-    yield Value(f"{name}-seconds", "s", (moved.seconds,), "from the command to the last byte")
-    rate = moved.pulled_bytes / MIB / max(moved.seconds, 0.001)
+    rate = moved.pulled_bytes / MIB / max(moved.moving_s, LOOK_S)
     yield Value(f"{name}-rate", "MiB/s", (rate,), note)
 
 
 def loaded(site: Site, client: Client, announce: Callable[[str], None]) -> Iterator[Value]:
     """Let a node join while a client works."""
     node, disk = site.spare("loaded")
+    begun: list[Begun] = []
     moves: list[Moved] = []
 
     def rest() -> None:
         time.sleep(site.options.seconds)
 
     def join() -> None:
-        moves.append(site.move("join", node, {*site.members(), disk}))
+        begun.append(site.begin("join", node, {*site.members(), disk}))
+
+    def move() -> None:
+        moves.append(site.finish(begun[0]))
 
     client.during(rest)  # not counted: maps and caches become warm
     jobs: dict[str, dict[str, Any]] = {}
-    for name, work in (("before", rest), ("during", join), ("after", rest)):
+    for name, work in (("before", rest), ("joining", join), ("during", move), ("after", rest)):
         began = time.monotonic()
         job = jobs[name] = client.during(work)
         rate = operations(job) / (time.monotonic() - began)
         announce(f"{name}: {rate:,.0f} operations/s, " + percentiles(job))
     for kind in ("read", "write"):
-        ms = {name: percentile_ms(job, kind) for name, job in jobs.items()}
+        ms = {name: percentile_ms(job, kind) for name, job in jobs.items() if name != "joining"}
         yield Value(
             f"{kind}-p99-during-over-before", "x", (ms["during"] / ms["before"],),
             ", ".join(f"{name} {one:.2f} ms" for name, one in ms.items())
@@ -260,7 +294,7 @@ def verified(site: Site) -> Iterator[Value]:
     thread = threading.Thread(target=verify, name="verify")
     thread.start()
     try:
-        moved = site.move("drain", node, site.members() - own)
+        moved = site.finish(site.begin("drain", node, site.members() - own))
     finally:
         over.set()
         thread.join()
