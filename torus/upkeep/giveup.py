@@ -126,7 +126,8 @@ class GiveUp:
         own = [one for one in batch if self.stays(one.chunk)]
         self.leaving.update(one.chunk for one in own)
         try:
-            await self._pace.turn(0, len(own))
+            # Each owner reads its copy: that is work too, beside their clients.
+            await self._pace.turn(len(own) * self._chunks.slot_bytes, len(own))
             answers = await self.ask(_questions(own, placement))
             going = [one.chunk for one in own if await self._may_go(one, placement, answers)]
             strays = [one.chunk for one in own if _nobody_has(one, placement, answers)]

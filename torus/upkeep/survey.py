@@ -241,6 +241,28 @@ class Survey:
                 lists[disk] = answer
         return lists
 
+    async def ripe(self, surplus: Sequence[Surplus], picture: Picture) -> list[Surplus]:
+        """Return those of ``surplus`` that may go as far as the owners' lists tell: that all owners
+        have, or none.
+
+        Whether they go is decided by what the owners answer, for which each reads its copy.  While
+        data moves most owners have none yet, and reading all others' again and again would cost
+        more than moving.
+        """
+        by_volume: dict[int, list[tuple[Surplus, set[str]]]] = {}
+        for one in surplus:
+            owners = set(picture.placement.owners(one.chunk, one.copies))
+            if owners <= picture.up:
+                by_volume.setdefault(one.chunk.volume, []).append((one, owners))
+        ripe: list[Surplus] = []
+        for volume, owned in by_volume.items():
+            lists = await self.lists_of(set().union(*(owners for _, owners in owned)), volume)
+            for one, owners in owned:
+                having = [one.chunk in lists[owner] for owner in owners if owner in lists]
+                if len(having) == len(owners) and (all(having) or not any(having)):
+                    ripe.append(one)
+        return ripe
+
     async def _witnesses(
         self,
         picture: Picture,

@@ -137,7 +137,7 @@ class Work:
         Raises: DiskFailed.
         """
         placement = picture.placement
-        due = [one for one in surplus if set(placement.owners(one.chunk, one.copies)) <= picture.up]
+        due = await self._survey.ripe(surplus, picture)
         left = len(due) < len(surplus)
         for first in range(0, len(due), limits.UPKEEP_DROP_CHUNKS):
             if not still():

@@ -154,6 +154,36 @@ def test_new_disk_moves_no_more_than_its_share() -> None:
     run(scenario)
 
 
+def test_surplus_copies_are_asked_for_only_when_all_owners_have_theirs() -> None:
+    """While a new disk still pulls the others' rounds make nobody read what it has to have."""
+
+    async def scenario() -> None:
+        town = Town(7, DISKS[:4])
+        volume = await town.volume(2)
+        await town.write(volume, 80)
+        await town.rounds()
+        new = town.add(DISKS[4])
+        town.set_ring(DISKS[:5])
+        due = [chunk for chunk in volume.chunks if new.disk_id in town.owners(chunk, 2)]
+        asked = town.traffic.asked
+        for _ in range(3):
+            for disk in DISKS[:4]:
+                assert await town.houses[disk].upkeep.round() is False
+        assert town.traffic.asked == asked
+
+        await new.upkeep.round()  # which pulls all of it
+        first = town.houses[DISKS[0]].upkeep
+        await first.round()
+        assert town.traffic.asked > asked
+        assert first.progress.surplus_bytes == 0
+        await town.rounds()
+        houses = town.houses.values()
+        assert sum(house.upkeep.progress.dropped_chunks for house in houses) == len(due) > 0
+        assert town.misplaced() == []
+
+    run(scenario)
+
+
 def test_drained_disk_ends_up_empty() -> None:
     """A disk that is put out but up gives everything away, and only then has nothing."""
 
