@@ -23,6 +23,7 @@ cdef enum:
     BLOCK = 4096
     UNIT = 512
     FIRST = 512                     # limits.SLOT_HEADER_BYTES: where a chunk's content begins
+    PIECE_BLOCKS = 32               # checked while the processor's cache still has them
     INLINE_BLOCKS = 512             # larger reads would hold up the other connections
 
 
@@ -118,7 +119,10 @@ cdef class Datapath:
                 head = 0
                 i += 1
             else:
-                run = self.run_length(&self.entries[i], <Py_ssize_t>((length - done) // BLOCK))
+                run = self.run_length(
+                    &self.entries[i],
+                    min(<Py_ssize_t>((length - done) // BLOCK), <Py_ssize_t>PIECE_BLOCKS),
+                )
                 n = <size_t>run * BLOCK
                 outcome = self.fetch(i, run, dest + done)
                 if outcome != 1:
