@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from torus._fast.blockio import BlockIo
 from torus.cluster.chunks import Place
+from torus.cluster.near_columns import NearColumns
 from torus.format.shard import PAYLOAD_OFFSET
 from torus.ids import ChunkId, shard_id
 
@@ -36,6 +37,8 @@ class FilePlaces:
         self.io: BlockIo | None = pool.here.io if near else None
         if not near and pool.nearby is not None:
             self.io = pool.nearby.io
+            shards = reads.shards
+            shards.near = NearColumns(pool.nearby, self._address, shards.places)
 
     def place(self, chunk: ChunkId, known: Place | None = None) -> Place | None:
         """Return where `io` finds a chunk, see `Chunks.place`."""

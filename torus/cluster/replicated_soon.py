@@ -132,7 +132,16 @@ class GatheredReads:
         chunk = read[0]
         if chunk not in self._cut:
             self._cut[chunk] = self._reads.shards.placed(chunk)
-        parts = parts_of(read, self._cut[chunk])
+        placed = self._cut[chunk]
+        parts = parts_of(read, placed)
+        near = self._reads.shards.near
+        if parts is None and placed is not None and near is not None:
+            data = near.read(read, placed, check)
+            if data is not None:
+                self._reads.shards.degraded += 1
+                made: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+                made.set_result(data)
+                return made
         if parts is None or any(disk_id in self._pool.local for disk_id, _ in parts):
             return None
         if len(parts) == 1:

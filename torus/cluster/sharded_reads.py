@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from torus.cluster.answers import cancel
+from torus.cluster.near_columns import NearColumns
 from torus.cluster.shard_places import Content, Placed, Read, ShardPlaces, Shards, parts_of
 from torus.errors import Corruption, TorusError, Unavailable
 from torus.format.shard import (
@@ -75,6 +76,7 @@ class ShardReads:
         self._patience = patience
         self.slot_bytes = slot_bytes
         self.places = places
+        self.near: NearColumns | None = None  # where shards lie in files of this host
         self.degraded = 0  # pieces that were put together from other shards
         # How much longer than copies shards are waited for.  Not waiting costs K reads instead
         # of one: where all disks are busy that makes them busier still.

@@ -9,6 +9,7 @@ from torus._fast.blockio import PythonIo
 from torus.cluster.chunks import Place
 from torus.cluster.file_places import FilePlaces
 from torus.cluster.here import DisksHere
+from torus.cluster.near_columns import NearColumns
 from torus.errors import DiskFailed
 from torus.format.shard import PAYLOAD_OFFSET
 from torus.ids import ChunkId, shard_id, split_part
@@ -30,9 +31,8 @@ class Disks:
         self.failed = False
         places = SimpleNamespace(expected=lambda _chunk: self.cut)
         placed = lambda _chunk: (Stripe(4, 2, 4096), self.shards)  # noqa: E731
-        reads: Any = SimpleNamespace(
-            shards=SimpleNamespace(places=places, placed=placed), best=lambda _chunk: BESIDE
-        )
+        self.reads = SimpleNamespace(places=places, placed=placed, near=None)
+        reads: Any = SimpleNamespace(shards=self.reads, best=lambda _chunk: BESIDE)
         own: Any = SimpleNamespace(place=self._here, io=PythonIo(SimpleNamespace()))
         pool: Any = SimpleNamespace(
             here=DisksHere({HERE: own} if near else {}),
@@ -77,6 +77,12 @@ def test_shards_of_this_host_are_found_one_after_the_other() -> None:
     disks.asked.clear()
     assert disks.files.place(CHUNK, first) == payloads(0, 1, None, 3)
     assert [split_part(part)[1] for _, part in disks.asked] == [0, 3]
+
+
+def test_lost_columns_are_made_where_the_files_of_others_are() -> None:
+    """Not in a node, which has but its own."""
+    assert Disks(near=True).reads.near is None
+    assert isinstance(Disks(near=False).reads.near, NearColumns)
 
 
 def test_what_is_known_of_another_cut_is_forgotten() -> None:

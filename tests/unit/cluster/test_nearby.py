@@ -1,6 +1,7 @@
 """Chunks of another process of this host, read from its files."""
 
 import asyncio
+import errno
 import fcntl
 import os
 from collections.abc import Awaitable, Callable
@@ -102,6 +103,32 @@ def test_chunk_is_read_from_the_node_s_file(run: Run) -> None:
         await one.write(TWO, 9)
         assert one.block_at(await one.address_of(TWO)) == bytes([9]) * limits.BLOCK_BYTES
         assert len(one.nearby._files) == 1  # both lie in the same segment
+
+    run(scenario)
+
+
+def test_bytes_that_are_there_are_read_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And none that are not: behind the end of the file, or of a file that was closed.  A file
+    system that cannot say whether it would wait is one in memory."""
+
+    async def scenario(one: Neighbour) -> None:
+        await one.write(ONE, 7)
+        address = await one.address_of(ONE) + BLOCK_AT
+        block = bytes([7]) * limits.BLOCK_BYTES
+        assert one.nearby.read(address, limits.BLOCK_BYTES) == block
+        assert one.nearby.read(address, 1 << 29) is None
+        assert one.nearby.read(1 << 40, 1) is None
+        read = os.preadv
+
+        def refusing(file: int, pieces: list[bytearray], at: int, flags: int) -> int:
+            if flags:
+                raise OSError(errno.EOPNOTSUPP, "not here")
+            return read(file, pieces, at)
+
+        monkeypatch.setattr(os, "preadv", refusing)
+        assert one.nearby.read(address, limits.BLOCK_BYTES) == block
+        await one.nearby.close()
+        assert one.nearby.read(address, limits.BLOCK_BYTES) is None
 
     run(scenario)
 
