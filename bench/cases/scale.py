@@ -27,6 +27,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from bench.processes import cpu_seconds
 from tests.clusters import Cluster, cluster_in
 from tests.disk_client import DiskClient, RequestFailed
 from tests.etcd_members import EtcdCluster, running
@@ -51,13 +52,18 @@ BATCH = 10  # real nodes that start beside each other
 SEED = 7
 
 
-def changes_of(etcd: EtcdCluster) -> int:
-    """Return how many changes the only member of etcd has applied."""
+def metric_of(etcd: EtcdCluster, name: str) -> int:
+    """Return a number that the only member of etcd tells of itself."""
     with urllib.request.urlopen(f"{etcd.members[0].url}/metrics", timeout=10) as reply:
         for line in reply.read().decode().splitlines():
-            if line.startswith("etcd_server_proposals_applied_total "):
+            if line.startswith(f"{name} "):
                 return int(float(line.split()[1]))
-    raise AssertionError("etcd tells no etcd_server_proposals_applied_total")
+    raise AssertionError(f"etcd tells no {name}")
+
+
+def changes_of(etcd: EtcdCluster) -> int:
+    """Return how many changes the only member of etcd has applied."""
+    return metric_of(etcd, "etcd_server_proposals_applied_total")
 
 
 # --- members without data ---------------------------------------------------------------
@@ -288,12 +294,40 @@ def nodes_part(count: int, volumes: int) -> None:
         print(f"{volumes} volumes made, written and read elsewhere in {took_s:.0f} s, "
               f"{made / max(1, volumes):.1f} changes of etcd for each", flush=True)  # fmt: skip
         time.sleep(30)  # until nobody keeps a volume for a client that might come back
-        before, began = changes_of(cluster.etcd), time.monotonic()
-        time.sleep(IDLE_S)
-        rate = (changes_of(cluster.etcd) - before) / (time.monotonic() - began)
-        memory = sum(resident_bytes(one.pid) for one in started.services) / count
-        print(f"idle: {rate:.2f} changes of etcd per second, {memory / MIB:.0f} MiB of memory "
-              "per node", flush=True)  # fmt: skip
+        idle_part(cluster, started)
+        change_part(cluster)
+
+
+def idle_part(cluster: Cluster, started: Running) -> None:
+    """Print what real nodes cost that have nothing to do."""
+    pids = [one.pid for one in started.services]
+    before, spent, began = changes_of(cluster.etcd), cpu_seconds(pids), time.monotonic()
+    time.sleep(IDLE_S)
+    took_s = time.monotonic() - began
+    rate = (changes_of(cluster.etcd) - before) / took_s
+    share = (cpu_seconds(pids) - spent) / took_s / len(pids)
+    memory = sum(map(resident_bytes, pids)) / len(pids)
+    watches = metric_of(cluster.etcd, "etcd_debugging_mvcc_watcher_total")
+    print(f"idle: {rate:.2f} changes of etcd per second, {watches} watches, "
+          f"{memory / MIB:.0f} MiB of memory and {100 * share:.2f} % of a processor per node",
+          flush=True)  # fmt: skip
+
+
+def change_part(cluster: Cluster) -> None:
+    """Print what it costs that one node more joins, and that it is drained."""
+    before, began = changes_of(cluster.etcd), time.monotonic()
+    members = cluster.ring()[1]
+    cluster.machine("more").node("--peer", "none", size="64MiB", ready=False)
+    cluster.machine("more").services[-1].wait_for("node.ready", WAIT_S)
+    more = {one for one, said in cluster.disks().items() if said["state"] == "in"} - members
+    cluster.wait_ring(members | more, WAIT_S)
+    joined, join_s = changes_of(cluster.etcd) - before, time.monotonic() - began
+    before, began = changes_of(cluster.etcd), time.monotonic()
+    cluster.any.run("node", "drain", cluster.node_id("more"))
+    cluster.wait_ring(members, WAIT_S)
+    drained, drain_s = changes_of(cluster.etcd) - before, time.monotonic() - began
+    print(f"one more joins: {joined} changes of etcd in {join_s:.0f} s; it is drained: {drained} "
+          f"in {drain_s:.0f} s", flush=True)  # fmt: skip
 
 
 def main() -> None:
