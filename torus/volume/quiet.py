@@ -3,7 +3,8 @@
 Decides that it is one that was written to, a few chunks at least, and then not for a while: its
 full chunks stay in whole copies until a checkpoint settles them (docs/upkeep.md, "Shards"), and
 nobody but the clock would ask for one.  A volume that is written all the time has checkpoints
-anyway.
+anyway, and one that is written in bursts has one of these between two by the clock: each is a
+write to the metadata store.
 """
 
 import asyncio
@@ -24,13 +25,16 @@ class Quiet:
         wake: Callable[[], None],
         quiet_s: float = limits.CHECKPOINT_QUIET_S,
         least_bytes: int = limits.CHECKPOINT_QUIET_BYTES,
+        rest_s: float = limits.CHECKPOINT_INTERVAL_S,
     ) -> None:
         """``wake`` is called when a checkpoint is due: ``quiet_s`` after the last append of
-        ``least_bytes`` of log or more."""
+        ``least_bytes`` of log or more, and ``rest_s`` after the one before."""
         self._core = core
         self._wake = wake
         self._quiet_s = quiet_s
         self._least_bytes = least_bytes
+        self._rest_s = rest_s
+        self._not_before_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._seen_bytes = 0  # of the log, when the timer was set
         self._stopped = False
@@ -48,14 +52,17 @@ class Quiet:
         if core.log_bytes >= self._least_bytes:
             self._seen_bytes = core.journal.appended_bytes
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._quiet_s, self._on_timer)
+            due_s = max(loop.time() + self._quiet_s, self._not_before_s)
+            self._timer = loop.call_at(due_s, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
-        if self._core.journal.appended_bytes == self._seen_bytes:
-            self._wake()
-        else:
+        core = self._core
+        if core.journal.appended_bytes != self._seen_bytes:
             self.consider()
+        elif core.log_bytes >= self._least_bytes:  # no other checkpoint came meanwhile
+            self._not_before_s = asyncio.get_running_loop().time() + self._rest_s
+            self._wake()
 
     def stop(self) -> None:
         """Watch no more; idempotent."""

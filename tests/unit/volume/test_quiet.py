@@ -31,10 +31,12 @@ def run(scenario: Callable[[Volume], Awaitable[None]], redundancy: str = "erasur
     asyncio.run(with_volume())
 
 
-def watch(volume: Volume, quiet_s: float = QUIET_S) -> tuple[Quiet, asyncio.Event]:
+def watch(
+    volume: Volume, quiet_s: float = QUIET_S, rest_s: float = 0.0
+) -> tuple[Quiet, asyncio.Event]:
     """Return a watch that nobody but the test tells of writes, and what it sets."""
     woken = asyncio.Event()
-    return Quiet(volume.core, woken.set, quiet_s, LEAST), woken
+    return Quiet(volume.core, woken.set, quiet_s, LEAST, rest_s), woken
 
 
 async def write(volume: Volume, quiet: Quiet, blocks: int) -> None:
@@ -55,6 +57,29 @@ def test_it_comes_when_enough_was_written_and_nothing_more_is() -> None:
         await volume.checkpointer.write()
         quiet.consider()
         assert quiet._timer is None
+        quiet.stop()
+
+    run(scenario)
+
+
+def test_bursts_have_one_between_two_by_the_clock() -> None:
+    """However often somebody writes a little and rests: each is a write to the metadata store."""
+
+    async def scenario(volume: Volume) -> None:
+        quiet, woken = watch(volume, rest_s=3600.0)
+        loop = asyncio.get_running_loop()
+        await write(volume, quiet, 3)
+        async with asyncio.timeout(30):
+            await woken.wait()
+        woken.clear()
+        await volume.checkpointer.write()
+        await write(volume, quiet, 3)
+        assert quiet._timer is not None
+        assert quiet._timer.when() > loop.time() + 3000.0
+        await volume.checkpointer.write()  # by the clock: nothing is left to do
+        quiet._timer.cancel()
+        quiet._on_timer()
+        assert not woken.is_set()
         quiet.stop()
 
     run(scenario)
