@@ -57,10 +57,9 @@ class Quiet:
 
     def _on_timer(self) -> None:
         self._timer = None
-        core = self._core
-        if core.journal.appended_bytes != self._seen_bytes:
+        if self._core.journal.appended_bytes != self._seen_bytes:  # by a checkpoint, maybe
             self.consider()
-        elif core.log_bytes >= self._least_bytes:  # no other checkpoint came meanwhile
+        else:
             self._not_before_s = asyncio.get_running_loop().time() + self._rest_s
             self._wake()
 
