@@ -61,7 +61,7 @@ class Spans:
         spans = list(self._spans)
         if spans and spans[-1].last is None:
             if last is None:
-                del spans[-1]
+                _inherit(spans, spans.pop())
             else:
                 spans[-1] = replace(spans[-1], last=last, end=end)
         return Spans(self.volume, spans)
@@ -88,13 +88,14 @@ class Spans:
 
     def trim(self, needed: int, gone: Callable[[int], bool]) -> "Spans":
         """Return these spans without leading chunks that are gone; ``needed`` and later stay."""
-        spans = []
+        spans: list[Span] = []
         for span in self._spans:
             if span.last is not None:
                 first, last = span.first, span.last
                 while first <= last and first < needed and gone(first):
                     first += 1
                 if first > last:
+                    _inherit(spans, span)
                     continue
                 spans.append(replace(span, first=first))
             else:
@@ -104,3 +105,11 @@ class Spans:
     def to_tuple(self) -> tuple[Span, ...]:
         """Return the spans as they are stored in the head."""
         return tuple(self._spans)
+
+
+def _inherit(spans: list[Span], gone: Span) -> None:
+    """Keep what a span that goes says of the one before it, the last of ``spans``: whom it left
+    out has missed that one's end, and is no witness against its chunks."""
+    if spans and spans[-1].epoch == gone.epoch and gone.excluded:
+        missed = {*spans[-1].short, *gone.excluded}
+        spans[-1] = replace(spans[-1], short=tuple(sorted(missed)))
