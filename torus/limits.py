@@ -96,6 +96,7 @@ NBD_CONNECTIONS_MAX = 1024
 NBD_IN_FLIGHT_BYTES_MAX = 64 * MIB  # per connection: replies not yet sent and payloads held
 NBD_IN_FLIGHT_REQUESTS_MAX = 1024
 NBD_SLICE_BYTES = 1 * MIB  # of replies handed to the transport at a time
+NBD_AWAY_S = 15.0  # who was away so long when a request gave up is waited for, again and again
 NBD_TURN_BYTES = 4 * MIB  # served before other connections get their turn
 NBD_UNSENT_BYTES_HIGH = 8 * MIB
 NBD_UNSENT_BYTES_LOW = 1 * MIB
@@ -244,6 +245,7 @@ assert SLOT_BYTES // RECORD_ALIGN_BYTES <= 1 << 16, "a map entry keeps its offse
 assert RECORD_PAYLOAD_BYTES_MAX < SLOT_BYTES - 64 * KIB
 assert STORE_BYTES_MIN // SLOT_BYTES > 2 * RESERVE_SLOTS_MIN
 assert NBD_IN_FLIGHT_BYTES_MAX >= 2 * NBD_REQUEST_BYTES_MAX
+assert NBD_AWAY_S < REPLICA_READ_S
 assert METADATA_VALUE_BYTES_MAX + METADATA_KEY_BYTES_MAX < METADATA_COMMIT_BYTES_MAX
 assert METADATA_COMMIT_BYTES_MAX < METADATA_HISTORY_BYTES_MAX
 assert METADATA_COMMIT_CHANGES_MAX < METADATA_HISTORY_CHANGES_MAX

@@ -1,17 +1,23 @@
 """One request that has to wait: what it asks of the export, and how it is answered.
 
-Decides which call of the export serves which command and flag.  Replies are appended in one go
-when everything is known, so an error never follows half an answer.
+Decides which call of the export serves which command and flag, and that a request waits for what
+is away and may come back: a disk with errors is worse than one that is late.  Replies are appended
+in one go when everything is known, so an error never follows half an answer.
 """
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from torus import limits
 from torus._fast.reply import ReplyBuilder
-from torus.errors import LocalProtocolError
+from torus.errors import LocalProtocolError, Unavailable
 from torus.gateway.export import Context, Export
+from torus.log import get_logger
 from torus.nbd import constants as nbd
 from torus.nbd.contexts import MetaContext
+
+log = get_logger(__name__)
 
 EXTENTS_MAX = 1024  # 8 or 16 KiB of reply; the client asks on from where the answer ends
 
@@ -57,10 +63,26 @@ class CommandServer:
         self._structured = structured
 
     async def serve(self, request: WaitingRequest) -> None:
-        """Do what is asked and append the reply.
+        """Do what is asked and append the reply, however long what it takes is away.
 
         Raises: the export's errors; nothing has been appended then.
         """
+        loop = asyncio.get_running_loop()
+        while True:
+            began_s = loop.time()
+            try:
+                await self._try(request)
+                return
+            except Unavailable as away:
+                if loop.time() - began_s < limits.NBD_AWAY_S:
+                    raise  # told at once: it is not waited for
+                log.warning(
+                    "nbd.request.waits", export=self._export.name,
+                    command=nbd.COMMAND_NAMES[request.command], offset=request.offset,
+                    length=request.length, error=away.message,
+                )  # fmt: skip
+
+    async def _try(self, request: WaitingRequest) -> None:
         export = self._export
         match request.command:
             case nbd.NBD_CMD_READ:

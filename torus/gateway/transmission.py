@@ -13,7 +13,7 @@ from typing import Any
 from torus import limits
 from torus._fast.frame import RUN_OTHER, RUN_READ, RequestBatch
 from torus._fast.reply import ReplyBuilder
-from torus.errors import Fenced, RemoteProtocolError, TorusError
+from torus.errors import Fenced, RemoteProtocolError, TorusError, Unavailable
 from torus.gateway.commands import CommandServer, WaitingRequest
 from torus.gateway.export import Context, Export
 from torus.gateway.idling import Idling
@@ -321,6 +321,13 @@ class Transmission(asyncio.BufferedProtocol):
 
     def _on_answered(self, done: asyncio.Future[Any]) -> None:
         """Reply to a request that needed no task, or make one of it after all."""
+        failure = None if done.cancelled() else done.exception()
+        if isinstance(failure, Unavailable) and not self._lost:
+            request = self._in_flight[done]
+            if request.command != nbd.NBD_CMD_FLUSH:  # a task has more patience
+                del self._in_flight[done]
+                self._start_task(request)
+                return
         if not done.cancelled() and done.exception() is None and not self._lost:
             request = self._in_flight[done]
             if request.command == nbd.NBD_CMD_READ:
