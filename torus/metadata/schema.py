@@ -124,8 +124,7 @@ class Span:
 
     ``last`` and ``end`` are None while the span is open: then its end is found by walking it.
     ``end`` is the offset in the last chunk behind its last record.  ``short``: disks that may
-    have less of its last chunks than others, beside those that the span behind it leaves out; of a
-    span behind it that is gone they are named here.
+    have less of its last chunks, beside those that the span behind it leaves out, if it is there.
     """
 
     epoch: int
