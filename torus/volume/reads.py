@@ -72,11 +72,12 @@ class Reads:
 
     def soon(self, block: int, count: int) -> asyncio.Future[bytes | None] | None:
         """Return the future of a read that takes no task: of this process's files in a thread,
-        or of adjacent blocks of one chunk of another process; None when it is no such read, and
-        as its result when it has to be made again: `blocks`."""
+        or of adjacent blocks of one chunk of another process; None when it is no such read, or
+        has holes, which clients are to be told of; None as its result when it has to be made
+        again: `blocks`."""
         view = self._view
         if view.chunks.in_thread is not None:
-            return self._from_files(block, count)
+            return self._from_files(block, count, holes=False)
         try:
             runs = view.blocks.runs(block, count)
         except LookupError:
@@ -94,7 +95,9 @@ class Reads:
             (view.chunk(sequence, base), offset * UNIT, count * BLOCK), check
         )
 
-    def _from_files(self, block: int, count: int) -> asyncio.Future[bytes | None] | None:
+    def _from_files(
+        self, block: int, count: int, *, holes: bool = True
+    ) -> asyncio.Future[bytes | None] | None:
         """Return the future of a read of this process's files; None, and as `soon`."""
         view = self._view
         in_thread = view.chunks.in_thread
@@ -102,7 +105,10 @@ class Reads:
             return None
         if view.blocks.missing(block, count, 1):
             return None
-        for _, _, sequence, _, base in view.blocks.runs(block, count):
+        runs = view.blocks.runs(block, count)
+        if not holes and sum(run[1] for run in runs) < count:
+            return None
+        for _, _, sequence, _, base in runs:
             view.note_place(sequence, base)
         later = view.path.later(block, count)
         return None if later is None else in_thread(later.run)
