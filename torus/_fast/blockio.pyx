@@ -12,7 +12,7 @@ from cpython.exc cimport PyErr_SetFromErrno
 from libc.errno cimport EAGAIN, EINTR, EIO, ENOSYS, EOPNOTSUPP, errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy, strerror
+from libc.string cimport memcpy, memset, strerror
 from posix.types cimport off_t
 from posix.uio cimport iovec
 
@@ -49,12 +49,6 @@ cdef enum:
 
 cdef uint64_t ADDRESS_MASK = (<uint64_t>1 << PART_SHIFT) - 1
 
-cdef struct Wanted:
-    int fd
-    off_t offset
-    char* dest
-    size_t size
-
 
 cdef class BlockIo:
     """What kernels need of a disk."""
@@ -70,6 +64,11 @@ cdef class BlockIo:
 
     cdef int file_of(self, uint64_t address, off_t* offset) except -2:
         return -1
+
+    def read_bytes(self, uint64_t address, Py_ssize_t n):
+        """Return ``n`` bytes at ``address``; None when that would have to wait.  Raises: OSError."""
+        cdef bytes data = PyBytes_FromStringAndSize(NULL, n)
+        return data if self.read_now(address, PyBytes_AS_STRING(data), n) else None
 
     def write_bytes(self, uint64_t address, data):
         """Write all of a bytes-like object at ``address``. Raises: OSError."""
@@ -255,15 +254,18 @@ cdef class PythonIo(BlockIo):
 
 
 cdef int read_wanted(const Wanted* wanted, Py_ssize_t count) noexcept nogil:
-    """Fill every destination; 0, or the errno of the first read that failed."""
     cdef Py_ssize_t i
     cdef size_t done
     cdef ssize_t got
     if count > 1:  # into the disk's queue together, not one after another
         for i in range(count):
-            posix_fadvise(wanted[i].fd, wanted[i].offset, <off_t>wanted[i].size,
-                          POSIX_FADV_WILLNEED)
+            if wanted[i].fd != ZEROES:
+                posix_fadvise(wanted[i].fd, wanted[i].offset, <off_t>wanted[i].size,
+                              POSIX_FADV_WILLNEED)
     for i in range(count):
+        if wanted[i].fd == ZEROES:
+            memset(wanted[i].dest, 0, wanted[i].size)
+            continue
         done = 0
         while done < wanted[i].size:
             got = pread(wanted[i].fd, wanted[i].dest + done, wanted[i].size - done,

@@ -11,7 +11,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from posix.types cimport off_t
 
-from torus._fast.blockio cimport BlockIo
+from torus._fast.blockio cimport ZEROES, BlockIo
 from torus._fast.blockmap cimport BlockMap, Entry
 from torus._fast.crc cimport crc32c
 from torus._fast.frame cimport Request, RequestBatch
@@ -131,9 +131,7 @@ cdef class Datapath:
             done += n
         return 1
 
-    cdef Py_ssize_t run_length(
-        self, const Entry* entry, Py_ssize_t most
-    ) noexcept:
+    cdef Py_ssize_t run_length(self, const Entry* entry, Py_ssize_t most) noexcept:
         cdef Py_ssize_t n = 1
         if entry.sequence == 0:
             while n < most and entry[n].sequence == 0:
@@ -195,17 +193,13 @@ cdef class Datapath:
     def later(self, uint64_t block, Py_ssize_t count):
         """Return a `LaterRead` of ``count`` blocks; None when a leaf is not in memory, or a chunk's
         place not known, in shards or in no file."""
-        cdef Entry* entries
-        cdef LaterRead read
-        if count < 1:
-            raise ValueError(f"a read of {count} blocks")
-        entries = <Entry*>malloc(count * sizeof(Entry))
+        cdef LaterRead read = LaterRead(count)
+        cdef Entry* entries = <Entry*>malloc(count * sizeof(Entry))
         if entries == NULL:
             raise MemoryError
         try:
             if self.blocks.lookup(block, count, entries) < count:
                 return None
-            read = LaterRead(count)
             return read if self.plan(entries, count, read) else None
         finally:
             free(entries)
@@ -219,7 +213,7 @@ cdef class Datapath:
             entry = &entries[i]
             run = self.run_length(entry, count - i)
             if entry.sequence == 0:
-                read.add(-1, 0, i * BLOCK, run * BLOCK)
+                read.add(ZEROES, 0, run)
                 i += run
                 continue
             for k in range(run):
@@ -230,7 +224,7 @@ cdef class Datapath:
             fd = self.io.file_of(<uint64_t>place + <uint64_t>entry.offset * UNIT, &offset)
             if fd < 0:
                 return 0
-            read.add(fd, offset, i * BLOCK, run * BLOCK)
+            read.add(fd, offset, run)
             i += run
         return 1
 

@@ -3,25 +3,19 @@
 from libc.stdint cimport uint32_t
 from posix.types cimport off_t
 
-cdef struct Piece:
-    int fd                          # -1: nothing was ever written there, it reads as zeroes
-    off_t offset
-    size_t at                       # where its bytes go
-    size_t n
-
+from torus._fast.blockio cimport Wanted
 
 cdef class LaterRead:
     cdef bytes data
     cdef char* start
-    cdef Piece* pieces
+    cdef Wanted* pieces             # adjacent, from the start on
     cdef Py_ssize_t piece_count
     cdef Py_ssize_t piece_room
-    cdef uint32_t* expected         # for each block
-    cdef unsigned char* checked     # for each block: 0 where nothing was ever written
-    cdef Py_ssize_t blocks
+    cdef size_t planned             # bytes of them
+    cdef uint32_t* expected         # for each block that comes from a file
 
-    cdef int add(self, int fd, off_t offset, size_t at, size_t n) except -1
+    # Let the next blocks come from a file, with these checksums, or be ZEROES.
+    cdef int add(self, int fd, off_t offset, Py_ssize_t blocks) except -1
     cdef void expect(self, Py_ssize_t block, uint32_t crc) noexcept
     # private to laterread.pyx
-    cdef int fetch(self) noexcept nogil
-    cdef Py_ssize_t first_wrong(self) noexcept nogil
+    cdef bint right(self) noexcept nogil

@@ -8,7 +8,6 @@ decided by the map's checksums alone, as for every other read.  Implements docs/
 """
 
 import asyncio
-import errno
 import json
 import os
 from dataclasses import dataclass, field
@@ -81,7 +80,6 @@ class NearbyFiles:
         self._segment_bytes = geometry.segment_bytes
         self.io = FileIo(geometry.segment_bytes, limits.SEGMENT_HEADER_BYTES)
         self._files: list[int] = []
-        self._nowait = os.RWF_NOWAIT
         self._disks: dict[str, _Disk] = {}
         self._found: dict[ChunkId, int] = {}  # asked for, not fetched yet
         self._asking: dict[ChunkId, asyncio.Task[None]] = {}
@@ -100,19 +98,10 @@ class NearbyFiles:
     def read(self, address: int, size: int) -> bytes | None:
         """Return bytes at an address of `io` if they are there without waiting: in the page
         cache, or on a file system in memory."""
-        number, within = divmod(address, self._segment_bytes)
-        if number >= len(self._files):
-            return None
-        data = bytearray(size)
-        at = within + limits.SEGMENT_HEADER_BYTES
         try:
-            got = os.preadv(self._files[number], [data], at, self._nowait)
-        except OSError as exc:
-            if self._nowait and exc.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
-                self._nowait = 0  # memory: a plain read does not wait either
-                return self.read(address, size)
+            return self.io.read_bytes(address, size)
+        except OSError:
             return None
-        return bytes(data) if got == size else None
 
     def _ask(self, chunk: ChunkId, disk: _Reports, disk_id: str) -> None:
         loop = asyncio.get_running_loop()
