@@ -321,24 +321,24 @@ class Transmission(asyncio.BufferedProtocol):
 
     def _on_answered(self, done: asyncio.Future[Any]) -> None:
         """Reply to a request that needed no task, or make one of it after all."""
-        failure = None if done.cancelled() else done.exception()
-        if isinstance(failure, Unavailable) and not self._lost:
+        if not done.cancelled() and not self._lost:
             request = self._in_flight[done]
-            if request.command != nbd.NBD_CMD_FLUSH:  # a task has more patience
+            read = request.command == nbd.NBD_CMD_READ
+            failure = done.exception()
+            found: bytes | None = None if failure else done.result()
+            if isinstance(failure, Unavailable):  # a task has more patience
+                again = request.command != nbd.NBD_CMD_FLUSH
+            else:
+                again = read and failure is None and found is None
+            if again:
                 del self._in_flight[done]
                 self._start_task(request)
                 return
-        if not done.cancelled() and done.exception() is None and not self._lost:
-            request = self._in_flight[done]
-            if request.command == nbd.NBD_CMD_READ:
-                found: bytes | None = done.result()
-                if found is None:
-                    del self._in_flight[done]
-                    self._start_task(request)
-                    return
-                self._replies.data(request.cookie, request.offset, found)
-            else:
-                self._replies.done(request.cookie)
+            if failure is None:
+                if read and found is not None:
+                    self._replies.data(request.cookie, request.offset, found)
+                else:
+                    self._replies.done(request.cookie)
         self._on_served(done)
 
     def _on_served(self, task: asyncio.Future[Any]) -> None:

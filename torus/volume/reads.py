@@ -103,9 +103,10 @@ class Reads:
         in_thread = view.chunks.in_thread
         if in_thread is None or view.path is None or count == 0:
             return None
-        if view.blocks.missing(block, count, 1):
+        try:
+            runs = view.blocks.runs(block, count)
+        except LookupError:
             return None
-        runs = view.blocks.runs(block, count)
         if not holes and sum(run[1] for run in runs) < count:
             return None
         for _, _, sequence, _, base in runs:
