@@ -8,19 +8,17 @@ ended here, by process id, also on Ctrl-C and SIGTERM.
 import argparse
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 if __package__ in (None, ""):  # run as a script: make `bench` importable, not its modules
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from bench import compare, environment, report, results
+from bench import command, compare, environment
 from bench.cases import attach, cluster, collect, flush, idle, snapshots, throughput
 from bench.processes import BenchError
 from bench.results import Result, Sample, Value
@@ -73,27 +71,12 @@ def main(argv: list[str] | None = None) -> int:
     if words[:1] == ["cluster"]:
         return cluster.main(words[1:])
     options = parse_arguments(words)
-    signal.signal(signal.SIGTERM, _stop)
-    announce = report.announcer()
-    try:
+
+    def on_a_site(options: argparse.Namespace, announce: command.Announce) -> Result:
         with ExitStack() as cleanup:
-            site = _make_site(options, cleanup)
-            result = measure(options, site, announce)
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("bench: interrupted; servers ended, nothing saved", file=sys.stderr)
-        return 130
-    verdicts = compare.judge(result, compare.read_goals())
-    path = options.output / f"{result.date[:10]}-{result.environment['commit']}.json"
-    results.save(result, path)
-    (options.output / "latest.md").write_text(report.markdown(result, verdicts))
-    report.print_tables(result, verdicts)
-    print(f"\n{path}\n{options.output / 'latest.md'}")
-    if not options.check:
-        return 0
-    return 0 if all(verdict.reached for verdict in verdicts) else 1
+            return measure(options, _make_site(options, cleanup), announce)
+
+    return command.run(options, on_a_site)
 
 
 def measure(options: argparse.Namespace, site: Site, announce: Callable[[str], None]) -> Result:
@@ -246,10 +229,6 @@ def _names(parser: argparse.ArgumentParser, kind: str, text: str, known: object)
         if name not in known:
             parser.error(f"unknown {kind} {name!r}; known are {', '.join(known)}")
     return names
-
-
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ disk.  Results go to ``results/latest-cluster.{json,md}``.
 
 import argparse
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +14,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
-from bench import compare, environment, report, results
+from bench import command, environment
 from bench.cases.throughput import KIB, Plan, Row, run
 from bench.ceph import CephRbd
 from bench.cluster_servers import ClusterSite, TorusCluster, TorusGateway, TorusNode
@@ -43,24 +41,7 @@ ROWS: tuple[Row, ...] = (
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    options = parse_arguments(argv)
-    signal.signal(signal.SIGTERM, _stop)
-    announce = report.announcer()
-    try:
-        result = measure(options, announce)
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("bench: interrupted; servers ended, nothing saved", file=sys.stderr)
-        return 130
-    verdicts = compare.judge(result, compare.read_goals(case="cluster"))
-    path = options.output / "latest-cluster.json"
-    results.save(result, path)
-    (options.output / "latest-cluster.md").write_text(report.markdown(result, verdicts))
-    report.print_tables(result, verdicts)
-    print(f"\n{path}")
-    return 1 if options.check and not all(verdict.reached for verdict in verdicts) else 0
+    return command.run(parse_arguments(argv), measure, "cluster")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -174,10 +155,6 @@ def _servers(names: Sequence[str], site: ClusterSite) -> list[Server]:
         "nbdkit-memory": lambda: NbdkitMemory(plain),
     }
     return [made[name]() for name in names]
-
-
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

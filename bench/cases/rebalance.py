@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import threading
@@ -25,13 +24,12 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from bench import compare, environment, fio, report, results
+from bench import command, environment, fio
 from bench.fio_beside import (
     VERIFY_MIB,
     Client,
@@ -48,7 +46,6 @@ from torus.clock import SystemClock
 from torus.config import CommonConfig
 from torus.daemon.rebalance import ClusterState, Watching
 from torus.daemon.rings import ring_at
-from torus.errors import TorusError
 from torus.ids import ChunkId
 from torus.metadata.base import MetadataStore
 from torus.metadata.open import open_metadata
@@ -374,28 +371,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    options = parse_arguments(argv)
-    signal.signal(signal.SIGTERM, _stop)
-    announce = report.announcer()
-    try:
-        result = measure(options, announce)
-    except (BenchError, AssertionError, TorusError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("bench: interrupted; servers ended, nothing saved", file=sys.stderr)
-        return 130
-    verdicts = compare.judge(result, compare.read_goals(case="rebalance"))
-    path = options.output / "latest-rebalance.json"
-    results.save(result, path)
-    (options.output / "latest-rebalance.md").write_text(report.markdown(result, verdicts))
-    report.print_tables(result, verdicts)
-    print(f"\n{path}")
-    return 1 if options.check and not all(verdict.reached for verdict in verdicts) else 0
-
-
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    return command.run(parse_arguments(argv), measure, "rebalance")
 
 
 if __name__ == "__main__":
