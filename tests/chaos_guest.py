@@ -17,6 +17,7 @@ from tests.disk_client import REPLY, DiskClient, RequestFailed
 from torus.nbd import constants as nbd
 
 DEPTH = 4
+_PROVOKE_S = 0.5
 PATIENCE_S = 45.0  # a request that takes longer is stuck
 _PIECE = 1 << 20
 
@@ -76,6 +77,8 @@ class Ghost:
 
     def provoke(self) -> None:
         """Ask for one more write: it must not be answered with success."""
+        # A gateway that hangs may have left the socket full: it will see half of a request.
+        self.client.socket.settimeout(_PROVOKE_S)
         try:
             cookie = self.client.send(nbd.NBD_CMD_WRITE, 0, payload=bytes(BLOCK))
         except OSError:
