@@ -7,14 +7,30 @@ import argparse
 import json
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.processes import BenchError
 
 RANKS = (50, 99, 99.9)  # percentiles that are shown
 VERIFY_MIB = 32  # written and read back in one run of fio
+
+
+class Request(NamedTuple):
+    """One request that was answered."""
+
+    at_s: float  # when it ended, since 1970
+    took_ms: float
+    write: bool
+
+
+class Turn(NamedTuple):
+    """Seconds, since 1970, in which data moved, or did not."""
+
+    moving: bool
+    from_s: float
+    to_s: float
 
 
 class Client:
@@ -31,14 +47,17 @@ class Client:
             half = max(1, options.rate // 2)
             self._words += [f"--rate_iops={half},{half}", "--rate_process=poisson"]
 
-    def during(self, work: Callable[[], None]) -> dict[str, Any]:
-        """Run the load until the work is done; return fio's account of it.
+    def during(self, work: Callable[[], None]) -> list[Request]:
+        """Run the load until the work is done; return every request in the order of their ends.
 
         Raises: BenchError when fio saw an error.
         """
         self._seed += 1
         path = self._folder / f"fio{self._seed}.json"
-        words = [*self._words, f"--randseed={self._seed}", "--runtime=86400", f"--output={path}"]
+        words = [
+            *self._words, f"--randseed={self._seed}", "--runtime=86400", f"--output={path}",
+            f"--write_lat_log={path.with_suffix('')}", "--log_unix_epoch=1",
+        ]  # fmt: skip
         running = subprocess.Popen(words, cwd=self._folder, stdout=subprocess.DEVNULL)
         try:
             work()
@@ -46,7 +65,15 @@ class Client:
             if running.poll() is None:
                 running.send_signal(signal.SIGINT)  # it ends and writes its account
             running.wait()
-        return account(path.read_text())
+        account(path.read_text())
+        return list(_logged(path.with_name(f"{path.stem}_clat.1.log")))
+
+
+def _logged(path: Path) -> Iterator[Request]:
+    with path.open() as lines:
+        for line in lines:
+            ended_ms, took_ns, direction, *_ = line.split(",")
+            yield Request(int(ended_ms) / 1e3, int(took_ns) / 1e6, int(direction) == 1)
 
 
 def account(text: str) -> dict[str, Any]:
@@ -62,22 +89,31 @@ def account(text: str) -> dict[str, Any]:
     return dict(job)
 
 
-def percentile_ms(job: dict[str, Any], kind: str, name: str = "99.000000") -> float:
-    """Return a percentile of the latency of "read" or "write", in milliseconds."""
-    return float(job[kind]["clat_ns"]["percentile"][name]) / 1e6
+def in_turns(requests: Sequence[Request], turns: Sequence[Turn]) -> dict[bool, list[Request]]:
+    """Return the requests that ended in turns of each kind."""
+    found: dict[bool, list[Request]] = {False: [], True: []}
+    for one in requests:
+        for turn in turns:
+            if turn.from_s < one.at_s < turn.to_s:
+                found[turn.moving].append(one)
+    return found
 
 
-def operations(job: dict[str, Any]) -> int:
-    """Return how many requests there were."""
-    return int(job["read"]["total_ios"] + job["write"]["total_ios"])
+def percentile_ms(requests: Sequence[Request], rank: float) -> float:
+    """Return a percentile of how long requests took.  Raises: BenchError when there are none."""
+    if not requests:
+        raise BenchError("no requests in the time that was to be measured")
+    took = sorted(one.took_ms for one in requests)
+    return took[min(len(took) - 1, int(len(took) * rank / 100))]
 
 
-def percentiles(job: dict[str, Any]) -> str:
-    """Say how long the requests took."""
-    return ", ".join(
-        f"{kind} " + "/".join(f"{percentile_ms(job, kind, f'{one:.6f}'):.2f}" for one in RANKS)
-        for kind in ("read", "write")
-    ) + f" ms (p{'/'.join(f'{one:g}' for one in RANKS)})"  # fmt: skip
+def percentiles(requests: Sequence[Request]) -> str:
+    """Say how long requests took."""
+    shown = []
+    for kind in ("read", "write"):
+        some = [one for one in requests if one.write == (kind == "write")]
+        shown.append(f"{kind} " + "/".join(f"{percentile_ms(some, rank):.2f}" for rank in RANKS))
+    return ", ".join(shown) + f" ms (p{'/'.join(f'{one:g}' for one in RANKS)})"
 
 
 def write_and_read_back(uri: str, folder: Path, options: argparse.Namespace, seed: int) -> None:

@@ -159,9 +159,13 @@ UPKEEP_ANSWER_S = 60.0  # a question that makes the other side read chunks
 REPAIR_RATE_BYTES_DEFAULT = 128 * MIB  # per second and disk
 REPAIR_OPERATIONS = 1000  # per second and disk
 REPAIR_PARALLEL = 4  # chunks that one disk pulls at once
-REPAIR_PIECE_BYTES = 1 * MIB  # read from a source at a time
+REPAIR_PIECE_BYTES = 256 * KIB  # read from a source at a time: clients wait behind it
 CLIENT_SLOW_US = 50_000  # p99 of a node's clients above which its upkeep goes slower
 CLIENT_WINDOW_S = 2.0  # ...over so many seconds
+CLIENT_REQUESTS_MIN = 20  # in a window: fewer say nothing about a p99
+CLIENT_FEELS_US = 1000  # p99 below which nobody feels what moves
+CLIENT_LOOK_S = 0.5  # between two looks of an owner at how its clients fare
+CLIENT_WORD_S = 1.75  # that a word on clients counts
 REPAIR_SLOW_US = 10_000  # a step that waits longer for its turn says that clients are slow
 
 # --- scrub ------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 Real nodes on one etcd, a volume in copies behind a gateway that has no disk, and three moves:
 
 - alone: a node joins and nobody uses the volume: what moves is counted against what has to;
-- loaded: another one joins while fio reads and writes 4 KiB at random places: its p99 before,
-  while bytes move, and after.  The node was started before, elsewhere that is another machine;
+- loaded: another one joins while fio reads and writes 4 KiB at random places: its p99 in the
+  seconds in which data moves, and in those in between in which that is paused.  So both see the
+  same neighbours on a machine that is shared.  The node was started before: elsewhere that is
+  another machine;
 - verified: the first node is drained while fio writes and reads back what it wrote.
 
 It needs etcd and fio.  Results go to ``results/latest-rebalance.{json,md}``.
@@ -24,7 +26,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -33,7 +34,8 @@ from bench import command, environment, fio
 from bench.fio_beside import (
     VERIFY_MIB,
     Client,
-    operations,
+    Turn,
+    in_turns,
     percentile_ms,
     percentiles,
     write_and_read_back,
@@ -44,7 +46,7 @@ from tests.clusters import Cluster, ClusterMachine, cluster_in
 from tests.etcd_members import running
 from torus.clock import SystemClock
 from torus.config import CommonConfig
-from torus.daemon.rebalance import ClusterState, Watching
+from torus.daemon.rebalance import ClusterState, Watching, set_paused
 from torus.daemon.rings import ring_at
 from torus.ids import ChunkId
 from torus.metadata.base import MetadataStore
@@ -58,6 +60,8 @@ MIB = 1 << 20
 VOLUME = "rebalance"
 MOVES = ("alone", "loaded", "verified")
 LOOK_S = 0.5
+TURN_S = 5.0
+SWITCH_S = 0.5  # after which what was under way is done
 PATIENCE_S = 900.0
 PROMPT_S = 60.0
 
@@ -144,21 +148,25 @@ class Site:
                 await asyncio.sleep(LOOK_S)
         return Begun(state.head.version, before, began, time.monotonic() - LOOK_S)
 
-    def finish(self, begun: Begun) -> Moved:
+    def finish(self, begun: Begun, turns: list[Turn] | None = None) -> Moved:
         """Wait until everything lies where the ring wants it, and the ring is the last one.
 
+        ``turns``: let data move and rest in turns, which are added to it.
         Raises: BenchError, TorusError.
         """
-        return asyncio.run(self._finish(begun))
+        return asyncio.run(self._finish(begun, turns))
 
-    async def _finish(self, begun: Begun) -> Moved:
+    async def _finish(self, begun: Begun, turns: list[Turn] | None) -> Moved:
         share, counts, last_s = 1.0, begun.pulled, begun.first_s
         with closing(open_store(self._common)) as store:
             async with Watching(self._common) as watching:
                 while True:
+                    if turns is not None:
+                        turns += await take_turns(store, watching)
                     state = await watching.look()
                     reports = [one.report for one in state.disks if one.report]
-                    share = min([share, *(one["share"] for one in reports)])
+                    shares = [one[name] for one in reports for name in ("share", "moving_share")]
+                    share = min([share, *(one for one in shares if one)])
                     if (now := pulled(state)) != counts:
                         counts, last_s = now, time.monotonic()
                     ring = ring_at(store, state.head.version)
@@ -191,6 +199,18 @@ class Site:
     def members(self) -> set[str]:
         """Return the disks that have weight in the ring."""
         return self.cluster.ring()[1]
+
+
+async def take_turns(store: MetadataStore, watching: Watching) -> list[Turn]:
+    """Let data rest for some seconds, then move; return both, or nothing if none moved."""
+    turns: list[Turn] = []
+    before = pulled(await watching.look())
+    for moving in (False, True):
+        await asyncio.to_thread(set_paused, store, paused=not moving)
+        began = time.time()
+        await asyncio.sleep(TURN_S)
+        turns.append(Turn(moving, began + SWITCH_S, time.time()))
+    return turns if pulled(await watching.look()) != before else []
 
 
 def open_store(common: CommonConfig) -> MetadataStore:
@@ -239,32 +259,31 @@ def speed(name: str, moved: Moved) -> Iterator[Value]:
 def loaded(site: Site, client: Client, announce: Callable[[str], None]) -> Iterator[Value]:
     """Let a node join while a client works."""
     node, disk = site.spare("loaded")
-    begun: list[Begun] = []
     moves: list[Moved] = []
+
+    turns: list[Turn] = []
 
     def rest() -> None:
         time.sleep(site.options.seconds)
 
-    def join() -> None:
-        begun.append(site.begin("join", node, {*site.members(), disk}))
-
     def move() -> None:
-        moves.append(site.finish(begun[0]))
+        begun = site.begin("join", node, {*site.members(), disk})
+        moves.append(site.finish(begun, turns))
 
     client.during(rest)  # not counted: maps and caches become warm
-    jobs: dict[str, dict[str, Any]] = {}
-    for name, work in (("before", rest), ("joining", join), ("during", move), ("after", rest)):
-        began = time.monotonic()
-        job = jobs[name] = client.during(work)
-        rate = operations(job) / (time.monotonic() - began)
-        announce(f"{name}: {rate:,.0f} operations/s, " + percentiles(job))
+    requests = client.during(move)
+    found = in_turns(requests, turns)
+    for name, some in (("at rest", found[False]), ("moving", found[True]), ("all", requests)):
+        announce(f"{name}: {len(some)} requests, " + percentiles(some))
     for kind in ("read", "write"):
-        ms = {name: percentile_ms(job, kind) for name, job in jobs.items() if name != "joining"}
+        ms = {
+            moving: percentile_ms([one for one in some if one.write == (kind == "write")], 99)
+            for moving, some in found.items()
+        }
         yield Value(
-            f"{kind}-p99-during-over-before", "x", (ms["during"] / ms["before"],),
-            ", ".join(f"{name} {one:.2f} ms" for name, one in ms.items())
-            + f"; with {site.options.depth} in flight, of {operations(jobs['during'])} requests "
-            "during it",
+            f"{kind}-p99-moving-over-at-rest", "x", (ms[True] / ms[False],),
+            f"moving {ms[True]:.2f} ms, at rest {ms[False]:.2f} ms, in {len(turns)} turns of "
+            f"{TURN_S:g} s with {site.options.depth} requests in flight",
         )  # fmt: skip
     yield from speed("loaded", moves[0])
 

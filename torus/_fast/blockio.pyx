@@ -66,7 +66,7 @@ cdef class BlockIo:
         return -1
 
     def read_bytes(self, uint64_t address, Py_ssize_t n):
-        """Return ``n`` bytes at ``address``; None when that would have to wait.  Raises: OSError."""
+        """Return ``n`` bytes at ``address``; None when that would have to wait. Raises: OSError."""
         cdef bytes data = PyBytes_FromStringAndSize(NULL, n)
         return data if self.read_now(address, PyBytes_AS_STRING(data), n) else None
 

@@ -103,6 +103,17 @@ class DiskPool:
             return None
         return far.chunks
 
+    def one_for_each_node(self) -> dict[str, DiskChunks]:
+        """Return a disk of every other node that is connected, by id."""
+        places, nodes = self.view.disks(), set[str]()
+        found: dict[str, DiskChunks] = {}
+        for disk_id in self._far:
+            chunks = self.connected(disk_id)
+            if chunks is not None and places[disk_id].node_id not in nodes:
+                nodes.add(places[disk_id].node_id)
+                found[disk_id] = chunks
+        return found
+
     def is_up(self, disk_id: str) -> bool:
         """Tell whether a disk is here, or its node says that it has it and it works."""
         if disk_id in self.local:

@@ -1,9 +1,7 @@
-"""Whether a node's clients are slow now: the p99 of their requests over a moving window.
+"""The p99 of clients' requests over a moving window, and whether they are slow by any standard.
 
-Decides which requests count (reads, writes and flushes of NBD clients) and from when on they are
-slow.  The histograms only ever grow: the window is the difference between two looks at them.
-
-Implements docs/upkeep.md, "Budget".
+Decides how a p99 is read off histograms that only ever grow: the window is the difference
+between two looks at them.  Implements docs/upkeep.md, "Budget".
 """
 
 from collections import deque
@@ -12,12 +10,55 @@ from collections.abc import Callable, Sequence
 from torus import limits
 from torus._fast.stats import Histogram
 from torus.clock import Clock
+from torus.gateway.counters import GatewayStats
 
 _LOOKS = 4  # in a window
-_REQUESTS_MIN = 20  # fewer say nothing about a p99
 _QUANTILE = 0.99
 
 Look = dict[int, int]  # requests by the upper edge of their bucket in nanoseconds
+
+
+class Window:
+    """The requests that some histograms counted in the last looks at them."""
+
+    def __init__(self, looks: int) -> None:
+        self._looks: deque[Look] = deque(maxlen=looks + 1)
+
+    def look(self, histograms: Sequence[Histogram]) -> None:
+        """Move on."""
+        counts: Look = {}
+        for histogram in histograms:
+            for edge, count in histogram.snapshot():
+                counts[edge] = counts.get(edge, 0) + count
+        self._looks.append(counts)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._looks.clear()
+
+    def p99_ns(self, least: int = limits.CLIENT_REQUESTS_MIN) -> float | None:
+        """Return the p99, as if a bucket's requests lay evenly between its edges; None where
+        there were fewer than ``least``."""
+        if len(self._looks) < 2:
+            return None
+        before, now = self._looks[0], self._looks[-1]
+        came = [(edge, count - before.get(edge, 0)) for edge, count in sorted(now.items())]
+        total = sum(count for _, count in came)
+        if total < least:
+            return None
+        wanted, below_ns = _QUANTILE * total, 0
+        for edge_ns, count in came:
+            if count >= wanted:
+                return below_ns + (edge_ns - below_ns) * wanted / count
+            wanted -= count
+            below_ns = edge_ns
+        return float(below_ns)
+
+
+def client_histograms(counters: GatewayStats) -> list[Histogram]:
+    """Return how long the reads, writes and flushes of a server's clients took."""
+    commands = counters.by_name()
+    return [commands[name].latency for name in ("read", "write", "flush")]
 
 
 class ClientTimes:
@@ -36,7 +77,7 @@ class ClientTimes:
         self._clock = clock
         self._slow_ns = slow_ns
         self._step_ns = int(window_s * 1e9 / _LOOKS)
-        self._looks: deque[Look] = deque(maxlen=_LOOKS + 1)
+        self._window = Window(_LOOKS)
         self._next_ns = 0
         self._slow = False
 
@@ -45,31 +86,9 @@ class ClientTimes:
         now_ns = self._clock.monotonic_ns()
         if now_ns >= self._next_ns:
             if now_ns > self._next_ns + self._step_ns * _LOOKS:
-                self._looks.clear()  # nobody asked for so long: what was then does not count
+                self._window.clear()  # nobody asked for so long: what was then does not count
             self._next_ns = now_ns + self._step_ns
-            self._looks.append(self._counts())
-            self._slow = self.p99_ns() > self._slow_ns
+            self._window.look(self._histograms())
+            p99_ns = self._window.p99_ns()
+            self._slow = p99_ns is not None and p99_ns > self._slow_ns
         return self._slow
-
-    def p99_ns(self) -> int:
-        """Return an upper bound of the p99 in the window; 0 where too few requests were made."""
-        if len(self._looks) < 2:
-            return 0
-        before, now = self._looks[0], self._looks[-1]
-        came = {edge: count - before.get(edge, 0) for edge, count in sorted(now.items())}
-        total = sum(came.values())
-        if total < _REQUESTS_MIN:
-            return 0
-        seen = 0
-        for edge, count in came.items():
-            seen += count
-            if seen >= _QUANTILE * total:
-                return edge
-        return 0
-
-    def _counts(self) -> Look:
-        counts: Look = {}
-        for histogram in self._histograms():
-            for edge, count in histogram.snapshot():
-                counts[edge] = counts.get(edge, 0) + count
-        return counts

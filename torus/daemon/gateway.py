@@ -14,6 +14,8 @@ from pathlib import Path
 from torus import limits
 from torus._fast.stats import Histogram
 from torus.config import GatewayConfig, is_shared
+from torus.daemon.client_times import client_histograms
+from torus.daemon.client_voice import OwnersVoice
 from torus.daemon.handover import Mover
 from torus.daemon.leased_key import LeasedKey
 from torus.daemon.owner_control import OwnerControl, attached_now
@@ -136,6 +138,12 @@ class RunningGateway:
         stack.push_async_callback(self.nbd.close)
         stack.callback(self.volumes.stop_waiting)
         await self.nbd.start([parse_address(text) for text in config.nbd_addresses])
+        if reached.way is not None:
+            voice = OwnersVoice(
+                lambda: client_histograms(self.nbd.stats), reached.way.pool, reached.clock
+            )
+            stack.push_async_callback(voice.close)
+            voice.start()
         await self._serve_http(stack, reached)
         await self._register(stack, reached)
 

@@ -19,7 +19,8 @@ from torus.cluster.chunks import ChunksOf, chunks_of
 from torus.cluster.local import LocalChunks
 from torus.config import NodeConfig, is_shared
 from torus.daemon.advertise import advertised, listen_address
-from torus.daemon.client_times import ClientTimes
+from torus.daemon.client_times import ClientTimes, client_histograms
+from torus.daemon.client_voice import OwnersVoice
 from torus.daemon.cluster_parts import ClusterParts
 from torus.daemon.dialing import tls_files
 from torus.daemon.disks import read_identity
@@ -229,11 +230,13 @@ class RunningNode:
             clients_slow=ClientTimes(self._client_times, self._clock).slow,
         )  # fmt: skip
         cluster.coordinator.settled = self.upkeep.settled
+        pool = cluster.way.pool
+        voice = OwnersVoice(self._client_times, pool, self._clock, self.upkeep.node)
+        stack.push_async_callback(voice.close)
+        voice.start()
 
     def _client_times(self) -> list[Histogram]:
-        names = ("read", "write", "flush")
-        commands = self.nbd.stats.by_name()
-        return [commands[name].latency for name in names]
+        return client_histograms(self.nbd.stats)
 
     def _reach(self, catalog: AsyncCatalog) -> Reach:
         """Return this process's way to chunks."""

@@ -19,6 +19,7 @@ from torus.cluster.local import LocalChunks
 from torus.cluster.membership import ClusterView, Place
 from torus.cluster.peer import PeerChunks
 from torus.cluster.pool import DiskPool
+from torus.daemon.client_voice import PullersVoice
 from torus.daemon.dialing import Dialing
 from torus.daemon.spread import Spread, spread_of
 from torus.daemon.volume_changes import VolumeChanges
@@ -55,11 +56,11 @@ class PeersOfNode:
             return await dialing.asking(place, limits.UPKEEP_ANSWER_S)
 
         self._node = node
-        self._pool = DiskPool(view, local, connect, clock)
+        self.pool = DiskPool(view, local, connect, clock)
 
     async def get(self, disk_id: str) -> DiskChunks:
         """Return a disk, connected.  Raises: Unavailable, and what connecting raises."""
-        return await self._pool.get(disk_id)
+        return await self.pool.get(disk_id)
 
     async def ask(self, disk_id: str, question: bytes) -> bytes:
         """Ask the upkeep of the node that has a disk.
@@ -68,14 +69,14 @@ class PeersOfNode:
         """
         if disk_id in self._node.disks:
             return await self._node.answer(question)
-        peer = await self._pool.get(disk_id)
+        peer = await self.pool.get(disk_id)
         if not isinstance(peer, PeerChunks):
             raise Unavailable(f"disk {disk_id} of this node has no upkeep")
         return await peer.report(question)
 
     async def close(self) -> None:
         """Hang up; idempotent."""
-        await self._pool.close()
+        await self.pool.close()
 
 
 class ClusterSettled:
@@ -205,14 +206,14 @@ async def start_upkeep(
     """
     if rate_bytes < 0:
         raise LocalProtocolError(f"a rate of {rate_bytes} bytes is not possible")
-    node = NodeUpkeep()
+    node = NodeUpkeep(clock)
     local: dict[str, DiskChunks] = {disk: LocalChunks(store) for disk, store in stores.items()}
     peers = PeersOfNode(view, local, node, dialing, clock)
     stack.push_async_callback(peers.close)
     heads = Heads(metadata, clock)
     menders: dict[str, Mender] = {}
     for disk, store in stores.items():
-        pace = Pace(Budget(max(rate_bytes, 1)), clock, clients_slow)
+        pace = Pace(Budget(max(rate_bytes, 1)), clock, clients_slow, node.clients_hurt)
         chunks = LocalChunks(store)
         upkeep = DiskUpkeep(store, chunks, view, peers, heads, clock, pace, slot_of)
         node.disks[disk] = upkeep
@@ -227,6 +228,9 @@ async def start_upkeep(
         stack.push_async_callback(changes.stop)
         await changes.start()
     cluster.start()
+    voice = PullersVoice(node, peers.pool, clock)
+    stack.push_async_callback(voice.close)
+    voice.start()
 
     def spreads() -> list[Spread]:
         if not view.has_ring:

@@ -121,7 +121,7 @@ class NodeBackground:
         self._metadata = metadata
         self._judge = judge
         self._wrong = wrong
-        self.upkeep = NodeUpkeep()
+        self.upkeep = NodeUpkeep(node.clock)
         self.scrubs: dict[str, ScrubTimes] = {}
 
     async def start(self, stores: Sequence[Store], services: Sequence[PeerService]) -> None:

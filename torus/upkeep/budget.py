@@ -3,7 +3,9 @@
 Decides that the rate is halved while clients are slow, doubles again while they are not, and
 never gets to nothing: a copy that is missing may be the last but one.  That is decided a few
 times a second, not at every step: steps run side by side, and on a busy machine a turn of the
-event loop is late now and then whatever is done here.  Implements docs/upkeep.md, "Budget".
+event loop is late now and then whatever is done here.  What has all its copies and merely moves
+has more time: it begins slowly, and gives way as soon as clients feel it.  Implements
+docs/upkeep.md, "Budget".
 """
 
 from torus import limits
@@ -13,6 +15,47 @@ _OPERATIONS_SHARE_MIN = 1 / 4  # questions cost clients little, and copies wait 
 _LOOK_NS = 250_000_000  # between two looks at how steps waited, at least
 _DOUBLE_NS = 1_000_000_000  # in which the share doubles, and what one look may count at most
 _LATE_SHARE = 1 / 8  # of the steps since the last look: more that were late say "slow"
+MOVING_SHARE_MIN = 1 / 16
+_MOVING_RAISE_NS = 3_000_000_000  # in which the share of what moves doubles
+_MOVING_HOLD_NS = 2_000_000_000  # after it was halved: until clients can have felt that
+_MOVING_IDLE_NS = 10_000_000_000  # without a step: it begins anew
+
+
+class MovingShare:
+    """The share of the rate for what moves with all its copies elsewhere.
+
+    Clients tell a second or two late that they feel it: so it rises slowly, and is halved once
+    for what they say within that time.
+    """
+
+    def __init__(self) -> None:
+        self._share = MOVING_SHARE_MIN
+        self._step_ns: int | None = None  # when the last step was
+        self._held_ns = 0  # until then it neither rises nor falls
+        self._alone = True  # no clients: it begins at the least when they come
+
+    def step(self, now_ns: int, hurt: bool | None) -> float:
+        """Return the share for a step; ``hurt``: clients are slower than they are used to; None:
+        there are none."""
+        passed_ns = 0 if self._step_ns is None else now_ns - self._step_ns
+        self._step_ns = now_ns
+        if hurt is None or passed_ns > _MOVING_IDLE_NS:
+            self._share = MOVING_SHARE_MIN
+        elif now_ns < self._held_ns:
+            pass
+        elif hurt:
+            self._share = max(MOVING_SHARE_MIN, self._share / 2)
+            self._held_ns = now_ns + _MOVING_HOLD_NS
+        else:
+            self._share = min(1.0, self._share * 2.0 ** (passed_ns / _MOVING_RAISE_NS))
+        self._alone = hurt is None
+        return 1.0 if self._alone else self._share
+
+    def now(self, now_ns: int) -> float:
+        """Return the share that is in use; 0.0 while nothing moves."""
+        if self._step_ns is None or now_ns - self._step_ns > _MOVING_HOLD_NS:
+            return 0.0
+        return 1.0 if self._alone else self._share
 
 
 class Budget:
@@ -34,15 +77,16 @@ class Budget:
         self._late_ns = -1  # until when the last late turn of the event loop went
         self._slow = False  # somebody said so since then
         self.share = 1.0  # of the rate that is used now
+        self.moving = MovingShare()
 
     def delay_ns(self, now_ns: int) -> int:
         """Return how long the next step has to wait."""
         return max(0, self._next_ns - now_ns)
 
-    def spent(self, count: int, operations: int, now_ns: int) -> None:
-        """Note a step of ``count`` bytes and so many operations."""
-        bytes_ns = count * 1e9 / (self.rate_bytes * self.share)
-        share = max(self.share, _OPERATIONS_SHARE_MIN)
+    def spent(self, count: int, operations: int, now_ns: int, share: float = 1.0) -> None:
+        """Note a step of ``count`` bytes and so many operations; ``share``: at most of the rate."""
+        bytes_ns = count * 1e9 / (self.rate_bytes * min(self.share, share))
+        share = max(min(self.share, share), _OPERATIONS_SHARE_MIN)
         operations_ns = operations * 1e9 / (self._operations * share)
         self._next_ns = max(self._next_ns, now_ns) + int(max(bytes_ns, operations_ns))
 

@@ -154,6 +154,7 @@ class DiskUpkeep:
     def document(self) -> dict[str, object]:
         """Return the progress as JSON."""
         self.progress.share = round(self._pace.budget.share, 3)
+        self.progress.moving_share = round(self.moving_share(), 3)
         return as_document(self.progress, self._work.rate.per_second(self._clock.monotonic_ns()))
 
     def settled(self) -> bool:
@@ -173,6 +174,10 @@ class DiskUpkeep:
         take a small part of the time, whatever there is to look at."""
         rest_s = self._look_s / limits.UPKEEP_LOOK_SHARE
         return min(max(rest_s, self._times.settle_s), self._times.encode_s)
+
+    def moving_share(self) -> float:
+        """Return the share of the rate at which something moves now; 0.0: nothing does."""
+        return self._pace.budget.moving.now(self._clock.monotonic_ns())
 
     def needs(self) -> int:
         """Return how many bytes of known volumes lie here: what removing the disk would take."""

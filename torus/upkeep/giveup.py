@@ -127,7 +127,7 @@ class GiveUp:
         self.leaving.update(one.chunk for one in own)
         try:
             # Each owner reads its copy: that is work too, beside their clients.
-            await self._pace.turn(len(own) * self._chunks.slot_bytes, len(own))
+            await self._pace.turn(len(own) * self._chunks.slot_bytes, len(own), moving=True)
             answers = await self.ask(_questions(own, placement))
             going = [one.chunk for one in own if await self._may_go(one, placement, answers)]
             strays = [one.chunk for one in own if _nobody_has(one, placement, answers)]
@@ -149,7 +149,7 @@ class GiveUp:
         good = [_good(answers.get((owner, one.chunk))) for owner in owners]
         if disk in owners or None in good:
             return False
-        await self._pace.turn(self._chunks.slot_bytes)
+        await self._pace.turn(self._chunks.slot_bytes, moving=True)
         own = await self._inspect_own(one)
         wanted = placement.wanted(disk, one.chunk, one.copies)
         return own is not None and may_drop(own, good, wanted=wanted)

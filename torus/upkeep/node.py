@@ -7,7 +7,9 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from torus.clock import Clock
 from torus.errors import NotFound, RemoteProtocolError
+from torus.upkeep.clients import ClientsSaid, Word, read_question
 from torus.upkeep.disk import DiskUpkeep
 from torus.upkeep.peers import confirm_answer, copies_of
 
@@ -15,8 +17,10 @@ from torus.upkeep.peers import confirm_answer, copies_of
 class NodeUpkeep:
     """The disks of a node; a disk may come and go."""
 
-    def __init__(self, disks: Iterable[DiskUpkeep] = ()) -> None:
+    def __init__(self, clock: Clock, disks: Iterable[DiskUpkeep] = ()) -> None:
         self.disks = {disk.disk_id: disk for disk in disks}
+        self.own_clients = ClientsSaid(clock)  # as owners said whose data lie here
+        self.far_clients = ClientsSaid(clock)  # as the nodes said that disks here pull from
 
     async def answer(self, question: bytes) -> bytes:
         """Answer a question of another node.
@@ -39,11 +43,28 @@ class NodeUpkeep:
         elif what == "look":
             self.poke()
             answer = {}
+        elif what == "clients":
+            answer = self.hear(*read_question(asked))._asdict()
         elif what == "upkeep":
             answer = {"disks": self.documents()}
         else:
             raise RemoteProtocolError(f"report {what!r} is not known")
         return json.dumps(answer, sort_keys=True).encode()
+
+    def hear(self, who: str, word: Word) -> Word:
+        """Note what an owner, or a disk that pulls from here, says; return the like of here."""
+        self.own_clients.hear(who, word)
+        said = self.own_clients.word
+        return Word(said.hurt, max(said.share, self.moving_share()))
+
+    def clients_hurt(self) -> bool | None:
+        """Say whether clients feel what moves to or from here; None: nobody has any."""
+        words = self.own_clients.word.hurt, self.far_clients.word.hurt
+        return None if words == (None, None) else any(words)
+
+    def moving_share(self) -> float:
+        """Return the largest share of its rate at which a disk pulls what merely moves."""
+        return max((disk.moving_share() for disk in self.disks.values()), default=0.0)
 
     def poke(self) -> None:
         """Have all disks look soon: something changed."""

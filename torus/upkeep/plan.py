@@ -224,7 +224,12 @@ class Want:
     @property
     def urgency(self) -> tuple[int, int, int]:
         """Sort key: the rarest first, then moves, then what is here already."""
-        return (2 if self.here else int(self.good >= self.copies), self.good, self.chunk.volume)
+        return (2 if self.here else int(self.moves), self.good, self.chunk.volume)
+
+    @property
+    def moves(self) -> bool:
+        """Say whether all copies are there, elsewhere."""
+        return not self.here and self.good >= self.copies
 
 
 @dataclass(frozen=True, slots=True)

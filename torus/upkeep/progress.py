@@ -39,6 +39,7 @@ class Progress:
     last_error: str = ""
     last_round_ns: int = 0  # wall clock, its end
     share: float = 1.0  # of the rate that clients leave
+    moving_share: float = 0.0  # and of it for what merely moves; 0: nothing does
 
     @property
     def pending_bytes(self) -> int:

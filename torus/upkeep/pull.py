@@ -30,6 +30,7 @@ log = get_logger("torus.upkeep")
 class Pulled:
     """What became of a pull."""
 
+    moving: bool = False  # nothing lacks: clients go first
     bytes: int = 0  # that came from others
     installed: bool = False
     everybody: bool = True  # all sources answered
@@ -87,7 +88,7 @@ class Puller:
             if exact is not None and own.reaches(exact, exact):
                 await self.keep(chunk)
                 return Pulled()
-        pulled = Pulled()
+        pulled = Pulled(want.moves)
         ends = await self.ask_ends(chunk, want.sources, pulled)
         known = max(ends.values(), default=0)
         if want.here and known and own.reaches(exact, known):
@@ -138,7 +139,7 @@ class Puller:
             [found] = await peer.examine([chunk])
             return source, found.end if found.state is Presence.PRESENT else 0
 
-        await self._pace.turn(0, len(sources))
+        await self._pace.turn(0, len(sources), moving=pulled.moving)
         answers = await asyncio.gather(*map(ask, sources), return_exceptions=True)
         ends: dict[str, int] = {}
         for answer in answers:
@@ -189,7 +190,7 @@ class Puller:
         at, stop = own.end, exact or self._slot_bytes
         while at < stop:
             size = min(limits.REPAIR_PIECE_BYTES, stop - at)
-            await self._pace.turn(size)
+            await self._pace.turn(size, moving=pulled.moving)
             [piece] = await peer.read([(chunk, at, size)])
             parts.append(piece)
             pulled.bytes += size

@@ -247,7 +247,7 @@ class _Saving(Pace):
         self._times = times
         self._pace = pace
 
-    async def turn(self, count: int, operations: int = 1) -> None:
+    async def turn(self, count: int, operations: int = 1, *, moving: bool = False) -> None:
         await self._times.between()
-        await self._pace.turn(count, operations)
+        await self._pace.turn(count, operations, moving=moving)
         self._times.reading(count)

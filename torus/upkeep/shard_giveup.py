@@ -55,7 +55,7 @@ class ShardGiveUp:
         marked = [one.id for one in own]
         self._copies.leaving.update(marked)
         try:
-            await self._pace.turn(0, len(own))
+            await self._pace.turn(0, len(own), moving=True)
             answers = await self._copies.ask(_questions(own))
             going = [one.id for one in own if await self._may_go(one, placement, answers)]
             self._refused.update(one.id for one in own if one.id not in going)
@@ -110,7 +110,7 @@ class ShardGiveUp:
 
     async def _whole_may_go(self, one: PartSurplus, sound: Sequence[Confirmed]) -> bool:
         """Compare the whole copy here with what was confirmed, shard by shard."""
-        await self._pace.turn(self._slot_bytes)
+        await self._pace.turn(self._slot_bytes, moving=True)
         try:
             content, own = await self._copies.read_whole(one.chunk, one.exact)
         except Corruption as exc:

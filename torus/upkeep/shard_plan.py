@@ -209,7 +209,12 @@ class PartWant:
     @property
     def urgency(self) -> tuple[int, int, int]:
         """Sort key: the rarest first, then moves, then what is here already."""
-        return (2 if self.here else int(self.good >= self.copies), self.good, self.chunk.volume)
+        return (2 if self.here else int(self.moves), self.good, self.chunk.volume)
+
+    @property
+    def moves(self) -> bool:
+        """Say whether all parts are there, elsewhere."""
+        return not self.here and self.good >= self.copies
 
     @property
     def encodes(self) -> bool:

@@ -67,7 +67,7 @@ class ShardPuller:
         """
         if want.part is None:
             return await self._pull_whole(want)
-        pulled = Pulled()
+        pulled = Pulled(want.moves)
         own = Gathered()
         if None in want.mine:
             await self._copies.read_own(want.chunk, want.exact, own)
@@ -110,7 +110,7 @@ class ShardPuller:
             return [(disk, part, one) for part, one in zip(parts, answers, strict=True)]
 
         asked = {disk: parts for disk, parts in asked.items() if parts}
-        await self._pace.turn(0, len(asked))
+        await self._pace.turn(0, len(asked), moving=pulled.moving)
         answers = await asyncio.gather(
             *(ask(disk, parts) for disk, parts in asked.items()), return_exceptions=True
         )
@@ -274,7 +274,7 @@ class ShardPuller:
         pieces = []
         for at in range(offset, offset + size, limits.REPAIR_PIECE_BYTES):
             count = min(limits.REPAIR_PIECE_BYTES, offset + size - at)
-            await self._pace.turn(count)
+            await self._pace.turn(count, moving=pulled.moving)
             [piece] = await peer.read([(part, at, count)])
             pieces.append(piece)
             pulled.bytes += count
@@ -296,7 +296,7 @@ class ShardPuller:
         if own.end > FIRST and own.reaches(want.exact, own.end):
             await self._copies.keep(want.chunk)
             return Pulled()
-        pulled = Pulled()
+        pulled = Pulled(want.moves)
         sources = await self._examine_some(want, pulled, lambda part: part is not None)
         await self._add_own(want, sources)
         groups = groups_of(sources.shards, want.exact)

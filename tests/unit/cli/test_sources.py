@@ -6,6 +6,7 @@ import pytest
 
 from torus.clock import SystemClock
 from torus.daemon.metrics import METRICS, collect, render
+from torus.testing.clock import ManualClock
 
 pytest.importorskip("torus._fast.stats")
 
@@ -70,7 +71,7 @@ def test_sources_feed_every_metric_of_the_table() -> None:
             StoreSource([store], Histogram()),
             ClusterSource(membership, status),
             NodeScrub(),
-            UpkeepSource(RunningUpkeep(NodeUpkeep(), None)),  # type: ignore[arg-type]
+            UpkeepSource(RunningUpkeep(NodeUpkeep(ManualClock()), None)),  # type: ignore[arg-type]
             VolumesSource(volumes, Histogram()),
         ]
     )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from torus.upkeep.budget import Budget
+from torus.upkeep.budget import MOVING_SHARE_MIN, Budget, MovingShare
 
 S = 1_000_000_000
 
@@ -94,3 +94,44 @@ def test_idle_time_is_not_saved_up() -> None:
     assert budget.delay_ns(50 * S) == 0
     budget.spent(1000, 1, 50 * S)
     assert budget.delay_ns(50 * S) == S
+
+
+def _moving(share: MovingShare, seconds: float, hurt: bool | None, begin_s: float = 0.0) -> float:
+    """Make ten steps a second of what moves; return the last one's share."""
+    last = 0.0
+    for number in range(int(seconds * 10)):
+        last = share.step(int((begin_s + number / 10) * S), hurt)
+    return last
+
+
+def test_what_moves_begins_slowly_and_gives_way() -> None:
+    """It doubles in three seconds, is halved once for what is said within two, and never ends."""
+    share = MovingShare()
+    assert share.step(0, hurt=False) == MOVING_SHARE_MIN
+    assert share.step(3 * S, hurt=False) == pytest.approx(2 * MOVING_SHARE_MIN)
+    assert _moving(share, 12, False, 3) == 1.0
+    assert share.step(15 * S, hurt=True) == 0.5
+    assert share.step(16 * S, hurt=True) == 0.5
+    assert share.step(17 * S, hurt=True) == 0.25
+    assert _moving(share, 20, True, 18) == MOVING_SHARE_MIN
+
+
+def test_what_moves_has_the_whole_rate_without_clients_and_begins_anew_with_them() -> None:
+    """Clients who come are not met by a share that they never felt."""
+    share = MovingShare()
+    assert _moving(share, 1, None) == 1.0
+    assert share.now(S) == 1.0
+    assert share.step(S, hurt=False) == pytest.approx(MOVING_SHARE_MIN, rel=0.05)
+    assert _moving(share, 15, False, 1) == 1.0
+    assert share.step(60 * S, hurt=False) == MOVING_SHARE_MIN, "after a rest as well"
+    assert share.now(61 * S) == MOVING_SHARE_MIN
+    assert share.now(63 * S) == 0.0
+
+
+def test_a_step_s_share_counts_for_that_step() -> None:
+    """What lacks copies goes at the whole rate, whatever moves beside it."""
+    budget = Budget(1000, 10**9)
+    budget.spent(100, 1, 0, 0.5)
+    assert budget.delay_ns(0) == S // 5
+    budget.spent(100, 1, S)
+    assert budget.delay_ns(S) == S // 10

@@ -141,12 +141,14 @@ class House:
         self.store.open()
         self.chunks = LocalChunks(self.store)
         self._watch_drops()
-        pace = Pace(Budget(town.rate_bytes, UNLIMITED), town.clock)
+        self.pace = Pace(
+            Budget(town.rate_bytes, UNLIMITED), town.clock, clients_hurt=lambda: town.clients_hurt
+        )
         self.upkeep = DiskUpkeep(
             self.store, self.chunks, self.view, Street(town, self.disk_id), town.heads,
-            town.clock, pace, slot_of,
+            town.clock, self.pace, slot_of,
         )  # fmt: skip
-        self.node = NodeUpkeep([self.upkeep])
+        self.node = NodeUpkeep(town.clock, [self.upkeep])
         town.view.set_place(
             Place(self.disk_id, self.disk_id, "h", "", "unix:x", "in", f"i{town.starts}")
         )
@@ -334,6 +336,7 @@ class Town:
         """``clock``: None: it stands still; ``rate_bytes``: of each disk's upkeep, a second."""
         self.rng = random.Random(seed)
         self.rate_bytes = rate_bytes
+        self.clients_hurt: bool | None = None
         self.slots = slots
         self.starts = 0
         self.clock: Any = clock or ManualClock()
