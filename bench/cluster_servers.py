@@ -14,11 +14,11 @@ from pathlib import Path
 
 from bench import processes
 from bench.processes import BenchError, ServerProcess
-from bench.servers import START_TIMEOUT_S, fill, torus_command, uri
+from bench.servers import fill, torus_command, uri
 
 NODES = 3
 COPIES = 2
-_READY_TIMEOUT_S = 60.0
+_READY_TIMEOUT_S = 180.0  # on a machine that has much else to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ class TorusCluster:
     site: ClusterSite
     nodes: int = NODES
     auto_out: str = "none"
+    options: tuple[str, ...] = ()  # of every node, beyond those
     daemons: list[ServerProcess] = field(default_factory=list)
     url: str = ""
 
@@ -63,9 +64,11 @@ class TorusCluster:
             return
         self._start_etcd()
         for number in range(self.nodes):
-            self._start_node(number)
+            self.start_node(number)
         for number in range(self.nodes):
-            processes.wait_for_socket(self.daemons[1 + number], self.socket(number), 30.0)
+            processes.wait_for_socket(
+                self.daemons[1 + number], self.socket(number), _READY_TIMEOUT_S
+            )
         self._wait_for_ring()
 
     def _start_etcd(self) -> None:
@@ -80,12 +83,13 @@ class TorusCluster:
         self.daemons.append(processes.start(argv, self.site.work_dir / "etcd.log"))
         self.url = f"etcd://127.0.0.1:{client}/bench"
 
-    def _start_node(self, number: int) -> None:
+    def start_node(self, number: int) -> None:
+        """Start a node, for the first time or again."""
         home = self.site.work_dir / f"node{number}"
-        home.mkdir()
+        home.mkdir(exist_ok=True)
         argv = [*torus_command(), "node", "--data-dir", str(home / "data"), "--http", "none"]
         argv += ["--size", str(self.site.pool_bytes), "--nbd", f"unix:{self.socket(number)}"]
-        argv += ["--auto-out", self.auto_out]
+        argv += ["--auto-out", self.auto_out, *self.options]
         self.daemons.append(
             processes.start(argv, home / "log", environment=self.environment(f"node{number}"))
         )
@@ -206,15 +210,24 @@ class TorusGateway(_OfCluster):
     def serve(self) -> None:
         argv = [*torus_command(), "nbd", "serve", self.name, "--socket", str(self.socket)]
         home = self.cluster.site.work_dir / self.name
-        home.mkdir()
+        home.mkdir(exist_ok=True)
         environment = self.cluster.environment(self.name)
         self._gateway = processes.start(argv, home / "log", environment=environment)
-        processes.wait_for_socket(self._gateway, self.socket, START_TIMEOUT_S)
+        processes.wait_for_socket(self._gateway, self.socket, _READY_TIMEOUT_S)
 
-    def stop(self) -> None:
+    def restart(self) -> None:
+        """Start the gateway anew: it has no file open then of a node that is not there."""
+        self.end()
+        self.serve()
+
+    def end(self) -> None:
+        """End the gateway alone; calling it again does nothing."""
         if self._gateway is not None:
             processes.stop(self._gateway)
             self._gateway = None
+
+    def stop(self) -> None:
+        self.end()
         super().stop()
 
     def pids(self) -> list[int]:

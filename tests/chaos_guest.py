@@ -77,7 +77,7 @@ class Ghost:
 
     def provoke(self) -> None:
         """Ask for one more write: it must not be answered with success."""
-        # A gateway that hangs may have left the socket full: it will see half of a request.
+        # Should a gateway that hangs have left the socket full, it sees half of a request.
         self.client.socket.settimeout(_PROVOKE_S)
         try:
             cookie = self.client.send(nbd.NBD_CMD_WRITE, 0, payload=bytes(BLOCK))

@@ -36,6 +36,8 @@ class DiskClient:
         else:
             self.socket = socket.socket(socket.AF_INET)
         self.socket.settimeout(TIMEOUT_S)
+        # The kernel gives as much as it allows: requests to a server that hangs do not hang too.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self._sent = 0
         self.in_flight: deque[tuple[int, int]] = deque()  # cookie, bytes of a reply's payload
         self.size_bytes = 0

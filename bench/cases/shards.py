@@ -1,40 +1,42 @@
 """A volume in shards beside one in copies, on the same nodes: python -m bench.cases.shards.
 
-Seven nodes on one etcd, everything in memory, a gateway for each of two volumes: erasure:4+2 and
-replica:3.  First the loads beside each other; then, when all chunks that can be are in shards,
-the space that they take; then reads with one node killed; then the time until everything that
-lay on it is elsewhere.
+Seven nodes on one etcd, and a gateway for each of two volumes: erasure:4+2 and replica:3.
+
+- writes: the loads beside each other, and how long it takes until what was written is in shards;
+- reads: whole, then with one node killed, in turns; the gateways are started anew in between, so
+  that none has a file open of the node that is gone;
+- rebuild: a node is lost for good and removed while fio reads and writes 4 KiB at random places:
+  the time until everything is whole again, how fast that goes, and the p99 before and during it.
+
+``--mib`` adds a volume in shards whose content is there to be rebuilt only.  It is written in
+pieces that settle one after the other, so that the disks never hold all of it in whole copies.
+
+It needs etcd and fio.  Results go to ``results/latest-shards.{json,md}``.
 """
 
 import argparse
-import json
 import os
-import shutil
 import signal
-import statistics
 import sys
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from bench import processes
-from bench.cases.throughput import KIB, Plan, Row, run
-from bench.cluster_servers import ClusterSite, TorusCluster, TorusGateway
+from bench import compare, environment, report, results
+from bench.cases.shards_site import BULK_STEP_MIB, COPIES, NODES, SHARDS, Site
+from bench.cases.throughput import KIB, Row
+from bench.fio_beside import Client, operations, percentile_ms, percentiles
 from bench.processes import BenchError
-from bench.results import Sample
+from bench.results import Result, Sample, Value
 from bench.servers import MIB
 
-NODES = 7
-SHARDS, COPIES = "erasure:4+2", "replica:3"
-LOOK_S = 0.25
-SETTLE_S = 600.0
-OPEN_CHUNKS = 3
-Announce = Callable[[str], None]
+HERE = Path(__file__).resolve().parent.parent
+PARTS = ("writes", "reads", "rebuild")
+IN_SHARDS, IN_COPIES = "in-shards", "in-copies"
+WITHOUT = "-without-a-node"
 WRITES = (
     Row("seqwrite-1m", "1 MiB sequential write + flush", "write", MIB, 8,
         whole_volume=True, flush_at_end=True),
@@ -44,159 +46,175 @@ READS = (
     Row("randread-4k-qd1", "4 KiB random read QD1", "randread", 4 * KIB, 1),
     Row("randread-4k-qd32", "4 KiB random read QD32", "randread", 4 * KIB, 32),
 )
+Announce = Callable[[str], None]
+Samples = list[Sample]
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How much of everything."""
-
-    rounds: int
-    seconds: float
-    volume_mib: int
-    auto_out_s: int
+def writes(site: Site, samples: Samples, announce: Announce) -> Iterator[Value]:
+    """Compare the writes, and say how long it takes until they are in shards."""
+    made = [one for _ in range(site.options.rounds) for one in site.rows(WRITES, announce)]
+    samples += numbered(made)
+    yield from _over_copies(samples, WRITES)
+    yield site.settled("settle-after-overwriting")
 
 
-class Shards:
-    """The cluster, and what is asked of it."""
+def reads(site: Site, samples: Samples, announce: Announce) -> Iterator[Value]:
+    """Compare reads, and those without a node with those with all, in turns."""
+    made: Samples = []
+    for _ in range(site.options.rounds):
+        made += site.rows(READS, announce)
+        site.lose(NODES - 1)
+        less = site.rows(READS, announce)
+        made += [replace(one, server=one.server + WITHOUT) for one in less]
+        site.bring_back(NODES - 1)
+    samples += numbered(made)
+    yield from _over_copies(samples, READS)
+    for row in READS:
+        for server in (IN_SHARDS, IN_COPIES):
+            yield _ratio(samples, row, server + WITHOUT, server, f"{row.name}-degraded-{server}")
 
-    def __init__(self, options: Options, stack: ExitStack) -> None:
-        work_dir = Path(tempfile.mkdtemp(prefix="torus-bench-", dir="/dev/shm"))
-        stack.callback(shutil.rmtree, work_dir, ignore_errors=True)
-        socket_dir = Path(tempfile.mkdtemp(prefix="torus-bench-"))
-        stack.callback(shutil.rmtree, socket_dir, ignore_errors=True)
-        size = options.volume_mib * MIB
-        site = ClusterSite(work_dir, socket_dir, size, 3 * size)
-        self.options = options
-        self.cluster = TorusCluster(site, NODES, f"{options.auto_out_s}s")
-        stack.callback(self.cluster.stop)
-        self.shards = TorusGateway(self.cluster, "in-shards", SHARDS)
-        self.copies = TorusGateway(self.cluster, "in-copies", COPIES)
-        stack.callback(self.shards.stop)
-        stack.callback(self.copies.stop)
 
-    def rows(
-        self, rows: Sequence[Row], servers: Sequence[TorusGateway], announce: Announce
-    ) -> list[Sample]:
-        """Measure loads, in turns.
+def rebuild(site: Site, samples: Samples, announce: Announce) -> Iterator[Value]:
+    """Lose a node for good while a client works.  ``samples`` are left as they are."""
+    options = site.options
+    if options.mib:
+        announce(f"write {options.mib} MiB more, in pieces of {BULK_STEP_MIB} MiB")
+        yield site.fill_bulk()
+    client = Client(site.shards.main_uri(), site.work_dir, options)
 
-        Raises: BenchError when one failed.
-        """
-        site = self.cluster.site
-        plan = Plan(
-            rows=list(rows), rounds=self.options.rounds, seconds=self.options.seconds,
-            main_bytes=site.main_bytes, many_bytes=site.main_bytes, work_dir=site.work_dir,
+    def rest() -> None:
+        threading.Event().wait(options.seconds * 4)
+
+    client.during(rest)  # not counted: maps and caches become warm
+    before = client.during(rest)
+    site.lose(NODES - 1)
+    rebuilt: list[tuple[float, int, float]] = []
+    during = client.during(lambda: rebuilt.append(site.rebuild()))
+    for name, job in (("before", before), ("during the rebuild", during)):
+        announce(f"{name}: {operations(job)} operations, {percentiles(job)}")
+    [(took_s, lost_bytes, share)] = rebuilt
+    note = f"{lost_bytes / MIB:,.0f} MiB of a lost disk, least share of the rate {share:.3f}"
+    yield Value("rebuild-seconds", "s", (took_s,), f"from the removal on, {note}")
+    yield Value("rebuild-rate", "MiB/s", (lost_bytes / MIB / took_s,), note)
+    for kind in ("read", "write"):
+        ms = percentile_ms(before, kind), percentile_ms(during, kind)
+        yield Value(
+            f"{kind}-p99-during-rebuild-over-before", "x", (ms[1] / ms[0],),
+            f"4 KiB, {options.rate} requests a second: {ms[0]:.2f} ms before, {ms[1]:.2f} ms "
+            f"during it, of {operations(during)} requests",
         )  # fmt: skip
-        samples = list(run(plan, list(servers), announce))
-        errors = [one.error for one in samples if one.error]
-        if errors:
-            raise BenchError(errors[0])
-        return samples
-
-    def rebalance(self) -> dict[str, Any]:
-        """Return what the disks have to do still."""
-        said = self.cluster.run("ring", "rebalance", "-o", "json", check=False)
-        return dict(json.loads(said)["rebalance"])
-
-    def settle(self, done: Callable[[dict[str, Any]], bool]) -> float:
-        """Wait until the disks are done, and return how long that took, in seconds.
-
-        Raises: BenchError.
-        """
-        began = time.monotonic()
-        while time.monotonic() - began < SETTLE_S:
-            state = self.rebalance()
-            if done(state):
-                return time.monotonic() - began
-            threading.Event().wait(LOOK_S)
-        raise BenchError(f"not settled in {SETTLE_S:g} s: {state}")
-
-    def parts(self) -> dict[str, int]:
-        """Return how many parts the volume in shards has of each kind."""
-        found = json.loads(self.cluster.run("volume", "info", "in-shards", "--parts", "-o", "json"))
-        return dict(found["parts"])
-
-    def used_bytes(self) -> int:
-        """Return the bytes of all slots that are used, on all disks."""
-        nodes = json.loads(self.cluster.run("node", "list", "-o", "json"))["nodes"]
-        return sum(int(node["used_bytes"]) for node in nodes)
 
 
-def measure(options: Options, announce: Announce) -> Iterator[tuple[str, float, str, str]]:
-    """Yield name, figure, unit and note of each thing measured.
+def numbered(made: Samples) -> Samples:
+    """Return samples with the round that each is of."""
+    seen: dict[tuple[str, str], int] = {}
+    found = []
+    for one in made:
+        key = one.row, one.server
+        seen[key] = seen.get(key, -1) + 1
+        found.append(replace(one, round_index=seen[key]))
+    return found
+
+
+def _over_copies(samples: Samples, rows: tuple[Row, ...]) -> Iterator[Value]:
+    for row in rows:
+        yield _ratio(samples, row, IN_SHARDS, IN_COPIES, f"{row.name}-over-copies")
+
+
+def _ratio(samples: Samples, row: Row, over: str, under: str, name: str) -> Value:
+    """Return the ratio of two servers' operations in each round."""
+    whole = Result("", {}, {}, tuple(samples), ())
+    top, base = (whole.rate(row.name, server) or 0.0 for server in (over, under))
+    ratios = tuple(whole.ratios((row.name, over), (row.name, under)))
+    note = f"{row.title}: {top:,.0f} {over}, {base:,.0f} {under} a second"
+    return Value(name, "x", ratios, note)
+
+
+# --- the command --------------------------------------------------------------------------
+
+
+def measure(options: argparse.Namespace, announce: Announce) -> Result:
+    """Make the cluster, measure the parts, end everything.
 
     Raises: BenchError, OSError.
     """
+    began = datetime.now(UTC)
+    values: list[Value] = []
+    samples: Samples = []
     with ExitStack() as stack:
-        one = Shards(options, stack)
-        size = one.cluster.site.main_bytes
-        one.shards.start()  # which writes all of it
-        last = 0
+        site = Site(options, stack)
+        facts = environment.describe(site.work_dir)
+        announce("start the nodes and write the volumes")
 
-        def cut(state: dict[str, Any]) -> bool:
-            nonlocal last
-            parts = one.parts()
-            last = parts["chunks"] - parts["chunks_in_shards"]
-            # What the newest checkpoint does not reach stays in copies, and so does the open one.
-            return bool(state["settled"]) and parts["copies"] <= 3 * OPEN_CHUNKS
+        def take(found: Iterator[Value]) -> None:
+            for value in found:
+                announce(f"{value.name}: {value.median():.3g} {value.unit} ({value.note})")
+                values.append(value)
 
-        took_s = one.settle(cut)
-        yield "settle", took_s, "s", f"until all but {last} chunks were in shards alone"
-        yield "space", one.used_bytes() / size, "x", "bytes of used slots / bytes of the volume"
-        one.copies.start()
-        both = (one.shards, one.copies)
-        yield from _ratios(one.rows(WRITES, both, announce))
-        one.settle(lambda state: bool(state["settled"]) and one.parts()["copies"] <= 9)
-        healthy = one.rows(READS, both, announce)
-        yield from _ratios(healthy)
-        os.kill(one.cluster.daemons[-1].pid, signal.SIGKILL)  # the last node
-        processes.stop(one.cluster.daemons.pop())
-        began = time.monotonic()
-        degraded = one.rows(READS, both, announce)
-        for row in READS:
-            name = "in-shards"
-            ratio = _median(degraded, row.name, name) / _median(healthy, row.name, name)
-            yield f"{row.name} with a node killed", ratio, "x healthy", "goal 0.4"
-        one.settle(lambda state: _is_whole(state, NODES - 1))
-        took_s = time.monotonic() - began
-        note = f"from the kill, {options.auto_out_s} s before the disk is put out among them"
-        yield "rebuild", took_s, "s", note
+        take(site.start())
+        parts = {"writes": writes, "reads": reads, "rebuild": rebuild}
+        for name in options.parts:
+            take(parts[name](site, samples, announce))
+    remarks = [
+        f"`{IN_SHARDS}` is {SHARDS} and `{IN_COPIES}` {COPIES}, each behind a gateway, on {NODES} "
+        "nodes of one machine."
+    ]
+    if facts.load_average[0] > facts.processors / 2:
+        remarks.append("The machine was loaded when the run began; numbers are disturbed.")
+    return Result(
+        began.isoformat(timespec="seconds"),
+        {
+            "case": "shards", "rounds": options.rounds, "seconds": options.seconds,
+            "main_bytes": options.volume_mib * MIB, "nodes": NODES, "bulk_mib": options.mib,
+            "rate": options.rate, "depth": options.depth,
+            "took_s": round((datetime.now(UTC) - began).total_seconds()),
+        },
+        facts.as_json(), tuple(samples), tuple(values), tuple(remarks),
+    )  # fmt: skip
 
 
-def _is_whole(state: dict[str, Any], disks: int) -> bool:
-    up = [one for one in state["disks"] if not one["problem"]]
-    return bool(state["settled"]) and len(up) == disks and not any(state["lacking_bytes"].values())
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(prog="bench shards", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    add("--rounds", type=int, default=3, help="of writes and of reads (3)")
+    add("--seconds", type=float, default=3.0, help="length of a timed row (3)")
+    add("--volume-mib", type=int, default=512, help="size of each of the two volumes (512)")
+    add("--mib", type=int, default=0, help="to be rebuilt beside them, in shards (0)")
+    add("--depth", type=int, default=4, help="requests in flight during the rebuild (4)")
+    add("--rate", type=int, default=1000, help="of these a second; 0: as many as it can (1000)")
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    add("--dir", type=Path, default=memory, help="where nodes and etcd lie (a tmpfs)")
+    add("--check", action="store_true", help="fail when a budget is missed")
+    add("--output", type=Path, default=HERE / "results", help="where results go")
+    options = parser.parse_args(argv)
+    options.parts = [name.strip() for name in options.parts.split(",") if name.strip()]
+    for name in options.parts:
+        if name not in PARTS:
+            parser.error(f"unknown in --parts: {name!r}; known are {', '.join(PARTS)}")
+    return options
 
 
-def _median(samples: Sequence[Sample], row: str, server: str) -> float:
-    found = [one.operations_per_s for one in samples if (one.row, one.server) == (row, server)]
-    return statistics.median(found)
-
-
-def _ratios(samples: Sequence[Sample]) -> Iterator[tuple[str, float, str, str]]:
-    for row in dict.fromkeys(one.row for one in samples):
-        shards, copies = (_median(samples, row, name) for name in ("in-shards", "in-copies"))
-        note = f"{shards:,.0f} and {copies:,.0f} operations a second"
-        yield row, shards / copies, f"x {COPIES}", note
-
-
-def main() -> int:
-    """Measure and print; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--volume-mib", type=int, default=512)
-    parser.add_argument("--auto-out", type=int, default=5, help="seconds")
-    options = parser.parse_args()
+def main(argv: list[str] | None = None) -> int:
+    """Measure, save and print; return the exit status."""
+    options = parse_arguments(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    plan = Options(options.rounds, options.seconds, options.volume_mib, options.auto_out)
-    print(f"load average {os.getloadavg()[0]:.1f}")
     try:
-        for name, figure, unit, note in measure(plan, lambda text: print(text, file=sys.stderr)):
-            print(f"{name}: {figure:.3g} {unit} ({note})", flush=True)
+        result = measure(options, report.announcer())
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
-    return 0
+    except KeyboardInterrupt:
+        print("bench: interrupted; servers ended, nothing saved", file=sys.stderr)
+        return 130
+    verdicts = compare.judge(result, compare.read_goals(case="shards"))
+    path = options.output / "latest-shards.json"
+    results.save(result, path)
+    path.with_suffix(".md").write_text(report.markdown(result, verdicts))
+    report.print_tables(result, verdicts)
+    print(f"\n{path}")
+    return 1 if options.check and not all(verdict.reached for verdict in verdicts) else 0
 
 
 if __name__ == "__main__":
