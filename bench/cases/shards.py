@@ -16,7 +16,6 @@ It needs etcd and fio.  Results go to ``results/latest-shards.{json,md}``.
 
 import argparse
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -25,11 +24,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import compare, environment, report, results
+from bench import command, environment
 from bench.cases.shards_site import BULK_STEP_MIB, COPIES, NODES, SHARDS, Site
 from bench.cases.throughput import KIB, Row
-from bench.fio_beside import Client, operations, percentile_ms, percentiles
-from bench.processes import BenchError
+from bench.fio_beside import Client, percentile_ms, percentiles
 from bench.results import Result, Sample, Value
 from bench.servers import MIB
 
@@ -91,17 +89,20 @@ def rebuild(site: Site, samples: Samples, announce: Announce) -> Iterator[Value]
     rebuilt: list[tuple[float, int, float]] = []
     during = client.during(lambda: rebuilt.append(site.rebuild()))
     for name, job in (("before", before), ("during the rebuild", during)):
-        announce(f"{name}: {operations(job)} operations, {percentiles(job)}")
+        announce(f"{name}: {len(job)} requests, {percentiles(job)}")
     [(took_s, lost_bytes, share)] = rebuilt
     note = f"{lost_bytes / MIB:,.0f} MiB of a lost disk, least share of the rate {share:.3f}"
     yield Value("rebuild-seconds", "s", (took_s,), f"from the removal on, {note}")
     yield Value("rebuild-rate", "MiB/s", (lost_bytes / MIB / took_s,), note)
     for kind in ("read", "write"):
-        ms = percentile_ms(before, kind), percentile_ms(during, kind)
+        ms = [
+            percentile_ms([one for one in job if one.write == (kind == "write")], 99)
+            for job in (before, during)
+        ]
         yield Value(
             f"{kind}-p99-during-rebuild-over-before", "x", (ms[1] / ms[0],),
             f"4 KiB, {options.rate} requests a second: {ms[0]:.2f} ms before, {ms[1]:.2f} ms "
-            f"during it, of {operations(during)} requests",
+            f"during it, of {len(during)} requests",
         )  # fmt: skip
 
 
@@ -197,24 +198,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure, save and print; return the exit status."""
-    options = parse_arguments(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        result = measure(options, report.announcer())
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("bench: interrupted; servers ended, nothing saved", file=sys.stderr)
-        return 130
-    verdicts = compare.judge(result, compare.read_goals(case="shards"))
-    path = options.output / "latest-shards.json"
-    results.save(result, path)
-    path.with_suffix(".md").write_text(report.markdown(result, verdicts))
-    report.print_tables(result, verdicts)
-    print(f"\n{path}")
-    return 1 if options.check and not all(verdict.reached for verdict in verdicts) else 0
+    """Run the command line; return the exit status."""
+    return command.run(parse_arguments(argv), measure, "shards")
 
 
 if __name__ == "__main__":
