@@ -161,6 +161,9 @@ def _sentence(state: "ClusterState") -> str:
         seconds = state.seconds_left
         left = "time left unknown" if seconds is None else f"{format_seconds(seconds)} left"
         parts.append(f"{format_size(state.total('pending_bytes'))} to move, {left}")
+    shares = [one.report.get("moving_share", 0.0) for one in state.disks if one.report is not None]
+    if slowed := [share for share in shares if 0.0 < share < 1.0]:
+        parts.append(f"what moves goes at {min(slowed):.0%} of its rate: clients come first")
     if state.total("damaged_chunks"):
         parts.append(f"{state.total('damaged_chunks')} chunks DAMAGED in all copies")
     if state.settled:

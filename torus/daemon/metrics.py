@@ -83,6 +83,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("torus_upkeep_lacking_bytes", "gauge", "To be pulled, too few copies.", ("copies",)),
     Metric("torus_upkeep_degraded_bytes", "gauge", "Copies on disks not up.", ("copies",)),
     Metric("torus_upkeep_moving_bytes", "gauge", "To be pulled, all copies are elsewhere."),
+    Metric("torus_upkeep_moving_share", "gauge", "Of the rate, that clients leave what moves."),
     Metric("torus_upkeep_surplus_bytes", "gauge", "Copies that others are to have instead."),
     Metric("torus_upkeep_encoding_bytes", "gauge", "Whole copies whose chunks become shards."),
     Metric(

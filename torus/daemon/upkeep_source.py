@@ -30,6 +30,7 @@ class UpkeepSource:
             yield Sample("torus_upkeep_lacking_bytes", lacking.get(copies, 0), label)
             yield Sample("torus_upkeep_degraded_bytes", degraded.get(copies, 0), label)
         yield Sample("torus_upkeep_moving_bytes", sum(disk.moving_bytes for disk in disks))
+        yield Sample("torus_upkeep_moving_share", self._upkeep.node.moving_share())
         yield Sample("torus_upkeep_surplus_bytes", sum(disk.surplus_bytes for disk in disks))
         yield Sample("torus_upkeep_encoding_bytes", sum(disk.encoding_bytes for disk in disks))
         short = [one for one in self._upkeep.spreads() if one.scheme.erasure]
