@@ -50,23 +50,36 @@ def _word_of(document: object) -> Word:
 
 
 class ClientsSaid:
-    """What was said of clients within the last second or so."""
+    """What was said of clients within the last second or so.
+
+    A thousand owners may say the same twice a second: what follows of it is kept until somebody
+    says something else, or may have gone.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._said: dict[str, tuple[int, Word]] = {}  # by whom: until when it counts
+        self._worst = Word(None, 0.0)
+        self._until_ns: int | None = None  # that counts; None: it has to be found anew
 
     def hear(self, who: str, word: Word) -> None:
         """Note what somebody says; it replaces what the same one said before."""
-        now_ns = self._clock.monotonic_ns()
-        self._said = {name: one for name, one in self._said.items() if one[0] > now_ns}
-        self._said[who] = (now_ns + int(CLIENT_WORD_S * 1e9), word)
+        before = self._said.get(who)
+        until_ns = self._clock.monotonic_ns() + int(CLIENT_WORD_S * 1e9)
+        self._said[who] = (until_ns, word)
+        if before is None or before[1] != word:
+            self._until_ns = None
 
     @property
     def word(self) -> Word:
         """Return the worst that was said: somebody is hurt, and the largest share."""
         now_ns = self._clock.monotonic_ns()
-        words = [word for until_ns, word in self._said.values() if until_ns > now_ns]
-        felt = [word.hurt for word in words if word.hurt is not None]
-        share = max((word.share for word in words), default=0.0)
-        return Word(any(felt) if felt else None, share)
+        if self._until_ns is None or now_ns >= self._until_ns:
+            self._said = {who: one for who, one in self._said.items() if one[0] > now_ns}
+            words = [word for _, word in self._said.values()]
+            felt = [word.hurt for word in words if word.hurt is not None]
+            share = max((word.share for word in words), default=0.0)
+            self._worst = Word(any(felt) if felt else None, share)
+            ends = [until_ns for until_ns, _ in self._said.values()]
+            self._until_ns = min(ends, default=now_ns + int(CLIENT_WORD_S * 1e9))
+        return self._worst
