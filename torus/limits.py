@@ -203,6 +203,7 @@ PEER_HELLO_TIMEOUT_S = 10.0
 PEER_REQUEST_TIMEOUT_S = 30.0
 PEER_RETRY_S = 5.0  # how long a request without effects of its own is tried again
 REPLICA_SILENCE_S = 0.5  # a node that says nothing for so long is taken for hung
+PEER_REST_S = 15.0  # after the last request nobody looks whether the node is there, until the next
 REPLICA_SYNC_S = 5.0  # a node that is alive may take so long for a sync
 REPLICA_READ_S = 30.0  # how long a read or an attach waits for disks that are away
 REPLICA_SCAN_S = 2.0  # of one question for the end of a log

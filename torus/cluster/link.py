@@ -13,11 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from torus import limits
-from torus._fast.peerframe import (
-    append_frame,
-    read_frame,
-    sync_frame,
-)
+from torus._fast.peerframe import append_frame, read_frame, sync_frame
 from torus.cluster.asked import MESSAGES, Asked, Deadlines, plain
 from torus.errors import TimedOut, TorusError, Unavailable
 from torus.ids import CHUNK_ID_SIZE, ChunkId
@@ -58,6 +54,7 @@ class PeerLink(FramedProtocol):
         self.failure: TorusError | None = None
         self._deadlines = deadlines
         self._heard_s = 0.0  # when the node last said something
+        self._asked_s = 0.0  # when it was last asked, other than for a sign of life
         self._deadline_s = 0.0  # the earliest of the open requests, or earlier
         self._loop = asyncio.get_running_loop()
         self._hello: asyncio.Future[Hello] = self._loop.create_future()
@@ -264,6 +261,10 @@ class PeerLink(FramedProtocol):
     # --- deadlines and the end ----------------------------------------------------------
 
     def _enter(self, number: int, request: Asked) -> None:
+        self._asked_s = request.sent_s
+        self._put(number, request)
+
+    def _put(self, number: int, request: Asked) -> None:
         self._open[number] = request
         if self._timer is None or request.deadline_s < self._deadline_s:
             self._watch(request.deadline_s)
@@ -301,6 +302,8 @@ class PeerLink(FramedProtocol):
             if quiet_s >= silence_s:
                 self.fail(self._late(f"said nothing for {quiet_s:.1f} s"))
                 return
+            if not self._open and now_s - self._asked_s >= limits.PEER_REST_S:
+                return  # who attaches a volume asks all disks once, and most of them never again
             if now_s - self._heard_s >= silence_s / 2 and not self._pinged:
                 self._ping()
                 return
@@ -311,8 +314,10 @@ class PeerLink(FramedProtocol):
         return TimedOut(f"node at {self.address} {what}")
 
     def _keep_alive(self) -> None:
-        """Begin to look whether the node is there, also while nobody asks it anything."""
+        """Begin to look whether the node is there, also while nobody asks it anything: for
+        `limits.PEER_REST_S` after the last request."""
         if self._deadlines.silence_s is not None and self._timer is None:
+            self._asked_s = self._loop.time()
             self._watch(math.inf)
 
     def _ping(self) -> None:
@@ -322,7 +327,7 @@ class PeerLink(FramedProtocol):
         future.add_done_callback(self._on_pong)
         self._pinged = True
         self._in_flight += 1
-        self._enter(number, Asked(future, 0, self._loop.time(), self._deadlines.of(Ping), "PING"))
+        self._put(number, Asked(future, 0, self._loop.time(), self._deadlines.of(Ping), "PING"))
         if self._timer is None:
             self._watch(math.inf)
         self.send(pieces)

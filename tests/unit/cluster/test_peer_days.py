@@ -299,6 +299,37 @@ def test_hung_node_is_noticed_while_nobody_asks(socket_folder: Path) -> None:
     with_stopped(socket_folder, "asyncio", scenario)
 
 
+def test_node_that_is_not_asked_for_long_is_left_in_peace(
+    socket_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An owner is connected with every disk of the cluster: signs of life of all of them, for
+    nothing, took a hundred nodes with fifty volumes all they had.  Asked again, a node that hangs
+    is noticed as soon as ever."""
+    monkeypatch.setattr(limits, "PEER_REST_S", 0.8)
+
+    async def scenario(node: Stopped) -> None:
+        chunks = await PeerChunks.connect(node.address, CLUSTER, silence_s=0.4, retry_s=0)
+        link = chunks._link
+        assert link is not None
+        while link._timer is not None:
+            await asyncio.wait([link.ended], timeout=0.05)
+        assert link.failure is None
+        await chunks.ping()
+        assert link._timer is not None
+        while link._timer is not None:
+            await asyncio.wait([link.ended], timeout=0.05)
+        node.stop()
+        await asyncio.wait([link.ended], timeout=1.0)
+        assert link.failure is None, "nobody looks"
+        began = time.monotonic()
+        with pytest.raises(TimedOut):
+            await chunks.examine([ONE])
+        assert time.monotonic() - began < 1.5
+        await chunks.close()
+
+    with_stopped(socket_folder, "asyncio", scenario)
+
+
 def test_client_that_was_held_up_reads_first(place: Place) -> None:
     """A process that did not run for a second does not blame the node for its own silence."""
     place.silence_s = 0.3
