@@ -185,7 +185,9 @@ def test_two_moves_at_once(machine: Machine, places: dict[str, Path]) -> None:
         for thread in threads:
             thread.join()
         errors = [one for one in outcomes if isinstance(one, TorusError)]
-        assert len(errors) < 2, errors
+        # While it is nobody's, the writer's client may be quicker than both: it asks at either.
+        quicker = any("is attached by" in error.message for error in errors)
+        assert len(errors) < 2 or quicker, errors
         assert all(error.code == "busy" for error in errors), errors
         refused += [error.message for error in errors]
         assert owner_pid(machine) != machine.services[1].pid
