@@ -1,9 +1,11 @@
 """What every measurement that keeps its results does: end when told to, judge, save, show."""
 
 import argparse
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 from types import FrameType
 
 from bench import compare, report, results
@@ -12,6 +14,26 @@ from bench.results import Result
 from torus.errors import TorusError
 
 Announce = Callable[[str], None]
+
+
+def chosen(
+    parser: argparse.ArgumentParser, option: str, text: str, known: Collection[str]
+) -> list[str]:
+    """Return the names in ``text``, which commas part; one that is not known ends the program."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            parser.error(f"unknown in --{option}: {name!r}; known are {', '.join(known)}")
+    return names
+
+
+def add_places(parser: argparse.ArgumentParser, output: Path) -> None:
+    """Add the options of a measurement that needs memory for its nodes and keeps its results."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    add = parser.add_argument
+    add("--dir", type=Path, default=memory, help="where nodes and etcd lie (a tmpfs)")
+    add("--check", action="store_true", help="fail when a budget is missed")
+    add("--output", type=Path, default=output, help="where results go")
 
 
 def run(

@@ -51,10 +51,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="where results go (bench/results; below --dir when quick or partial)",
     )
     options = parser.parse_args(argv)
-    options.servers = _names(parser, "server", options.servers, SERVERS)
-    options.cases = _names(parser, "case", options.cases, CASES)
+    options.servers = command.chosen(parser, "servers", options.servers, SERVERS)
+    options.cases = command.chosen(parser, "cases", options.cases, CASES)
     rows = [row.name for row in throughput.ROWS]
-    options.rows = _names(parser, "row", options.rows, rows) or rows
+    options.rows = command.chosen(parser, "rows", options.rows, rows) or rows
     quick = options.quick
     options.rounds = options.rounds or (3 if quick else 5)
     options.seconds = options.seconds or (0.7 if quick else 3.0)
@@ -220,15 +220,6 @@ def _remarks(options: argparse.Namespace, facts: environment.Environment) -> tup
     if facts.uncommitted_changes:
         remarks.append("The tree had uncommitted changes.")
     return tuple(remarks)
-
-
-def _names(parser: argparse.ArgumentParser, kind: str, text: str, known: object) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    assert isinstance(known, (dict, tuple, list))
-    for name in names:
-        if name not in known:
-            parser.error(f"unknown {kind} {name!r}; known are {', '.join(known)}")
-    return names
 
 
 if __name__ == "__main__":

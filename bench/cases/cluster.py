@@ -62,11 +62,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="where results go")
     options = parser.parse_args(argv)
     for kind, known in (("servers", SERVERS), ("media", MEDIA), ("rows", names)):
-        chosen = [name.strip() for name in getattr(options, kind).split(",") if name.strip()]
-        for name in chosen:
-            if name not in known:
-                parser.error(f"unknown in --{kind}: {name!r}; known are {', '.join(known)}")
-        setattr(options, kind, chosen)
+        setattr(options, kind, command.chosen(parser, kind, getattr(options, kind), known))
     quick = options.quick
     whole = not quick and (options.servers, options.rows) == (list(SERVERS), names)
     options.rounds = options.rounds or (2 if quick else 5)

@@ -14,7 +14,6 @@ It needs etcd and fio.  Results go to ``results/latest-rebalance.{json,md}``.
 
 import argparse
 import asyncio
-import os
 import shutil
 import sys
 import tempfile
@@ -376,15 +375,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--rate", type=int, default=1000, help="requests per second; 0: as many as it can (1000)")
     add("--seconds", type=float, default=20.0, help="before and after the move (20)")
     add("--repair-rate", default="128MiB", help="of each node (128MiB)")
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    add("--dir", type=Path, default=memory, help="where nodes and etcd lie (a tmpfs)")
-    add("--check", action="store_true", help="fail when a budget is missed")
-    add("--output", type=Path, default=HERE / "results", help="where results go")
+    command.add_places(parser, HERE / "results")
     options = parser.parse_args(argv)
-    options.moves = [name.strip() for name in options.moves.split(",") if name.strip()]
-    for name in options.moves:
-        if name not in MOVES:
-            parser.error(f"unknown in --moves: {name!r}; known are {', '.join(MOVES)}")
+    options.moves = command.chosen(parser, "moves", options.moves, MOVES)
     return options
 
 

@@ -15,7 +15,6 @@ It needs etcd and fio.  Results go to ``results/latest-shards.{json,md}``.
 """
 
 import argparse
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -185,15 +184,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--mib", type=int, default=0, help="to be rebuilt beside them, in shards (0)")
     add("--depth", type=int, default=4, help="requests in flight during the rebuild (4)")
     add("--rate", type=int, default=1000, help="of these a second; 0: as many as it can (1000)")
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    add("--dir", type=Path, default=memory, help="where nodes and etcd lie (a tmpfs)")
-    add("--check", action="store_true", help="fail when a budget is missed")
-    add("--output", type=Path, default=HERE / "results", help="where results go")
+    command.add_places(parser, HERE / "results")
     options = parser.parse_args(argv)
-    options.parts = [name.strip() for name in options.parts.split(",") if name.strip()]
-    for name in options.parts:
-        if name not in PARTS:
-            parser.error(f"unknown in --parts: {name!r}; known are {', '.join(PARTS)}")
+    options.parts = command.chosen(parser, "parts", options.parts, PARTS)
     return options
 
 
