@@ -36,15 +36,15 @@ class Window:
         """Forget everything."""
         self._looks.clear()
 
-    def p99_ns(self, least: int = limits.CLIENT_REQUESTS_MIN) -> float | None:
+    def p99_ns(self) -> float | None:
         """Return the p99, as if a bucket's requests lay evenly between its edges; None where
-        there were fewer than ``least``."""
+        there were fewer than `limits.CLIENT_REQUESTS_MIN`."""
         if len(self._looks) < 2:
             return None
         before, now = self._looks[0], self._looks[-1]
         came = [(edge, count - before.get(edge, 0)) for edge, count in sorted(now.items())]
         total = sum(count for _, count in came)
-        if total < least:
+        if total < limits.CLIENT_REQUESTS_MIN:
             return None
         wanted, below_ns = _QUANTILE * total, 0
         for edge_ns, count in came:

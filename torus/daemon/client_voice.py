@@ -6,7 +6,7 @@ the nodes that it pulls from.  Implements docs/upkeep.md, "Clients that feel it"
 
 import asyncio
 import uuid
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +15,7 @@ from torus._fast.stats import Histogram
 from torus.clock import Clock
 from torus.cluster.answers import ask_all
 from torus.cluster.pool import DiskPool
+from torus.daemon.background import Background
 from torus.daemon.client_times import Window
 from torus.daemon.client_usual import Feeling
 from torus.errors import TorusError
@@ -30,24 +31,14 @@ class _Asked(Protocol):
     async def report(self, question: bytes) -> bytes: ...
 
 
-class _Voice(ABC):
+class _Voice(Background):
     """Says something to the nodes of a pool now and then, and hears what they answer."""
 
     def __init__(self, pool: DiskPool, clock: Clock) -> None:
+        super().__init__()
         self._who = uuid.uuid4().hex
         self._pool = pool
         self._clock = clock
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def close(self) -> None:
-        """End it; idempotent."""
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait([self._task])
 
     async def _run(self) -> None:
         while True:

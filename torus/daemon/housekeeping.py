@@ -11,6 +11,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from torus import limits
+from torus.daemon.background import Background
 from torus.daemon.reach import Reach, free_volume
 from torus.daemon.rings import unused_versions
 from torus.errors import TorusError
@@ -24,24 +25,14 @@ log = get_logger("torus.coordinator")
 _LOOKS = 4  # that find a deletion where it was: who began it is gone
 
 
-class Housekeeping:
+class Housekeeping(Background):
     """Looks after what commands and former coordinators left, while ``elected`` says so."""
 
     def __init__(self, reached: Reach, elected: Callable[[], bool]) -> None:
+        super().__init__()
         self._reached = reached
         self._elected = elected
         self._deleting: dict[int, tuple[int, int]] = {}  # volume: its head's revision, looks
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Look from now on."""
-        self._task = asyncio.ensure_future(self._run())
-
-    async def close(self) -> None:
-        """Stop; idempotent."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
 
     async def _run(self) -> None:
         while True:

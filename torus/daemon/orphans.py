@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from torus import limits
 from torus.clock import Clock
+from torus.daemon.background import Background
 from torus.errors import Corruption, TorusError, Unavailable
 from torus.ids import ChunkId, volume_of, whole_id
 from torus.log import get_logger
@@ -137,8 +138,9 @@ async def read_known(metadata: AsyncMetadata) -> Known:
     )
 
 
-class OrphanRounds:
-    """The rounds over one disk."""
+class OrphanRounds(Background):
+    """The rounds over one disk: one soon, when those who waited for the node have been served, and
+    one every interval."""
 
     def __init__(
         self,
@@ -147,23 +149,12 @@ class OrphanRounds:
         clock: Clock,
         interval_s: float = limits.ORPHAN_INTERVAL_S,
     ) -> None:
+        super().__init__()
         self._store = store
         self._metadata = metadata
         self._clock = clock
         self._interval_s = interval_s
         self._seen: dict[ChunkId, tuple[int, int]] = {}  # first seen at (revision, time)
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Make a round soon, when those who waited for the node have been served, and one every
-        interval."""
-        self._task = asyncio.ensure_future(self._run())
-
-    async def close(self) -> None:
-        """End the rounds; idempotent."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
 
     async def _run(self) -> None:
         await asyncio.sleep(min(limits.ORPHAN_FIRST_S, self._interval_s))

@@ -19,6 +19,7 @@ from torus.cluster.local import LocalChunks
 from torus.cluster.membership import ClusterView, Place
 from torus.cluster.peer import PeerChunks
 from torus.cluster.pool import DiskPool
+from torus.daemon.background import Background
 from torus.daemon.client_voice import PullersVoice
 from torus.daemon.dialing import Dialing
 from torus.daemon.spread import Spread, spread_of
@@ -79,27 +80,17 @@ class PeersOfNode:
         await self.pool.close()
 
 
-class ClusterSettled:
+class ClusterSettled(Background):
     """Whether every disk of the ring has all that the ring wants it to have, asked for by the
     coordinator alone: one question to each node, while something may be moving."""
 
     def __init__(self, view: ClusterView, node: NodeUpkeep, peers: PeersOfNode) -> None:
+        super().__init__()
         self._view = view
         self._node = node
         self._peers = peers
         self._known_version = 0  # which every disk has settled under
         self._asked = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Be ready for questions."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def close(self) -> None:
-        """End it; idempotent."""
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait([self._task])
 
     def settled(self) -> bool:
         """Return what is known now; where it is not known the disks are asked, for later."""
