@@ -49,7 +49,8 @@ def due(state: ScrubState, now_ns: int, *, by_itself: bool = True) -> Tour | Non
         if known:
             return known[-1]
         last = state.last.get(depth)
-        if last is None or now_ns - last.began_ns >= every_s * _NS:
+        # A tour that is still to begin was noted by a clock that was set back since.
+        if last is None or not 0 <= now_ns - last.began_ns < every_s * _NS:
             tour = Tour(depth == DEEP, False, (), now_ns)
             state.tours.append(tour)
             return tour

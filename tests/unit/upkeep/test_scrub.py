@@ -288,9 +288,20 @@ def test_when_tours_are_due() -> None:
     assert due(state, now + DAY_NS) is state.tours[-1]
     state.tours = []
     state.last["deep"] = Done(now, now, 1, 1, 0)
-    state.last["light"] = Done(now + 7 * DAY_NS, now, 1, 1, 0)
+    state.last["light"] = Done(now + 7 * DAY_NS - 1, now, 1, 1, 0)
     assert due(state, now + 7 * DAY_NS - 1) is None
     assert due(state, now + 7 * DAY_NS) is not None
+
+
+def test_a_clock_that_is_set_back_puts_no_tour_off() -> None:
+    """A host that began with a clock years ahead would not look at its disks for years."""
+    state, now = ScrubState(), 1000 * DAY_NS
+    state.last = {depth: Done(now + 1, now + 2, 1, 1, 0) for depth in ("light", "deep")}
+
+    found = due(state, now)
+
+    assert found is not None
+    assert found.depth == "light"
 
 
 def test_rate_ends_a_deep_tour_within_a_week() -> None:
