@@ -20,6 +20,7 @@ STORE_BYTES_MIN = 64 * MIB
 RESERVE_SLOTS_MIN = 4  # kept for checkpoints and collection when the pool is full
 RESERVE_PERCENT = 3
 SPARE_SLOTS_MIN = 16  # free slots below which the next segment is preallocated ahead
+SYNC_AT_ONCE_NS = 60_000  # a disk that syncs as quickly is waited for: waking a thread takes longer
 
 # --- redundancy -------------------------------------------------------------------------
 COPIES_MAX = 8
@@ -100,7 +101,7 @@ NBD_AWAY_S = 15.0  # who was away so long when a request gave up is waited for, 
 NBD_TURN_BYTES = 4 * MIB  # served before other connections get their turn
 NBD_UNSENT_BYTES_HIGH = 8 * MIB
 NBD_UNSENT_BYTES_LOW = 1 * MIB
-NBD_POLL_NS = 50_000  # how long a connection that is alone looks for its next request
+NBD_POLL_NS = 150_000  # how long a connection that is alone looks for its next request
 NBD_POLL_BYTES_MAX = 64 * KIB  # received at once; more is streaming
 NBD_POLL_ROUNDS_MAX = 64  # then the event loop gets its turn
 NBD_POLL_SKIP_MAX = 256  # turns without polling after it did not pay

@@ -149,3 +149,84 @@ def test_another_loop_is_refused(file: int) -> None:
     with pytest.raises(LocalProtocolError, match="one event loop"):
         asyncio.run(scenario())
     syncs.close()
+
+
+class _Disk:
+    """Syncs made at once, that take as long as the test says."""
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+        self.elapsed_ns = 1000
+        self.error = 0
+
+    def at_once(self, fd: int) -> tuple[int, int]:
+        """Make one."""
+        self.made.append(fd)
+        return self.error, self.elapsed_ns
+
+
+def _trusted(disk: _Disk) -> Syncs:
+    syncs = Syncs(disk.at_once)
+    while not syncs.usual.is_short:
+        syncs.usual.add(1000)
+    return syncs
+
+
+def test_a_quick_disk_is_synced_at_once(file: int) -> None:
+    """Without a thread, whose waking takes longer."""
+    disk = _Disk()
+    syncs = _trusted(disk)
+
+    async def scenario() -> None:
+        assert syncs.request(file).done()
+        assert disk.made == [file]
+        disk.error = errno.EIO
+        failed = syncs.request(file)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            failed.result()
+
+    asyncio.run(scenario())
+    syncs.close()
+
+
+def test_one_slow_sync_sends_the_next_ones_to_the_thread(file: int) -> None:
+    """The loop is held up once, and only dozens of quick ones make it try again."""
+    disk = _Disk()
+    syncs = _trusted(disk)
+    disk.elapsed_ns = 5_000_000
+
+    async def scenario() -> None:
+        assert syncs.request(file).done()
+        later = syncs.request(file)
+        assert not later.done()
+        await later
+        assert len(disk.made) == 1
+
+    asyncio.run(scenario())
+    syncs.close()
+    quick = 0
+    syncs.usual.ns = 5_000_000
+    while not syncs.usual.is_short:
+        syncs.usual.add(20_000)
+        quick += 1
+    assert 50 <= quick <= 100, quick
+
+
+def test_nothing_overtakes_a_sync_that_is_under_way(file: int) -> None:
+    """The thread's answer may come later than what was made at once: one at a time."""
+    disk = _Disk()
+    syncs = Syncs(disk.at_once)
+
+    async def scenario() -> None:
+        first = syncs.request(file)
+        syncs.usual.ns = 0
+        second = syncs.request(file)
+        assert disk.made == []
+        await first
+        await second
+        syncs.usual.ns = 0
+        assert syncs.request(file).done()
+        assert disk.made == [file]
+
+    asyncio.run(scenario())
+    syncs.close()
