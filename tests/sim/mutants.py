@@ -268,6 +268,19 @@ def healed_without_records(stack: ExitStack) -> None:
     _replace(stack, OpenChunks, "_bring_up", bring_up)
 
 
+def stale_ahead(stack: ExitStack) -> None:
+    """A sync that went along with a record counts for those after it, too."""
+    original = OpenChunks.append
+
+    async def append(self: OpenChunks, *given: Any) -> None:
+        before = self._ahead
+        await original(self, *given)
+        if self._ahead is None:
+            self._ahead = before
+
+    _replace(stack, OpenChunks, "append", append)
+
+
 MUTANTS: dict[str, tuple[Patch, int, type[ReplicatedCluster]]] = {
     "no_fence": (no_fence, 1, ReplicatedCluster),
     "no_head_check": (no_head_check, 9, SlowHeads),
@@ -281,6 +294,7 @@ MUTANTS: dict[str, tuple[Patch, int, type[ReplicatedCluster]]] = {
     "survivors_not_synced": (survivors_not_synced, 6, Losses),
     "publish_first": (publish_first, 0, Losses),
     "healed_without_records": (healed_without_records, 0, Blackouts),
+    "stale_ahead": (stale_ahead, 3, Blinks),
     **SHARD_MUTANTS,
 }
 """Each rule with the first seed that is known to find its absence, in which kind of cluster."""

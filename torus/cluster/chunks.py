@@ -76,6 +76,13 @@ class DiskWriter(ChunkWriter, Protocol):
         The future gets the boot id of the disk that has it.
         """
 
+    def sync_soon(self) -> asyncio.Future[int] | None:
+        """Send a sync of the chunk at once, on the connection that `append_soon` uses, which
+        serves it behind the records that were sent before; None when that takes waiting.
+
+        The future gets the boot id under which the chunk is durable.
+        """
+
     async def append_bytes(self, index: int, offset: int, record: bytes) -> None:
         """Append a finished record's bytes; the same object may go to many disks.
 

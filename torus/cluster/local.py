@@ -36,6 +36,9 @@ class LocalWriter:
     def append_soon(self, index: int, offset: int, record: bytes) -> None:
         return None
 
+    def sync_soon(self) -> None:
+        return None
+
     async def append_bytes(self, index: int, offset: int, record: bytes) -> None:
         self._appender.append_bytes(index, offset, record)
 

@@ -136,8 +136,13 @@ class VolumeChunks:
         await self._open.sync(wanted)
 
     def sync_soon(self, chunks: Iterable[ChunkId]) -> asyncio.Future[None] | None:
-        """Return the future of `sync` where one disk of this process has all, else None."""
+        """Return the future of `sync` where one disk of this process has all, or that is done
+        already, else None."""
         wanted = list(chunks)
+        if self._open.sync_now(wanted):
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            done.set_result(None)
+            return done
         disks = {None if (disk := self._alone(chunk)) is None else disk.disk_id for chunk in wanted}
         [disk_id] = disks if len(disks) == 1 else [None]
         return None if disk_id is None else self._pool.local[disk_id].sync_soon(wanted)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torus import limits
 from torus.cluster.answers import seen
+from torus.cluster.replicated_ahead import SyncsAhead
 from torus.cluster.replicated_chunk import OpenChunk
 from torus.cluster.shard_places import Placed, parts_of
 from torus.errors import DiskFailed, Fenced, PoolFull, TimedOut, TorusError
@@ -254,10 +255,10 @@ class GatheredReads:
 
 
 async def sync_soon(
-    pool: "DiskPool", jobs: Mapping[str, Sequence[OpenChunk]]
+    pool: "DiskPool", jobs: Mapping[str, Sequence[OpenChunk]], ahead: SyncsAhead | None
 ) -> tuple[set[str], dict[str, TorusError]]:
     """Sync disks that answer soon and as they should; return them, and those that are lost: to
-    ask them again would hear what is not so.
+    ask them again would hear what is not so.  A disk that was asked ``ahead`` is not asked twice.
 
     Raises: Fenced.
     """
@@ -267,7 +268,8 @@ async def sync_soon(
         if any(copy.writer is None or copy.next_index < opened.answered for opened, copy in copies):
             continue
         boot_ids = {copy.writer.boot_id for _, copy in copies if copy.writer is not None}
-        answer = _send_sync(pool, disk_id, [opened.chunk for opened in some])
+        sent_ahead = None if ahead is None else ahead.answer(disk_id, some)
+        answer = sent_ahead or _send_sync(pool, disk_id, [opened.chunk for opened in some])
         if answer is not None:
             answer.add_done_callback(seen)
             sent[answer] = disk_id, boot_ids

@@ -15,6 +15,7 @@ from torus import limits
 from torus._fast.record import RecordBuilder
 from torus.cluster.answers import ask_all, cancel, seen
 from torus.cluster.chunks import DiskChunks, DiskWriter
+from torus.cluster.replicated_ahead import FlushHabit, SyncsAhead
 from torus.cluster.replicated_chunk import Copy, Kept, OpenChunk
 from torus.cluster.replicated_soon import FINAL, sync_soon
 from torus.errors import Corruption, Fenced, PoolFull, TimedOut, TorusError, Unavailable
@@ -73,6 +74,8 @@ class OpenChunks:
         self._heals: dict[str, int] = {}
         self._healed = 0  # of all disks
         self._newest: OpenChunk | None = None
+        self._habit = FlushHabit()
+        self._ahead: SyncsAhead | None = None  # of the newest record, where it went well
         self.chunks: dict[ChunkId, OpenChunk] = {}
         self.lost: dict[str, TorusError] = {}  # disks that miss something, and why
         self.stopping = False
@@ -131,6 +134,8 @@ class OpenChunks:
         began_s, heals = loop.time(), self._healed
         kept = opened.keep(index, offset, record.tobytes())
         near, sent, slow, again = [], [], [], False
+        self._ahead = None
+        ahead = SyncsAhead(opened) if self._habit.appended() else None
         for copy in opened.copies.values():
             if copy.disk_id in self.lost:
                 continue
@@ -141,6 +146,8 @@ class OpenChunks:
             elif (answer := copy.writer.append_soon(*kept)) is not None:
                 answer.add_done_callback(seen)
                 sent.append((copy, answer))
+                if ahead is not None:
+                    ahead.send(copy)
             else:
                 slow.append(copy)
         for copy in near:
@@ -156,6 +163,8 @@ class OpenChunks:
                     self.lose(disk, outcome)
         if again or self._healed != heals or loop.time() - began_s >= _CONFIRM_S:
             await self._confirm(opened)
+        else:
+            self._ahead = ahead
         opened.answered = max(opened.answered, index + 1)
 
     async def _arrived(self, copy: Copy, kept: Kept, answer: asyncio.Future[int]) -> bool:
@@ -247,6 +256,18 @@ class OpenChunks:
 
     # --- syncing ------------------------------------------------------------------------
 
+    def sync_now(self, chunks: Sequence[ChunkId]) -> bool:
+        """Tell whether all that was answered of ``chunks`` is durable already on every copy, none
+        of which is lost, because a sync went along with it."""
+        [chunk] = chunks if len(chunks) == 1 else [None]
+        opened = None if chunk is None else self.chunks.get(chunk)
+        if opened is None or self._ahead is None or self.lost or not self._ahead.cover(opened):
+            return False
+        self._habit.synced()
+        opened.forget(opened.answered)
+        self._forget_finished()
+        return True
+
     async def sync(self, chunks: Iterable[ChunkId]) -> None:
         """Make what was answered of ``chunks`` durable on every copy whose disk is not lost.
 
@@ -264,7 +285,8 @@ class OpenChunks:
             for disk in opened.copies:
                 if disk not in self.lost:
                     jobs.setdefault(disk, []).append(opened)
-        durable, failed = await sync_soon(self._pool, jobs)
+        self._habit.synced()
+        durable, failed = await sync_soon(self._pool, jobs, self._ahead)
         for disk, error in failed.items():
             self.lose(disk, error)
         slow = {

@@ -237,8 +237,8 @@ class Writer:
         await asyncio.sleep(rng.expovariate(1 / self.idle_s))
         kind = rng.choices(
             ("writes", "unaligned", "zero", "flush", "later", "read", "durable", "checkpoint",
-             "snapshot"),
-            (40, 6, 6, 14, 8, 8, 4, 1.5, 1),
+             "snapshot", "commits"),
+            (40, 6, 6, 14, 8, 8, 4, 1.5, 1, 4),
         )[0]  # fmt: skip
         self.rounds += 1
         await getattr(self, f"_do_{kind}")()
@@ -308,8 +308,20 @@ class Writer:
         assert self.attachment is not None
         assert self.branch is not None
         asked = self.check.flush_asked(self.branch)
-        await self.attachment.volume.flush()
+        await self.attachment.volume.flush_soon()
         self.check.flush_answered(self.branch, asked)
+
+    async def _do_commits(self) -> None:
+        """Write and flush by turns, until the sync is expected and goes along with the record."""
+        assert self.attachment is not None
+        for _ in range(self.rng.randrange(3, 7)):
+            offset, length = self._extent(BLOCK)
+            data = self.rng.randbytes(length)
+            self._issue(offset, data)
+            await _write(self.attachment.volume, offset, data)
+            self._answered()
+            await asyncio.sleep(self.rng.choice((0, 0, 0.002, 0.05)))
+            await self._do_flush()
 
     async def _do_later(self) -> None:
         """Flush while other operations go on."""

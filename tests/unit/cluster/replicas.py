@@ -114,6 +114,7 @@ class FarWriter:
     def __init__(self, disk: "FarDisk", chunk: ChunkId, boot_id: int) -> None:
         self._disk = disk
         self._chunk = chunk
+        self._sent: asyncio.Future[int] | None = None
         self.boot_id = boot_id
 
     def append_now(self, index: int, offset: int, record: RecordBuilder) -> bool:
@@ -129,6 +130,21 @@ class FarWriter:
 
         async def send() -> int:
             await self.append_bytes(index, offset, record)
+            return self._disk.answered
+
+        self._sent = self._disk.soon(send())
+        return self._sent
+
+    def sync_soon(self) -> asyncio.Future[int] | None:
+        """Send a sync behind the record that was sent last, or not."""
+        if self._disk.slowly():
+            return None
+        before = self._sent
+
+        async def send() -> int:
+            if before is not None:
+                await asyncio.wait([before])
+            await self._disk.sync([self._chunk])
             return self._disk.answered
 
         return self._disk.soon(send())

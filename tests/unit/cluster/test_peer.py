@@ -352,6 +352,34 @@ def test_cancelled_request_leaves_the_connection_usable(place: Place) -> None:
 # --- restarts -------------------------------------------------------------------------------
 
 
+def test_a_sync_covers_the_append_that_was_sent_before_it(place: Place) -> None:
+    """In one packet, and not answered yet: a node serves a connection's requests in order."""
+
+    async def scenario() -> None:
+        chunks = peer(place)
+        writer = await chunks.open(ONE, from_reserve=False)
+        commits, begun = place.store.commits, []
+        begin = commits._begin
+
+        def noting(segment: int) -> asyncio.Future[None]:
+            slot = place.store.find(ONE)
+            assert slot is not None
+            begun.append(slot.next_index)
+            return begin(segment)
+
+        commits._begin = noting
+        data = record(ONE, 0, FIRST)
+        appended = chunks.append_soon(ONE, 0, FIRST, data, writer.boot_id)
+        synced = writer.sync_soon()
+        assert appended is not None
+        assert synced is not None
+
+        assert await appended == await synced == place.store.boot_id
+        assert begun == [1]
+
+    place.run(scenario)
+
+
 def test_sync_after_a_restart_is_corruption(place: Place) -> None:
     """Appended, restarted, synced: the records may be gone, so the sync must not succeed."""
 
