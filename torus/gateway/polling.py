@@ -1,12 +1,14 @@
-"""When a connection looks for its next request before it goes back to the event loop.
+"""When a connection looks for its next request before it goes back to the event loop, and when it
+has the loop look for it without sleeping.
 
-Decides who may poll, and for how long: only a connection that was alone in the last turn, only
+Decides who may do so, and for how long: only a connection that was alone in the last turn, only
 while that pays (a client that takes longer to think is left to the event loop), and never for
 more than a bounded number of requests on end.
 """
 
 import asyncio
 import socket
+from time import monotonic_ns
 
 from torus import limits
 from torus._fast.frame import RequestBatch
@@ -25,7 +27,16 @@ class Turns:
 class Poller:
     """The direct way to one connection's socket, beside the transport."""
 
-    __slots__ = ("_batch", "_fd", "_misses", "_rounds", "_skip", "_transport", "_turns")
+    __slots__ = (
+        "_awake_until_ns",
+        "_batch",
+        "_fd",
+        "_misses",
+        "_rounds",
+        "_skip",
+        "_transport",
+        "_turns",
+    )
 
     def __init__(self, transport: asyncio.Transport, batch: RequestBatch, turns: Turns) -> None:
         sock: socket.socket | None = transport.get_extra_info("socket")
@@ -37,10 +48,14 @@ class Poller:
         self._misses = 0
         self._skip = 0
         self._rounds = 0
+        self._awake_until_ns = 0  # what `linger` does ends then; 0: it does nothing
 
     def begin_turn(self, nbytes: int) -> None:
         """The event loop has brought ``nbytes``; somebody else's turn in between, or a client
         that moves much at a time and keeps both sides busy anyway, is no case for polling."""
+        if self._awake_until_ns:
+            self._awake_until_ns = 0
+            self._misses = 0
         alone = self._turns.last is self
         self._turns.last = self
         wanted = alone and nbytes <= limits.NBD_POLL_BYTES_MAX
@@ -64,10 +79,33 @@ class Poller:
         if received:
             self._misses = 0
         else:
-            self._misses += 1
-            # The longer it has not paid, the rarer it is tried.
-            self._skip = min(1 << self._misses, limits.NBD_POLL_SKIP_MAX)
+            self._missed()
         return received
+
+    def linger(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Keep the event loop awake for a moment, after a reply that had to be waited for: what
+        else it serves goes on meanwhile."""
+        if self._fd < 0 or self._rounds >= limits.NBD_POLL_ROUNDS_MAX or self._awake_until_ns:
+            return
+        if self._skip:
+            self._skip -= 1
+            return
+        self._awake_until_ns = monotonic_ns() + limits.NBD_POLL_NS
+        loop.call_soon(self._stay_awake, loop)
+
+    def _stay_awake(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._awake_until_ns:
+            return
+        if monotonic_ns() < self._awake_until_ns:
+            loop.call_soon(self._stay_awake, loop)
+        else:
+            self._awake_until_ns = 0
+            self._missed()
+
+    def _missed(self) -> None:
+        """The longer it has not paid, the rarer it is tried."""
+        self._misses += 1
+        self._skip = min(1 << self._misses, limits.NBD_POLL_SKIP_MAX)
 
     def send(self, data: bytes) -> None:
         """Send ``data``, what fits at once and the rest through the transport, in order."""

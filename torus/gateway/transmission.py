@@ -373,6 +373,8 @@ class Transmission(asyncio.BufferedProtocol):
             return
         self._send()
         self._go_on()
+        if self._may_poll():
+            self._poller.linger(self._loop)
 
     def _send_all(self) -> None:
         self._sending = False

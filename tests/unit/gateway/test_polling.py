@@ -6,6 +6,7 @@ import itertools
 import random
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -287,4 +288,87 @@ def test_calls_without_the_event_loop_wait_no_longer_than_told() -> None:
     assert receive_soon(other.fileno(), batch, 10**9) == 3
     one.close()
     assert receive_soon(other.fileno(), batch, 10**9) == 0, "the end of the stream"
+    other.close()
+
+
+# --- staying awake ----------------------------------------------------------------------
+
+
+class Loop:
+    """Calls what it is told to, one turn at a time, at times that the test sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_ns = 1
+        self.soon: list[tuple[Any, ...]] = []
+        monkeypatch.setattr("torus.gateway.polling.monotonic_ns", lambda: self.now_ns)
+
+    def call_soon(self, *call: Any) -> None:
+        self.soon.append(call)
+
+    def turn(self) -> None:
+        """Let one turn pass, in 10 microseconds."""
+        self.now_ns += 10_000
+        calls, self.soon = self.soon, []
+        for function, *arguments in calls:
+            function(*arguments)
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
+    return Loop(monkeypatch)
+
+
+def linger(side: Side, loop: Loop) -> int:
+    """Return how many turns the loop stays awake when nothing comes."""
+    side.poller.linger(loop)  # type: ignore[arg-type]
+    turns = 0
+    while loop.soon:
+        loop.turn()
+        turns += 1
+    return turns
+
+
+def test_the_loop_stays_awake_for_a_moment(side: Side, loop: Loop) -> None:
+    """It serves others meanwhile, and sleeps when the moment is over."""
+    alone(side)
+    assert linger(side, loop) == limits.NBD_POLL_NS // 10_000
+
+
+def test_the_request_ends_it(side: Side, loop: Loop) -> None:
+    """One that is asked for twice is one."""
+    alone(side)
+    for _ in range(20):
+        side.poller.linger(loop)  # type: ignore[arg-type]
+        side.poller.linger(loop)  # type: ignore[arg-type]
+        assert len(loop.soon) == 1
+        loop.turn()
+        side.poller.begin_turn(28)
+        loop.turn()
+        assert loop.soon == []
+
+
+def test_staying_awake_in_vain_makes_it_rarer(side: Side, loop: Loop) -> None:
+    """As with looking; a request in time ends that."""
+    alone(side)
+    awake = [bool(linger(side, loop)) for _ in range(12)]
+    assert awake == [True, False, False, True, *[False] * 4, True, *[False] * 3]
+    while not linger(side, loop):
+        pass
+    side.poller._skip = 0
+    side.poller.linger(loop)  # type: ignore[arg-type]
+    side.poller.begin_turn(28)
+    loop.turn()
+    assert linger(side, loop)
+
+
+def test_who_is_not_alone_lets_the_loop_sleep(side: Side, loop: Loop, turns: Turns) -> None:
+    """So does one that moves much at a time."""
+    other = Side(turns)
+    alone(side)
+    other.poller.begin_turn(28)
+    side.poller.begin_turn(28)
+    assert linger(side, loop) == 0
+    alone(side)
+    side.poller.begin_turn(limits.NBD_POLL_BYTES_MAX + 1)
+    assert linger(side, loop) == 0
     other.close()
