@@ -20,7 +20,6 @@ STORE_BYTES_MIN = 64 * MIB
 RESERVE_SLOTS_MIN = 4  # kept for checkpoints and collection when the pool is full
 RESERVE_PERCENT = 3
 SPARE_SLOTS_MIN = 16  # free slots below which the next segment is preallocated ahead
-SYNC_AT_ONCE_NS = 60_000  # a disk that syncs as quickly is waited for: waking a thread takes longer
 
 # --- redundancy -------------------------------------------------------------------------
 COPIES_MAX = 8

@@ -1,7 +1,5 @@
 from typing import final
 
-def sync_now(fd: int) -> tuple[int, int]: ...
-
 @final
 class SyncThread:
     answer_fd: int

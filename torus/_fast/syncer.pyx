@@ -1,5 +1,4 @@
-"""fdatasync for an event loop: a thread that runs it without the interpreter's lock, and a call
-that the loop makes itself.
+"""One thread that runs fdatasync for an event loop, without the interpreter's lock.
 
 The loop writes a request into a ring and wakes the thread through an eventfd; the thread
 answers the same way.  A future and two wake-ups are all that a flush pays.  Measured against
@@ -46,25 +45,6 @@ cdef struct Job:
     uint64_t token
     int error
     int64_t elapsed_ns
-
-
-cdef int make_durable(int fd) noexcept nogil:
-    """Return 0, or the errno of the fdatasync."""
-    while fdatasync(fd) < 0:
-        if errno != EINTR:
-            return errno
-    return 0
-
-
-def sync_now(int fd):
-    """Run one fdatasync; return (errno or 0, nanoseconds)."""
-    cdef int error
-    cdef int64_t began, elapsed_ns
-    with nogil:
-        began = torus_now_ns()
-        error = make_durable(fd)
-        elapsed_ns = torus_now_ns() - began
-    return error, elapsed_ns
 
 
 cdef class SyncThread:
@@ -164,7 +144,12 @@ cdef class SyncThread:
                 read(self.wake_fd, &count, sizeof(count))
                 continue
             began = torus_now_ns()
-            job.error = make_durable(job.fd)
+            job.error = 0
+            while fdatasync(job.fd) < 0:
+                job.error = errno
+                if job.error != EINTR:
+                    break
+                job.error = 0
             job.elapsed_ns = torus_now_ns() - began
             pthread_mutex_lock(&self.mutex)
             self.answered[self.answered_in % RING] = job

@@ -271,9 +271,6 @@ class Session(FramedProtocol):
             self._serve_after_all(number, Sync([ChunkId(*chunk) for chunk in chunks]))
             return
         boot_id = self.service.boot_id
-        if future.done() and future.exception() is None:
-            self.send((boot_frame(SYNCED, number, boot_id),))
-            return
 
         def done(future: asyncio.Future[None]) -> None:
             self._tasks.discard(future)

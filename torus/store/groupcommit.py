@@ -20,8 +20,8 @@ class GroupCommit:
         outcome: Callable[[OSError | None], Exception | None],
         clock: Clock,
     ) -> None:
-        """``start(segment)`` begins a sync of the segment's file, or makes it at once;
-        ``outcome`` says what its error, or its success, means to those who wait."""
+        """``start(segment)`` begins a sync of the segment's file; ``outcome`` says what its
+        error, or its success, means to those who wait."""
         self._begin = start
         self._outcome = outcome
         self._clock = clock
@@ -70,7 +70,4 @@ class GroupCommit:
             if segment in self._waiting:
                 self._start(segment)
 
-        if running.done():
-            done(running)
-        else:
-            running.add_done_callback(done)
+        running.add_done_callback(done)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from torus._fast.syncer import SyncThread, sync_now
+from torus._fast.syncer import SyncThread
 
 WAIT_S = 20.0
 
@@ -120,11 +120,3 @@ def test_close_is_idempotent_and_final() -> None:
         assert syncer.answer_fd == -1
     assert len(os.listdir("/proc/self/fd")) == before
     assert "fdatasync" not in [thread.name for thread in threading.enumerate()]
-
-
-def test_a_sync_at_once(file: int) -> None:
-    """Says how long it took, and what went wrong."""
-    error, elapsed_ns = sync_now(file)
-    assert error == 0
-    assert 0 < elapsed_ns < 60 * 10**9
-    assert sync_now(-1)[0] == errno.EBADF

@@ -112,32 +112,3 @@ def test_cancelled_waiter_stops_nothing() -> None:
         await stays
 
     _run(scenario)
-
-
-def test_a_sync_that_is_made_at_once_answers_at_once() -> None:
-    """Whoever asked finds the answer there, also that it failed."""
-    made: list[int] = []
-    error: OSError | None = None
-
-    def begin(segment: int) -> asyncio.Future[None]:
-        made.append(segment)
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)
-        return future
-
-    def failed(exc: OSError | None) -> DiskFailed | None:
-        return DiskFailed(str(exc)) if exc else None
-
-    async def scenario() -> None:
-        nonlocal error
-        commits = GroupCommit(begin, failed, ManualClock())
-        assert commits.request(3).result() is None
-        assert commits.request(3).result() is None
-        error = OSError(5, "lost")
-        assert isinstance(commits.request(4).exception(), DiskFailed)
-        assert made == [3, 3, 4]
-
-    asyncio.run(scenario())
