@@ -85,7 +85,9 @@ class Poller:
     def linger(self, loop: asyncio.AbstractEventLoop) -> None:
         """Keep the event loop awake for a moment, after a reply that had to be waited for: what
         else it serves goes on meanwhile."""
-        if self._fd < 0 or self._rounds >= limits.NBD_POLL_ROUNDS_MAX or self._awake_until_ns:
+        if self._turns.last is not self or self._rounds >= limits.NBD_POLL_ROUNDS_MAX:
+            return
+        if self._fd < 0 or self._awake_until_ns:
             return
         if self._skip:
             self._skip -= 1

@@ -371,4 +371,7 @@ def test_who_is_not_alone_lets_the_loop_sleep(side: Side, loop: Loop, turns: Tur
     alone(side)
     side.poller.begin_turn(limits.NBD_POLL_BYTES_MAX + 1)
     assert linger(side, loop) == 0
+    alone(side)
+    other.poller.begin_turn(28)  # while the reply was waited for
+    assert linger(side, loop) == 0
     other.close()
