@@ -131,9 +131,9 @@ def disk_path(tmp_path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_what_is_not_cached_is_left_to_the_slow_path(disk_path: Path) -> None:
-    """Reading it would hold up every client of the process."""
-    path, segment = disk_path / "cold", 16 * limits.MIB
+def left_over(path: Path) -> float:
+    """Return the share of reads of a cold file that the fast path leaves; all are made again."""
+    segment = 16 * limits.MIB
     data = cold_file(path, segment)
     fd = os.open(path, os.O_RDWR)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # some disks read 8 MiB ahead
@@ -146,9 +146,21 @@ def test_what_is_not_cached_is_left_to_the_slow_path(disk_path: Path) -> None:
         assert os.pread(fd, BLOCK, HEADER + at) == expected
         assert reader.read(at, expected) == expected, "it is in memory now"
     os.close(fd)
+    return len(cold) / len(places)
 
-    # Such a read begins one of the disk, which may be done before the processor is had again.
-    assert cold, "reads of what was not in memory waited for it"
+
+def test_what_is_not_cached_is_left_to_the_slow_path(disk_path: Path) -> None:
+    """Reading it would hold up every client of the process.
+
+    The read that is left over begins one of the disk, which may be done before the processor is
+    had again: then another file has to tell.
+    """
+    shares = []
+    while len(shares) < 5:
+        shares.append(left_over(disk_path / f"cold-{len(shares)}"))
+        if shares[-1] > 0.5:
+            return
+    pytest.fail(f"reads of what was not in memory waited for it: {shares} were left over")
 
 
 @pytest.mark.parametrize("address", [2 * SEGMENT, 9 * SEGMENT, 2**40])

@@ -110,11 +110,13 @@ def test_nobody_waits_for_a_client_that_left(run, serving, monkeypatch):
 
     async def scenario() -> None:
         disk = Asleep(1)
-        async with serving(disk, drain_timeout_s=1.0) as served:
+        async with serving(disk) as served:
             client = await BareClient.go(served.path)
             client.say(0, 0, 4096)
-            while len(disk.calls) < 4:  # noqa: ASYNC110
+            while len(disk.calls) < 20:  # noqa: ASYNC110
                 await asyncio.sleep(0)
             await client.close()
+            while served.server.stats.connections_open:  # noqa: ASYNC110, else it is drained
+                await asyncio.sleep(0)
 
     run(scenario)
