@@ -8,11 +8,11 @@ more than a bounded number of requests on end.
 
 import asyncio
 import socket
-from time import monotonic_ns
 
 from torus import limits
 from torus._fast.frame import RequestBatch
 from torus._fast.socketio import receive_soon, send_now
+from torus.clock import Clock
 
 
 class Turns:
@@ -63,12 +63,9 @@ class Poller:
 
     def receive(self) -> int:
         """Return the bytes of the next requests, received into the batch; 0: go to the loop."""
-        if self._fd < 0 or self._rounds >= limits.NBD_POLL_ROUNDS_MAX:
-            return 0
         if self._transport.is_closing():
             return 0  # the descriptor's number may soon be another connection's
-        if self._skip:
-            self._skip -= 1
+        if not self._is_due():
             return 0
         self._rounds += 1
         try:
@@ -82,27 +79,31 @@ class Poller:
             self._missed()
         return received
 
-    def linger(self, loop: asyncio.AbstractEventLoop) -> None:
+    def linger(self, loop: asyncio.AbstractEventLoop, clock: Clock) -> None:
         """Keep the event loop awake for a moment, after a reply that had to be waited for: what
         else it serves goes on meanwhile."""
-        if self._turns.last is not self or self._rounds >= limits.NBD_POLL_ROUNDS_MAX:
+        if self._turns.last is not self or self._awake_until_ns or not self._is_due():
             return
-        if self._fd < 0 or self._awake_until_ns:
-            return
-        if self._skip:
-            self._skip -= 1
-            return
-        self._awake_until_ns = monotonic_ns() + limits.NBD_POLL_NS
-        loop.call_soon(self._stay_awake, loop)
+        self._awake_until_ns = clock.monotonic_ns() + limits.NBD_POLL_NS
+        loop.call_soon(self._stay_awake, loop, clock)
 
-    def _stay_awake(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _stay_awake(self, loop: asyncio.AbstractEventLoop, clock: Clock) -> None:
         if not self._awake_until_ns:
             return
-        if monotonic_ns() < self._awake_until_ns:
-            loop.call_soon(self._stay_awake, loop)
+        if clock.monotonic_ns() < self._awake_until_ns:
+            loop.call_soon(self._stay_awake, loop, clock)
         else:
             self._awake_until_ns = 0
             self._missed()
+
+    def _is_due(self) -> bool:
+        """Tell whether it is to be tried this time."""
+        if self._fd < 0 or self._rounds >= limits.NBD_POLL_ROUNDS_MAX:
+            return False
+        if self._skip:
+            self._skip -= 1
+            return False
+        return True
 
     def _missed(self) -> None:
         """The longer it has not paid, the rarer it is tried."""

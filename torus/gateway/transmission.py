@@ -374,7 +374,7 @@ class Transmission(asyncio.BufferedProtocol):
         self._send()
         self._go_on()
         if self._may_poll():
-            self._poller.linger(self._loop)
+            self._poller.linger(self._loop, self._gateway.clock)
 
     def _send_all(self) -> None:
         self._sending = False

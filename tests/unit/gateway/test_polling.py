@@ -14,6 +14,7 @@ from torus import limits
 from torus._fast.frame import RequestBatch
 from torus._fast.socketio import receive_soon, send_now
 from torus.gateway.polling import Poller, Turns
+from torus.testing.clock import ManualClock
 from torus.testing.nbd_client import request_bytes
 
 REQUEST = request_bytes(0, 0, 512)
@@ -297,30 +298,29 @@ def test_calls_without_the_event_loop_wait_no_longer_than_told() -> None:
 class Loop:
     """Calls what it is told to, one turn at a time, at times that the test sets."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now_ns = 1
+    def __init__(self) -> None:
+        self.clock = ManualClock()
         self.soon: list[tuple[Any, ...]] = []
-        monkeypatch.setattr("torus.gateway.polling.monotonic_ns", lambda: self.now_ns)
 
     def call_soon(self, *call: Any) -> None:
         self.soon.append(call)
 
     def turn(self) -> None:
         """Let one turn pass, in 10 microseconds."""
-        self.now_ns += 10_000
+        self.clock.advance(10_000)
         calls, self.soon = self.soon, []
         for function, *arguments in calls:
             function(*arguments)
 
 
 @pytest.fixture
-def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
-    return Loop(monkeypatch)
+def loop() -> Loop:
+    return Loop()
 
 
 def linger(side: Side, loop: Loop) -> int:
     """Return how many turns the loop stays awake when nothing comes."""
-    side.poller.linger(loop)  # type: ignore[arg-type]
+    side.poller.linger(loop, loop.clock)  # type: ignore[arg-type]
     turns = 0
     while loop.soon:
         loop.turn()
@@ -338,8 +338,8 @@ def test_the_request_ends_it(side: Side, loop: Loop) -> None:
     """One that is asked for twice is one."""
     alone(side)
     for _ in range(20):
-        side.poller.linger(loop)  # type: ignore[arg-type]
-        side.poller.linger(loop)  # type: ignore[arg-type]
+        side.poller.linger(loop, loop.clock)  # type: ignore[arg-type]
+        side.poller.linger(loop, loop.clock)  # type: ignore[arg-type]
         assert len(loop.soon) == 1
         loop.turn()
         side.poller.begin_turn(28)
@@ -355,7 +355,7 @@ def test_staying_awake_in_vain_makes_it_rarer(side: Side, loop: Loop) -> None:
     while not linger(side, loop):
         pass
     side.poller._skip = 0
-    side.poller.linger(loop)  # type: ignore[arg-type]
+    side.poller.linger(loop, loop.clock)  # type: ignore[arg-type]
     side.poller.begin_turn(28)
     loop.turn()
     assert linger(side, loop)
