@@ -74,14 +74,12 @@ class SyncsAhead:
     def cover(self, opened: OpenChunk) -> bool:
         """Tell whether every copy of a chunk has all that was answered, durably, already."""
         return opened is self._opened and all(
-            copy.writer is not None
-            and copy.next_index >= opened.answered
-            and _is_good(self._answers.get(copy.disk_id), copy.writer.boot_id)
-            for copy in opened.copies.values()
+            opened.is_whole(copy) and self._is_good(copy) for copy in opened.copies.values()
         )
 
-
-def _is_good(answer: asyncio.Future[int] | None, boot_id: int) -> bool:
-    if answer is None or not answer.done() or answer.cancelled():
-        return False
-    return answer.exception() is None and answer.result() == boot_id
+    def _is_good(self, copy: Copy) -> bool:
+        assert copy.writer is not None
+        answer = self._answers.get(copy.disk_id)
+        if answer is None or not answer.done() or answer.cancelled():
+            return False
+        return answer.exception() is None and answer.result() == copy.writer.boot_id

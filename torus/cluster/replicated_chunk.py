@@ -56,6 +56,10 @@ class OpenChunk:
         while self.kept and self.kept[0].number < index:
             self.kept.popleft()
 
+    def is_whole(self, copy: Copy) -> bool:
+        """Tell whether a copy has every record that was answered."""
+        return copy.writer is not None and copy.next_index >= self.answered
+
     def held(self, offset: int, size: int) -> bytes | None:
         """Return bytes of a record that can be sent again; None when none has them all."""
         for kept in self.kept:

@@ -265,7 +265,7 @@ async def sync_soon(
     sent: dict[asyncio.Future[Any], tuple[str, set[int]]] = {}
     for disk_id, some in jobs.items():
         copies = [(opened, opened.copies[disk_id]) for opened in some]
-        if any(copy.writer is None or copy.next_index < opened.answered for opened, copy in copies):
+        if not all(opened.is_whole(copy) for opened, copy in copies):
             continue
         boot_ids = {copy.writer.boot_id for _, copy in copies if copy.writer is not None}
         sent_ahead = None if ahead is None else ahead.answer(disk_id, some)

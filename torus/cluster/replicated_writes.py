@@ -362,8 +362,9 @@ class OpenChunks:
         before: dict[ChunkId, int] = {}
         for opened in chunks:
             copy = opened.copies[disk.disk_id]
-            if copy.writer is None or copy.next_index < opened.answered:
+            if not opened.is_whole(copy):
                 raise Corruption(f"disk {disk.disk_id} has not all of chunk {opened.chunk}")
+            assert copy.writer is not None
             before[opened.chunk] = copy.writer.boot_id
         await disk.sync(before)
         for chunk, boot_id in before.items():
