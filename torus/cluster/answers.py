@@ -77,6 +77,13 @@ async def cancel(*tasks: asyncio.Future[Any]) -> None:
             task.exception()  # seen
 
 
+def ready(result: T) -> asyncio.Future[T]:
+    """Return a future that is done: an answer that needed no question."""
+    future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    future.set_result(result)
+    return future
+
+
 def seen(answer: asyncio.Future[Any]) -> None:
     """Take note of an error that nobody may be there to hear: a callback of a future."""
     if not answer.cancelled():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from torus import limits
 from torus._fast.blockio import BlockIo
-from torus.cluster.answers import ask_all
+from torus.cluster.answers import ask_all, ready
 from torus.cluster.chunks import Check, ChunkWriter, DiskChunks
 from torus.cluster.everybody import fence, survey
 from torus.cluster.file_places import FilePlaces
@@ -140,9 +140,7 @@ class VolumeChunks:
         already, else None."""
         wanted = list(chunks)
         if self._open.sync_now(wanted):
-            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            done.set_result(None)
-            return done
+            return ready(None)
         disks = {None if (disk := self._alone(chunk)) is None else disk.disk_id for chunk in wanted}
         [disk_id] = disks if len(disks) == 1 else [None]
         return None if disk_id is None else self._pool.local[disk_id].sync_soon(wanted)

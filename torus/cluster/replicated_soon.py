@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torus import limits
-from torus.cluster.answers import seen
+from torus.cluster.answers import ready, seen
 from torus.cluster.replicated_ahead import SyncsAhead
 from torus.cluster.replicated_chunk import OpenChunk
 from torus.cluster.shard_places import Placed, parts_of
@@ -140,9 +140,7 @@ class GatheredReads:
             data = near.read(read, placed, check)
             if data is not None:
                 self._reads.shards.degraded += 1
-                made: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-                made.set_result(data)
-                return made
+                return ready(data)
         if parts is None or any(disk_id in self._pool.local for disk_id, _ in parts):
             return None
         if len(parts) == 1:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torus import limits
 from torus._fast.record import KIND_HEAD, RecordBuilder
+from torus.cluster.answers import ready
 from torus.cluster.chunks import Chunks, ChunkWriter
 from torus.cluster.replicated_writes import CopiesLost
 from torus.errors import PoolFull
@@ -249,9 +250,7 @@ class Log:
         """
         lsn, dirty = self._begin_sync()
         if not dirty:
-            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            done.set_result(None)
-            return done
+            return ready(None)
         future = self._chunks.sync_soon(dirty)
         if future is not None:
             future.add_done_callback(lambda ended: self._ended(ended, lsn, dirty))

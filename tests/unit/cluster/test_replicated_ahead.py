@@ -2,7 +2,7 @@
 
 import asyncio
 
-from tests.unit.cluster.replicas import BLOCK, Replicas, SimNode, block, let_pass, run
+from tests.unit.cluster.replicas import Replicas, SimNode, let_pass, run
 from tests.unit.cluster.test_replicated import read_back
 from tests.unit.cluster.test_replicated_soon import fill, replicas_of_one
 from torus.cluster.replicated_ahead import FlushHabit
@@ -24,6 +24,14 @@ async def used_to(replicas: Replicas) -> tuple[Attachment, list[SimNode]]:
     for node in replicas.nodes.values():
         node.asked.clear()
     return attachment, owners
+
+
+async def survives_power_loss(replicas: Replicas, owners: list[SimNode], *numbers: int) -> None:
+    """Cut the power of all copies, and read blocks as the next writer."""
+    for node in owners:
+        node.lose_power()
+    again = await replicas.attach(pid=2)
+    await read_back(again.volume, *numbers)
 
 
 def test_the_habit_is_learnt_and_given_up() -> None:
@@ -68,10 +76,7 @@ def test_a_flush_that_comes_late_needs_no_waiting() -> None:
 
         assert flush is not None
         assert flush.done()
-        for node in owners:
-            node.lose_power()
-        again = await replicas.attach(pid=2)
-        await read_back(again.volume, 0, 1, 2, 3, 4)
+        await survives_power_loss(replicas, owners, 0, 1, 2, 3, 4)
 
     run(6, scenario)
 
@@ -129,10 +134,7 @@ def test_a_sync_before_the_record_was_sent_again_counts_for_nothing() -> None:
         await attachment.volume.flush()
 
         assert owners[1].asked[len(order) :].count("sync") == 1, (order, owners[1].asked)
-        for node in owners:
-            node.lose_power()
-        again = await replicas.attach(pid=2)
-        await read_back(again.volume, 0, 1, 2, 3, 4)
+        await survives_power_loss(replicas, owners, 0, 1, 2, 3, 4)
 
     run(3, scenario)
 
@@ -147,10 +149,7 @@ def test_power_lost_after_the_record_was_answered_is_noticed_by_the_flush() -> N
 
         await attachment.volume.flush()
 
-        for node in owners:
-            node.lose_power()
-        again = await replicas.attach(pid=2)
-        await read_back(again.volume, 0, 1, 2, 3, 4)
+        await survives_power_loss(replicas, owners, 0, 1, 2, 3, 4)
 
     run(4, scenario)
 
@@ -167,9 +166,6 @@ def test_a_second_record_is_covered_by_a_sync_of_its_own() -> None:
         await attachment.volume.flush()
 
         assert [node.asked[3:] for node in owners] == [["sync"]] * 3
-        for node in owners:
-            node.lose_power()
-        again = await replicas.attach(pid=2)
-        assert await again.volume.read(5 * BLOCK, BLOCK) == block(5)
+        await survives_power_loss(replicas, owners, 5)
 
     run(5, scenario)
